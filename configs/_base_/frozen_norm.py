@@ -1,0 +1,6 @@
+"""BNs are FrozenBN: statistics and affine stay as they were loaded. For weights pretrained with the same norms.
+
+    _base_ = [YOUR_CONFIG, 'PATH/configs/_base_/frozen_norm.py']
+    model = dict(backbone=dict(type='XBNResNet', **_base_.frozen_norm))
+"""
+frozen_norm = dict(norm_cfg=dict(type='FrozenBN'))

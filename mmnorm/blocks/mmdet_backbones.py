@@ -1,0 +1,20 @@
+"""XBN twins of mmdet's backbones. Each takes its host's arguments and ``xbn``, the arguments of ``place_xbn``."""
+from mmdet.models.backbones import RegNet, ResNet, ResNetV1d, ResNeXt
+
+from .xbn import XBN
+
+
+class XBNResNet(XBN, ResNet):
+    """ResNet with XBN blocks (xbn, Tables 4 to 6)."""
+
+
+class XBNResNetV1d(XBN, ResNetV1d):
+    """ResNetV1d (deep stem, average-pooled downsamples) with XBN blocks."""
+
+
+class XBNResNeXt(XBN, ResNeXt):
+    """ResNeXt with XBN blocks (xbn, Table 4)."""
+
+
+class XBNRegNet(XBN, RegNet):
+    """RegNet with XBN blocks."""

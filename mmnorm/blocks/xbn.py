@@ -1,0 +1,210 @@
+"""XBN placement: which norms of a residual backbone become batch-free (paper xbn, Section 5 and Figure 6)."""
+from pathlib import Path
+
+from mmcv.cnn import build_norm_layer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from mmnorm.norms.base import warn_once
+
+GN64 = dict(type='GN', num_groups=64)
+
+
+def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stages=None, scope=None):
+    """Replace one BN of each residual block of a built backbone by a batch-free normalizer.
+
+    Attribute names stay (``bn2`` then holds the GN), so checkpoints load key by key. Call the backbone's own freezing
+    again afterwards: the new layers of frozen stages are trainable until then.
+
+    Args:
+        backbone (nn.Module): A ResNet-like backbone of mmdet or mmseg: ``res_layers`` names its stages, the blocks
+            name their norms (``norm1_name`` ...). Changed in place.
+        position (int or tuple[int] or None): Which norms of a block: 1, 2 or 3 (Table 1; two at once are worse,
+            footnote 2). None means 2 for a Bottleneck, 1 for a BasicBlock.
+        every (int): The every-th blocks only, counted 1, 2, 3 ... through the whole backbone (D2, D4, D8).
+        norm_cfg (dict): The batch-free normalizer. GN with more groups than a layer has channels gets as many groups
+            as channels. Default GN with 64 groups.
+        stem (bool): The stem's norm too, as in the authors' released weights; in a deep stem the last of the three.
+        stages (tuple[int] or None): Indices of the stages to place in, from 0. None means all.
+        scope (str or None): 'full' replaces every norm: Figure 7's "Full".
+
+    Returns:
+        list[str]: Names of the replaced layers, in the order of the network.
+
+    Raises:
+        TypeError: The backbone does not have the structure above.
+        ValueError: An argument does not fit the backbone; the message names the layer.
+    """
+    blocks = _residual_blocks(backbone)
+    _check_arguments(backbone, position, every, stages, scope)
+    if scope == 'full':
+        norms = [name for name, module in backbone.named_modules() if _is_norm(module)]
+        return [_replace(backbone, name, norm_cfg) for name in norms]
+    names = [_stem_norm(backbone)] if stem else []
+    for number, (stage, block_name, block) in enumerate(blocks, start=1):
+        if number % every == 0 and (stages is None or stage in stages):
+            names += [f'{block_name}.{_norm_attribute(block_name, block, p)}' for p in _positions(block, position)]
+    return [_replace(backbone, name, norm_cfg) for name in names]
+
+
+def _residual_blocks(backbone):
+    """List (stage index, name, block) in the order of the network."""
+    blocks = [(stage, f'{layer}.{name}', block)
+              for stage, layer in enumerate(getattr(backbone, 'res_layers', []))
+              for name, block in getattr(backbone, layer).named_modules() if hasattr(block, 'norm1_name')]
+    if not blocks:
+        raise TypeError(f'{type(backbone).__name__} has no residual blocks that name their norms: XBN can be placed '
+                        'in the ResNet family of mmdet and mmseg (ResNet, ResNetV1c, ResNetV1d, ResNeXt, RegNet)')
+    return blocks
+
+
+def _check_arguments(backbone, position, every, stages, scope):
+    if scope not in (None, 'full'):
+        raise ValueError(f"xbn: scope must be None or 'full', got {scope!r}")
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f'xbn: every must be a positive integer (1, 2, 4 or 8 in the paper), got {every!r}')
+    num_stages = len(backbone.res_layers)
+    if stages is not None and not set(stages) <= set(range(num_stages)):
+        raise ValueError(f'xbn: stages must be indices below {num_stages}, got {tuple(stages)}')
+    if not {1, 2, 3}.issuperset(_as_tuple(position)):
+        raise ValueError(f'xbn: position must be 1, 2, 3 or a tuple of them, got {position!r}')
+
+
+def _as_tuple(position):
+    if position is None:
+        return ()
+    return (position, ) if isinstance(position, int) else tuple(position)
+
+
+def _positions(block, position):
+    # the authors put it at 2 in a Bottleneck, at 1 in a BasicBlock
+    return _as_tuple(position) or (2 if hasattr(block, 'norm3_name') else 1, )
+
+
+def _norm_attribute(block_name, block, position):
+    attribute = getattr(block, f'norm{position}_name', None)
+    if not _is_norm(getattr(block, attribute or '', None)):
+        raise ValueError(f'xbn: {block_name} ({type(block).__name__}) has no norm at position {position}')
+    return attribute
+
+
+def _stem_norm(backbone):
+    if hasattr(backbone, 'norm1_name'):
+        return backbone.norm1_name
+    return [f'stem.{name}' for name, module in backbone.stem.named_modules() if _is_norm(module)][-1]
+
+
+def _is_norm(module):
+    return isinstance(module, (_BatchNorm, _InstanceNorm, nn.GroupNorm))
+
+
+def _replace(backbone, name, norm_cfg):
+    old = backbone.get_submodule(name)
+    channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
+    norm_cfg = dict(norm_cfg)
+    groups = norm_cfg.get('num_groups')
+    if groups is not None:
+        norm_cfg['num_groups'] = groups = min(groups, channels)
+        if channels % groups:
+            fitting = [g for g in range(1, channels + 1) if channels % g == 0]
+            raise ValueError(f'xbn: {name} has {channels} channels, which {groups} groups do not divide; '
+                             f'num_groups may be one of {fitting}')
+    parent, _, attribute = name.rpartition('.')
+    setattr(backbone.get_submodule(parent), attribute, build_norm_layer(norm_cfg, channels)[1])
+    return name
+
+
+class XBN:
+    """What turns a host's backbone class into its XBN twin: ``class XBNResNet(XBN, ResNet)``.
+
+    BN checkpoints load key by key: a batch-free layer ignores running statistics, and gamma and beta too if it has no
+    affine of its own. They are fit to train on only where the BNs are live: a batch-free layer in front of a frozen BN
+    that never saw it gives garbage, which is warned of.
+
+    Args:
+        xbn (dict or None): Arguments of :func:`place_xbn`. None means its defaults.
+        *args, **kwargs: The host's own.
+
+    Raises:
+        FileNotFoundError: From ``init_weights``, when the pretrained file is missing; it names the ways on.
+    """
+
+    def __init__(self, *args, xbn=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.xbn_layers = place_xbn(self, **(xbn or {}))
+        self._freeze_stages()  # the host froze before the new layers existed; DDP breaks on half-frozen stages
+
+    def init_weights(self):
+        missing = missing_pretrained(self.init_cfg)
+        if missing:
+            raise FileNotFoundError(missing_pretrained_message(type(self).__name__, missing))
+        super().init_weights()
+
+    def train(self, mode=True):
+        if mode and self.norm_eval and any(isinstance(m, _BatchNorm) and not _frozen(m) for m in self.modules()):
+            warn_once(f'{type(self).__name__} has norm_eval=True: its BNs normalise by running statistics that never '
+                      'change, only their gamma and beta and the batch-free layers train. That is meant for weights '
+                      'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); to say that '
+                      "it is meant set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py).")
+        return super().train(mode)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        bn_keys = dropped = 0
+        for name in self.xbn_layers:
+            own = self.get_submodule(name).state_dict()
+            for key in ('running_mean', 'running_var', 'num_batches_tracked', 'weight', 'bias'):
+                full = f'{prefix}{name}.{key}'
+                if key not in own and full in state_dict:
+                    del state_dict[full]
+                    bn_keys += key == 'running_mean'
+                    dropped += key == 'weight'
+        if dropped:
+            warn_once(f'{type(self).__name__}: gamma and beta of {dropped} BNs were dropped, since the batch-free '
+                      'layers in their place have no affine (affine=True in norm_cfg gives them one)')
+        if bn_keys and (self.norm_eval or self.frozen_stages >= 0 or any(map(_frozen, self.modules()))):
+            warn_once(f'{type(self).__name__}: a BN checkpoint is loaded while BNs are frozen. A batch-free layer in '
+                      'front of a frozen BN that never saw it gives garbage (relative error 0.1 in stage 1, 1.0 in '
+                      'stage 4). Start from XBN-pretrained weights, or train the BNs: norm_eval=False and '
+                      'frozen_stages=-1 (configs/_base_/live_norm.py), or recollect their statistics first.')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def missing_pretrained(init_cfg):
+    """Find the local checkpoint that an ``init_cfg`` names and that does not exist.
+
+    Args:
+        init_cfg (dict, list[dict] or None): As mmengine takes it.
+
+    Returns:
+        str or None: Its path; None when nothing is missing or the checkpoint is not a local path.
+    """
+    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]:
+        path = cfg.get('checkpoint') or ''
+        if path and '://' not in path and not Path(path).is_file():
+            return path
+    return None
+
+
+def missing_pretrained_message(backbone, path):
+    """Say that weights are missing and, for an XBN backbone, name the three ways on.
+
+    Args:
+        backbone (str): Name of the class that wants them.
+        path (str): Where they were looked for.
+
+    Returns:
+        str: The message, of several lines for an XBN backbone.
+    """
+    message = f'{backbone}: the pretrained weights {path} are missing (looked for from {Path.cwd()}).'
+    if not backbone.startswith('XBN'):
+        return message
+    return f"""{message} Three ways on:
+  1. The authors' ImageNet weights of ResNet-50 with XBN: follow the link "ImageNet pre-trained ResNet-50 with
+     XBNBlock" in ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}
+  2. torchvision's BN weights, with the BNs live: configs/mask_rcnn_xbn_r50_bn_init.py
+  3. No pretrained weights: configs/mask_rcnn_xbn_r50_scratch.py"""
+
+
+def _frozen(module):
+    return getattr(module, 'frozen', False)

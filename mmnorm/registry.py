@@ -1,0 +1,37 @@
+"""Every name that a config can use.
+
+Normalizers go to mmengine's root registry, which every other OpenMMLab project falls back on; backbones to the
+registries of mmdet and mmseg. Each of the two may be missing.
+"""
+from importlib import import_module
+from importlib.util import find_spec
+
+from mmengine.registry import MODELS
+
+from mmnorm import norms
+from mmnorm.norms.base import warn_once
+
+NORMS = ('FrozenBN', 'SN', 'RBN')
+BACKBONES = dict(
+    mmdet=('XBNResNet', 'XBNResNetV1d', 'XBNResNeXt', 'XBNRegNet'),
+    mmseg=('XBNResNet', 'XBNResNetV1c', 'XBNResNetV1d', 'XBNResNeXt'))
+
+
+def register_all():
+    """Register everything that the installed hosts can use; called once, by ``import mmnorm``."""
+    for name in NORMS:
+        MODELS.register_module(name=name, module=getattr(norms, name))
+    for host, names in BACKBONES.items():
+        try:
+            registry = import_module(f'{host}.registry').MODELS
+            backbones = import_module(f'mmnorm.blocks.{host}_backbones')
+        except (ImportError, AssertionError) as error:  # an mmdet beside the wrong mmcv fails by an assertion
+            if find_spec(host) is not None:
+                warn_once(f'mmnorm: {host} does not import ({error}); left out: {", ".join(names)}')
+            continue
+        for name in names:
+            registry.register_module(module=getattr(backbones, name))
+        for name in NORMS:
+            if name in registry.module_dict:
+                # mmdet has a FrozenBN that computes the same but is no _BatchNorm; in its scope it would win over ours
+                registry.register_module(name=name, module=getattr(norms, name), force=True)

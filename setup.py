@@ -1,0 +1,38 @@
+"""Packaging of mmnorm.
+
+The OpenMMLab packages exist as two sets of distributions with the same import names, so neither can be a hard
+requirement: choose ``[onedl]`` (maintained, PyTorch 2.4 and newer) or ``[classic]`` (what most existing projects run).
+"""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmnorm' / '__init__.py').read_text()).group(1)
+
+REPORT = ['jinja2>=3.1', 'matplotlib>=3.7', 'pandas>=2.0', 'pycocotools>=2.0.6', 'tabulate>=0.9']
+
+setup(
+    name='mmnorm',
+    version=VERSION,
+    description='Normalization layers and residual blocks of five papers for OpenMMLab detection and segmentation',
+    long_description=(HERE / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['mmnorm', 'mmnorm.*']),
+    package_data={'mmnorm.report': ['*.j2']},
+    install_requires=['torch>=2.4', 'numpy'],
+    extras_require={
+        'onedl': [
+            'onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2'
+        ],
+        'classic': [
+            'mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'
+        ],
+        'report': REPORT,
+        'demo': ['scikit-learn>=1.3', 'pillow', *REPORT],
+        'test': ['pytest>=8', 'pytest-timeout', 'hypothesis>=6'],
+    },
+)
