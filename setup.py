@@ -23,7 +23,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmnorm', 'mmnorm.*']),
     package_data={'mmnorm.report': ['*.j2']},
-    install_requires=['torch>=2.4', 'numpy'],
+    install_requires=['torch>=2.5', 'numpy'],
     extras_require={
         'onedl': [
             'onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2'
@@ -33,6 +33,6 @@ setup(
         ],
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', *REPORT],
-        'test': ['pytest>=8', 'pytest-timeout', 'hypothesis>=6'],
+        'test': ['pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil'],
     },
 )

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
+from . import guards
 from .registry import register_all
 
 __version__ = '0.1.0'
@@ -17,3 +18,4 @@ if find_spec('mmseg') is not None and not is_installed(MODULE2PACKAGE['mmseg']):
     MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 register_all()
+guards.install()

@@ -8,6 +8,8 @@ Saved for the backward pass: x and tensors of the plane's size.
 Numerical decisions: statistics are float32 at least, whatever the input's type. The variance is the centred one; the
 mean of squares minus the squared mean would lose 1e-3 at mean/std = 100 in float32.
 """
+from math import prod
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -28,26 +30,26 @@ def normalize(x, coefficients):
     Returns:
         Tensor: ``scale[n, c] * x[n, c, *] + shift[n, c]``, with the shape, type and memory format of x.
     """
-    flat, mean, var = moments(x.flatten(2) if x.dim() > 2 else x.unsqueeze(2))
-    scale, shift = coefficients(mean, var, flat.shape[2])
-    y = affine(flat, scale.expand_as(mean), shift.expand_as(mean)).reshape(x.shape)
-    if not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+    same, mean, var = moments(x)
+    scale, shift = coefficients(mean, var, prod(x.shape[2:]))
+    y = affine(same, scale.expand_as(mean), shift.expand_as(mean))
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         y = y.contiguous(memory_format=torch.channels_last)
     return y
 
 
 def moments(x):
-    """Mean and biased variance over the last axis.
+    """Mean and biased variance of each channel of each sample.
 
     Args:
-        x (Tensor): Shape (N, C, L).
+        x (Tensor): Shape (N, C, *S).
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: x itself, to be passed on to :func:`affine` (its gradient then joins that of the
         moments in one pass over the elements), mean (N, C) and var (N, C).
     """
     if _plain(x):
-        wide = x.to(_statistics_dtype(x))
+        wide = x.to(_statistics_dtype(x)).reshape(*x.shape[:2], prod(x.shape[2:]))
         mean = wide.mean(2)
         return x, mean, (wide - mean.unsqueeze(2)).square().mean(2)
     return _Moments.apply(x)
@@ -57,15 +59,15 @@ def affine(x, scale, shift):
     """``scale * x + shift``, per sample and channel.
 
     Args:
-        x (Tensor): Shape (N, C, L).
+        x (Tensor): Shape (N, C, *S).
         scale (Tensor): Shape (N, C).
         shift (Tensor): Shape (N, C).
 
     Returns:
-        Tensor: Shape (N, C, L), type of x.
+        Tensor: Shape (N, C, *S), type of x.
     """
     if _plain(x):
-        return (x * scale.unsqueeze(2) + shift.unsqueeze(2)).to(x.dtype)
+        return (x * _spread(scale, x) + _spread(shift, x)).to(x.dtype)
     return _Affine.apply(x, scale, shift)
 
 
@@ -78,26 +80,36 @@ def _statistics_dtype(x):
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def _spread(plane, x):
+    return plane.reshape(*plane.shape, *[1] * (x.dim() - 2))
+
+
+def _rows(x):
+    """View x as one sample in which every channel of every sample is a channel: (1, N C, L)."""
+    return x.reshape(1, x.shape[0] * x.shape[1], -1).contiguous()
+
+
 def _scale_and_shift(x, scale, shift):
     # batch_norm in evaluation mode is ATen's fastest per-channel affine: (x - 0) / sqrt(1 - 0 + 0) * scale + shift
-    n, c, length = x.shape
-    zero, one = scale.new_zeros(n * c), scale.new_ones(n * c)
-    return torch.batch_norm(x.reshape(1, n * c, length), scale.reshape(-1), shift.reshape(-1), zero, one, False, 0., 0.,
-                            False).view(n, c, length)
+    scale, shift = scale.reshape(-1), shift.reshape(-1)
+    y = torch.batch_norm(
+        _rows(x), scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0., 0., False)
+    # not view: autograd forbids to modify a view that a Function made, and an in-place ReLU mostly follows
+    return torch.ops.aten._unsafe_view(y, x.shape)
 
 
 class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        n, c, length = x.shape
-        x = x.contiguous()
-        one = x.new_ones(n * c, dtype=_statistics_dtype(x))
+        rows = _rows(x)
+        _, channels, length = rows.shape
+        one = x.new_ones(channels, dtype=_statistics_dtype(x))
         # With a group per channel of a sample this is the fastest way to moments on a CPU (var_mean takes 10 times as
         # long); weight and bias are passed for their type, which is the type of the statistics.
         _, mean, rstd = torch.native_group_norm(
-            x.view(1, n * c, length), one, torch.zeros_like(one), 1, n * c, length, n * c, _EPS)
-        mean, rstd = mean.view(n, c), rstd.view(n, c)
+            rows, one, torch.zeros_like(one), 1, channels, length, channels, _EPS)
+        mean, rstd = mean.view(x.shape[:2]), rstd.view(x.shape[:2])
         ctx.save_for_backward(x, mean)
         return x, mean, (rstd.pow(-2) - _EPS).clamp_min_(0)
 
@@ -105,11 +117,11 @@ class _Moments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dx, dmean, dvar):
         x, mean = ctx.saved_tensors
-        length = x.shape[2]
+        length = prod(x.shape[2:])
         c1 = dvar * (2 / length)
         c0 = dmean / length - c1 * mean
         # dx comes from _Affine and belongs to nobody else, so it can be completed in place
-        return dx.addcmul_(x, c1.to(x.dtype).unsqueeze(2)).add_(c0.to(x.dtype).unsqueeze(2))
+        return dx.addcmul_(x, _spread(c1, x).to(x.dtype)).add_(_spread(c0, x).to(x.dtype))
 
 
 class _Affine(torch.autograd.Function):
@@ -123,16 +135,16 @@ class _Affine(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, scale = ctx.saved_tensors
-        n, c, length = x.shape
-        grad = grad.contiguous()
         dx = dscale = dshift = None
         if ctx.needs_input_grad[0]:
             dx = _scale_and_shift(grad, scale, torch.zeros_like(scale))
         if any(ctx.needs_input_grad[1:]):
             # group_norm's weight gradient with mean 0 and deviation 1 is sum(grad * x), its bias gradient sum(grad)
-            zero, one = scale.new_zeros(1, n * c), scale.new_ones(1, n * c)
+            rows = _rows(x)
+            _, channels, length = rows.shape
+            zero, one = scale.new_zeros(1, channels), scale.new_ones(1, channels)
             _, dscale, dshift = torch.ops.aten.native_group_norm_backward(
-                grad.view(1, n * c, length), x.view(1, n * c, length), zero, one, one.view(-1), 1, n * c, length,
-                n * c, [False, True, True])
-            dscale, dshift = dscale.view(n, c), dshift.view(n, c)
+                _rows(grad), rows, zero, one, one.view(-1), 1, channels, length, channels,
+                [False, True, True])
+            dscale, dshift = dscale.view_as(scale), dshift.view_as(scale)
         return dx, dscale, dshift

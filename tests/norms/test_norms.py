@@ -238,3 +238,15 @@ def test_autocast_keeps_channels_last(norm):
     y.float().sum().backward()
     assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
     assert layer.running_mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('norm', NORMS)
+def test_in_place_activation_may_follow(norm, training):
+    layer = randomised(norm(6)).train(training)
+    x = torch.randn(3, 6, 5, 5)
+    inputs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for value, inplace in zip(inputs, (True, False)):
+        nn.functional.relu(layer(value), inplace=inplace).square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    assert torch.equal(inputs[0], x)

@@ -1,0 +1,86 @@
+"""A config, as tools/train.py and tools/test.py run it."""
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+
+from mmnorm.norms.base import warn_once
+
+from .preflight import problems
+from .processes import on_first_rank
+
+
+def add_common_arguments(parser):
+    """Add the arguments that training and testing share."""
+    parser.add_argument('config', help='config file of mmdet or mmseg')
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and results; default work_dirs/CONFIG_NAME')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override config values, e.g. train_cfg.max_epochs=2 model.backbone.depth=101')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='how the processes were started; tools/dist_*.sh and tools/slurm_*.sh set it')
+    parser.add_argument(
+        '--check', type=int, metavar='NUM_PROCESSES',
+        help='only say what is missing to run CONFIG in so many processes, and exit')
+    parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; not used')
+
+
+def load_config(args, splits):
+    """Read the config of a tool's arguments, fit it to this machine, and stop if something that it needs is missing.
+
+    Args:
+        args (Namespace): From a parser with :func:`add_common_arguments`.
+        splits (tuple[str]): Which of 'train', 'val', 'test' the tool reads.
+
+    Returns:
+        Config: With ``work_dir`` and ``launcher`` set.
+
+    Raises:
+        SystemExit: With one message for the user, on the first rank.
+    """
+    try:
+        cfg = Config.fromfile(args.config)
+    except (OSError, ValueError, ImportError, KeyError, SyntaxError) as error:
+        stop(f'{args.config} cannot be read as a config: {error}')
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
+    cfg.launcher = args.launcher
+    found = problems(cfg, args.check or 1, splits)
+    if args.check and not torch.cuda.is_available():
+        print(f'no GPU found: {args.check} process(es) on the CPU, with {os.cpu_count()} cores', flush=True)
+    if found:
+        stop('\n\n'.join(found))
+    if not torch.cuda.is_available():
+        fit_to_cpu(cfg)
+    return cfg
+
+
+def stop(message):
+    """End the process with a message for the user; only the first rank prints it."""
+    raise SystemExit(f'error: {message}' if on_first_rank() else 1)
+
+
+def fit_to_cpu(cfg):
+    """Make a config run where there is no GPU: DDP without devices, SyncBN as BN. Changed in place."""
+    if cfg.launcher != 'none':
+        wrapper = dict(find_unused_parameters=cfg.get('find_unused_parameters', False), broadcast_buffers=False)
+        wrapper.update(cfg.get('model_wrapper_cfg') or {})
+        cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    if cfg.pop('sync_bn', None) or _replace_sync_bn(cfg.model):
+        warn_once('SyncBN needs GPUs: on this machine it is replaced by BN, with the statistics of each process alone')
+
+
+def _replace_sync_bn(tree):
+    """Replace SyncBN by BN in a config tree, in place; whether there was any."""
+    replaced = False
+    if isinstance(tree, dict):
+        if tree.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
+            tree['type'] = 'BN'
+            replaced = True
+        tree = list(tree.values())
+    for branch in tree if isinstance(tree, (list, tuple)) else ():
+        replaced |= _replace_sync_bn(branch)
+    return replaced

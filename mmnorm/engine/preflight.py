@@ -1,0 +1,75 @@
+"""What can be known to go wrong before training starts: missing data, missing weights, missing GPUs."""
+import os
+from pathlib import Path
+
+import torch
+
+from mmnorm.blocks import missing_pretrained, missing_pretrained_message
+
+DIGITS = ('tools/make_digits.py makes the embedded data set, and configs/mask_rcnn_xbn_r50_digits.py trains on it')
+
+
+def problems(cfg, num_processes, splits):
+    """List what keeps a config from running.
+
+    Args:
+        cfg (Config): Of mmdet or mmseg.
+        num_processes (int): Processes on this machine.
+        splits (tuple[str]): Which of 'train', 'val', 'test' the run reads.
+
+    Returns:
+        list[str]: A message for each problem, with what would do; empty if there is none.
+    """
+    found = []
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < num_processes:
+        found.append(f'{num_processes} processes need as many GPUs, {gpus} found: ask for {gpus}. With '
+                     'auto_scale_lr = dict(enable=True) the learning rate follows the batch size.')
+    missing = [path for split in splits for path in missing_data(cfg.get(f'{split}_dataloader'))]
+    if missing:
+        listing = '\n'.join(f'  {path}' for path in dict.fromkeys(missing))
+        found.append(f'the data set is not there. These are expected, relative to {Path.cwd()}:\n{listing}\n'
+                     f'Put or link them there, or set data_root. To try without: {DIGITS}')
+    if 'train' in splits:  # also when it resumes: mmengine initialises first
+        found += missing_weights(cfg.get('model'))
+    return found
+
+
+def missing_data(dataloader):
+    """Files and folders that a dataloader's data sets name and that do not exist.
+
+    Args:
+        dataloader (dict or None): As in a config; data sets may be wrapped (RepeatDataset, ConcatDataset ...).
+
+    Returns:
+        list[str]: Paths as the data set would open them.
+    """
+    missing = []
+    for dataset in _find_dicts(dict(dataloader or {}).get('dataset'), 'type'):
+        if dataset.get('backend_args'):
+            continue  # not on this machine's disk
+        names = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
+        paths = [os.path.join(dataset.get('data_root') or '', name) for name in names if isinstance(name, str) and name]
+        missing += [path for path in paths if '://' not in path and not os.path.exists(path)]
+    return missing
+
+
+def missing_weights(model):
+    """Messages for the pretrained weights of a model config that are local files and do not exist."""
+    messages = []
+    for module in _find_dicts(model, 'type'):
+        path = missing_pretrained(module.get('init_cfg') or dict(checkpoint=module.get('pretrained') or ''))
+        if path:
+            messages.append(missing_pretrained_message(module['type'], path))
+    return messages
+
+
+def _find_dicts(tree, key):
+    """Every dict with ``key`` in a config tree, from the outside in."""
+    if isinstance(tree, dict):
+        if key in tree:
+            yield tree
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from _find_dicts(branch, key)

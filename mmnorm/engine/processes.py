@@ -1,0 +1,43 @@
+"""Processes of a run: they start with or without GPUs, and none outlives the one that started it."""
+import ctypes
+import os
+import signal
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent():
+    """Have the kernel end this process, if torchrun started it, and those it forks, when their parent dies.
+
+    torchrun ends its ranks when it can; after a kill -9 it cannot, and a killed rank leaves its data loader workers,
+    which hold the sockets that the other ranks wait on. Does nothing outside Linux.
+    """
+    if not hasattr(os, 'register_at_fork') or os.uname().sysname != 'Linux':
+        return
+    prctl = ctypes.CDLL(None).prctl
+    if 'TORCHELASTIC_RUN_ID' in os.environ:  # not when started from a shell, which may be closed meanwhile
+        parent = os.getppid()
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+
+
+def start_distributed(launcher, timeout=timedelta(minutes=30)):
+    """Join the process group over gloo where there is no GPU; with GPUs leave it to mmengine.
+
+    Args:
+        launcher (str): mmengine's: 'none', 'pytorch', 'slurm' or 'mpi'.
+        timeout (timedelta): After which a collective that a dead rank never joins fails.
+    """
+    if launcher == 'pytorch' and not torch.cuda.is_available():
+        distributed.init_process_group('gloo', timeout=timeout)
+
+
+def on_first_rank():
+    """Whether this is the process that talks to the user, process group or not yet."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0

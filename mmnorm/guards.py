@@ -1,0 +1,73 @@
+"""Guards around functions of mmengine, mmcv and torch that take every BatchNorm for a plain one.
+
+Our layers subclass ``nn.BatchNorm2d``, so that norm_eval, norm_decay_mult and tools that recollect statistics find
+them. These functions would silently turn them into something else, and are wrapped, wherever they were imported to:
+
+- ``mmengine.model.convert_sync_batchnorm`` (``Runner(sync_bn=...)``) and ``nn.SyncBatchNorm.convert_sync_batchnorm``
+  would make plain SyncBN of any of them: they are left alone.
+- ``mmcv.cnn.fuse_conv_bn`` would fold any of them into the conv before: all but FrozenBN, which is a constant affine
+  and folds rightly, are left alone.
+- ``ConvModule(efficient_conv_bn_eval=True)`` does the same in forward: it is turned off for all but FrozenBN.
+
+Each says once which layers it left alone.
+"""
+import functools
+import sys
+
+from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmengine.model import convert_sync_batchnorm
+from torch import nn
+
+from .norms import FrozenBN
+from .norms.base import PlaneNorm, warn_once
+
+
+def install():
+    """Wrap the functions above; called once, by ``import mmnorm``."""
+    _rebind(convert_sync_batchnorm, _leave_ours_alone(convert_sync_batchnorm))
+    _rebind(fuse_conv_bn, _leave_ours_alone(fuse_conv_bn, but=FrozenBN))
+    to_sync = _leave_ours_alone(nn.SyncBatchNorm.convert_sync_batchnorm)
+    nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(to_sync)
+    ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
+
+
+def _rebind(function, guarded):
+    """Put ``guarded`` in the place of ``function`` in every module that has imported it."""
+    for module in list(sys.modules.values()):
+        if getattr(module, '__dict__', {}).get(function.__name__) is function:
+            setattr(module, function.__name__, guarded)
+
+
+def _leave_ours_alone(function, but=()):
+    """Have a function that walks over a model not see our layers, except those of type ``but``."""
+
+    @functools.wraps(function)
+    def guarded(module, *args, **kwargs):
+        ours = {name: m for name, m in module.named_modules() if isinstance(m, PlaneNorm) and not isinstance(m, but)}
+        if not ours:
+            return function(module, *args, **kwargs)
+        kinds = ', '.join(sorted({type(m).__name__ for m in ours.values()}))
+        warn_once(f'{function.__name__} leaves {kinds} alone: these layers are more than BN')
+        if '' in ours:
+            return module
+        for name in ours:
+            module.set_submodule(name, nn.Identity())
+        try:
+            return function(module, *args, **kwargs)
+        finally:
+            for name, layer in ours.items():
+                module.set_submodule(name, layer)
+
+    return guarded
+
+
+def _not_for_ours(turn_on):
+
+    @functools.wraps(turn_on)
+    def guarded(self, efficient_conv_bn_eval=True):
+        ours = isinstance(self.norm, PlaneNorm) and not isinstance(self.norm, FrozenBN)
+        if efficient_conv_bn_eval and ours:
+            warn_once(f'efficient_conv_bn_eval stays off for {type(self.norm).__name__}: it is more than BN')
+        turn_on(self, efficient_conv_bn_eval and not ours)
+
+    return guarded

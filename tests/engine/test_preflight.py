@@ -1,0 +1,74 @@
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmnorm.engine.config import fit_to_cpu
+from mmnorm.engine.preflight import problems
+from mmnorm.norms import base
+from tests.conftest import ROOT
+
+TABLE_4 = str(ROOT / 'configs' / 'mask_rcnn_xbn_r50.py')
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base, '_warned', set())
+
+
+def test_missing_coco_is_listed_with_the_way_to_the_embedded_data():
+    message = '\n'.join(problems(Config.fromfile(TABLE_4), 1, ('train', 'val')))
+    for part in ('data/coco/annotations/instances_train2017.json', 'data/coco/val2017/', 'tools/make_digits.py',
+                 'configs/mask_rcnn_xbn_r50_digits.py'):
+        assert part in message
+
+
+def test_missing_weights_name_the_three_ways_on():
+    message = '\n'.join(problems(Config.fromfile(TABLE_4), 1, ('train', )))
+    for part in ('pretrained/resnet50_xbn.pth are missing', 'github.com/huangleiBuaa/XBNBlock',
+                 'configs/mask_rcnn_xbn_r50_bn_init.py', 'configs/mask_rcnn_xbn_r50_scratch.py'):
+        assert part in message
+    for other in ('mask_rcnn_xbn_r50_bn_init.py', 'mask_rcnn_xbn_r50_scratch.py'):
+        assert 'pretrained weights' not in '\n'.join(problems(Config.fromfile(ROOT / 'configs' / other), 1, ('train', )))
+
+
+def test_missing_weights_of_other_backbones_are_named_without_xbns_ways():
+    model = dict(backbone=dict(type='ResNet', init_cfg=dict(type='Pretrained', checkpoint='gone.pth')))
+    message, = problems(Config(dict(model=model)), 1, ('train', ))
+    assert 'ResNet: the pretrained weights gone.pth are missing' in message and 'XBN' not in message
+
+
+def test_data_and_weights_that_are_there_are_no_problem(tmp_path):
+    for folder in ('train2017', 'val2017', 'annotations'):
+        (tmp_path / 'data/coco' / folder).mkdir(parents=True)
+    for file in ('data/coco/annotations/instances_train2017.json', 'data/coco/annotations/instances_val2017.json',
+                 'pretrained/resnet50_xbn.pth'):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert problems(Config.fromfile(TABLE_4), 1, ('train', 'val')) == []
+
+
+def test_wrapped_data_sets_are_looked_into():
+    dataset = dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=[
+        dict(type='CocoDataset', data_root='a', ann_file='b.json'), dict(type='CocoDataset', ann_file='c.json')]))
+    message, = problems(Config(dict(train_dataloader=dict(dataset=dataset))), 1, ('train', ))
+    assert 'a/b.json' in message and '  c.json' in message
+
+
+@pytest.mark.parametrize('gpus, asked, problem', [(0, 8, False), (8, 8, False), (2, 8, True)])
+def test_fewer_gpus_than_asked_is_said(monkeypatch, gpus, asked, problem):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    found = problems(Config(dict(model=dict(type='X'))), asked, ('train', ))
+    assert found == ([] if not problem else [found[0]])
+    if problem:
+        assert '8 processes need as many GPUs, 2 found: ask for 2' in found[0]
+
+
+def test_sync_bn_becomes_bn_on_a_cpu_with_one_warning():
+    cfg = Config(dict(launcher='pytorch', model=dict(
+        backbone=dict(type='ResNet', norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='SyncBN'))])))
+    with pytest.warns(UserWarning, match='SyncBN needs GPUs') as caught:
+        fit_to_cpu(cfg)
+    assert len(caught) == 1
+    assert cfg.model.backbone.norm_cfg.type == cfg.model.heads[0].norm_cfg.type == 'BN'
+    assert cfg.model_wrapper_cfg.device_ids is None

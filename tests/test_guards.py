@@ -1,0 +1,71 @@
+import pytest
+import torch
+from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.runner import runner
+from torch import nn
+
+from mmnorm.norms import RBN, SN, FrozenBN, base
+
+X = torch.randn(2, 3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings(monkeypatch):
+    monkeypatch.setattr(base, '_warned', set())
+
+
+def network(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), norm(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)).eval()
+    with torch.no_grad():
+        for layer in (model[1], model[4]):
+            layer.weight.normal_()
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    return model
+
+
+@pytest.mark.parametrize('convert', [convert_sync_batchnorm, runner.convert_sync_batchnorm,
+                                     nn.SyncBatchNorm.convert_sync_batchnorm])
+@pytest.mark.parametrize('norm', [SN, RBN, FrozenBN])
+def test_sync_conversion_leaves_ours_alone_and_says_so(norm, convert):
+    model = network(norm)
+    layer = model[1]
+    with pytest.warns(UserWarning, match=f'convert_sync_batchnorm leaves {norm.__name__} alone'):
+        model = convert(model)
+    assert model[1] is layer and isinstance(model[4], nn.SyncBatchNorm)
+    assert convert(layer) is layer
+    reverted = revert_sync_batchnorm(model)
+    assert reverted[1] is layer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('norm', [SN, RBN])
+def test_fusing_leaves_ours_alone_and_folds_bn(norm):
+    model = network(norm)
+    expected, layer = model(X), model[1]
+    with pytest.warns(UserWarning, match=f'fuse_conv_bn leaves {norm.__name__} alone'):
+        fused = fuse_conv_bn(model)
+    assert fused[1] is layer and isinstance(fused[4], nn.Identity)
+    torch.testing.assert_close(fused(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_fusing_folds_frozen_bn():
+    model = network(FrozenBN)
+    expected = model(X)
+    fused = fuse_conv_bn(model)
+    assert isinstance(fused[1], nn.Identity) and isinstance(fused[4], nn.Identity)
+    torch.testing.assert_close(fused(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['SN', 'RBN', 'FrozenBN'])
+def test_efficient_conv_bn_eval_changes_no_result(kind):
+    module = ConvModule(3, 6, 3, norm_cfg=dict(type=kind)).eval()
+    module.norm.running_mean.normal_()
+    expected = module(X)
+    module.turn_on_efficient_conv_bn_eval()
+    assert (module.efficient_conv_bn_eval_forward is None) == (kind != 'FrozenBN')
+    torch.testing.assert_close(module(X), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,67 @@
+"""Killing any process of a run at any moment leaves no process, no torn checkpoint, and a run that resumes."""
+import os
+import random
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+import torch
+
+from tests.conftest import command, environment
+
+EPOCHS = 12
+PATIENCE = 60  # seconds until everything of a killed run must be gone; torchrun gives its ranks 30
+
+
+def start(config, tmp_path, log):
+    args = command('dist_train.sh', config, 2, '--resume')
+    return psutil.Popen(args, cwd=tmp_path, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+
+
+def family(process):
+    """The processes of a run by role; the run's own process becomes torchrun."""
+    everyone = process.children(recursive=True)
+    ranks = [p for p in process.children() if 'train.py' in ' '.join(p.cmdline())]
+    workers = [p for rank in ranks for p in rank.children() if 'train.py' in ' '.join(p.cmdline())]
+    return dict(torchrun=[process], rank=ranks, worker=workers), [process, *everyone]
+
+
+def wait_for_checkpoint(work_dir, known, process, log):
+    deadline = time.monotonic() + 150
+    while set(work_dir.glob('epoch_*.pth')) <= known:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.05)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_kills_at_random_moments_and_resumes(digits_config, tmp_path):
+    config = digits_config(f'train_cfg = dict(max_epochs={EPOCHS}, val_interval=100)\n'
+                           'param_scheduler = []\ndefault_hooks = dict(checkpoint=dict(max_keep_ckpts=1))')
+    work_dir, path = tmp_path / 'work_dirs/project', tmp_path / 'log'
+    rng = random.Random(0)
+    for role, how in (('worker', signal.SIGKILL), ('rank', signal.SIGKILL), ('torchrun', signal.SIGKILL),
+                      ('torchrun', signal.SIGINT)):
+        known = set(work_dir.glob('epoch_*.pth'))
+        with path.open('a') as log:
+            process = start(config, tmp_path, log)
+            wait_for_checkpoint(work_dir, known, process, path)
+            time.sleep(rng.uniform(0, 2))
+            roles, everyone = family(process)
+            os.kill(rng.choice(roles[role]).pid, how)
+            _, alive = psutil.wait_procs(everyone, timeout=PATIENCE)
+        assert not alive, f'{role} was killed, left behind: {alive}'
+        assert process.returncode != 0
+        for checkpoint in work_dir.glob('epoch_*.pth'):
+            torch.load(checkpoint, weights_only=False)  # whole, or it raises
+
+    newest = max(work_dir.glob('epoch_*.pth'), key=lambda path: int(path.stem.split('_')[1]))
+    (work_dir / 'epoch_1000.pth').write_bytes(newest.read_bytes()[:5000])
+    with path.open('a') as log:
+        assert start(config, tmp_path, log).wait(timeout=300) == 0, path.read_text()[-4000:]
+    said = path.read_text()
+    assert 'epoch_1000.pth: it does not load' in said
+    assert f'resumed epoch: {newest.stem.split("_")[1]}' in said
+    assert torch.load(work_dir / f'epoch_{EPOCHS}.pth', weights_only=False)['meta']['iter'] == EPOCHS * 6

@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Train a config of mmdet or mmseg, on one process; tools/dist_train.sh runs it on several."""
+import argparse
+import os
+
+from mmengine.registry import RUNNERS
+
+from mmnorm import engine
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    engine.add_common_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or from the newest checkpoint of the work dir that loads')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    engine.die_with_parent()
+    engine.forbid_running_checkpoints()
+    if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
+        engine.stop(f'--resume: {args.resume} does not exist; without a file the newest checkpoint is taken')
+    cfg = engine.load_config(args, ('train', 'val'))
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            engine.stop(f'--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in {args.config}')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    checkpoint = cfg.default_hooks.get('checkpoint') or {}
+    if checkpoint.get('max_keep_ckpts') == 1:
+        checkpoint.max_keep_ckpts = 2  # mmengine deletes the old one before it writes the new one
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=engine.RunRecordHook)]
+    if args.check:
+        return
+    engine.start_distributed(args.launcher)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        engine.stop(f'interrupted; go on with --resume --work-dir {cfg.work_dir}')
+
+
+if __name__ == '__main__':
+    main()
