@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmnorm' / '__init__.py').read_text()).group(1)
 
-REPORT = ['jinja2>=3.1', 'matplotlib>=3.7', 'pandas>=2.0', 'pycocotools>=2.0.6', 'tabulate>=0.9']
+REPORT = ['jinja2>=3.1', 'matplotlib>=3.7', 'pandas>=2.2', 'pycocotools>=2.0.6', 'tabulate>=0.9']
 
 setup(
     name='mmnorm',
@@ -32,7 +32,7 @@ setup(
             'mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'
         ],
         'report': REPORT,
-        'demo': ['scikit-learn>=1.3', 'pillow', *REPORT],
+        'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
         'test': ['pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil'],
     },
 )

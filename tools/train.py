@@ -39,11 +39,11 @@ def main():
     checkpoint = cfg.default_hooks.get('checkpoint') or {}
     if checkpoint.get('max_keep_ckpts') == 1:
         checkpoint.max_keep_ckpts = 2  # mmengine deletes the old one before it writes the new one
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=engine.RunRecordHook)]
     if args.check:
         return
     engine.start_distributed(args.launcher)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
+    runner.register_hook(engine.RunRecordHook())
     try:
         runner.train()
     except KeyboardInterrupt:

@@ -1,0 +1,4 @@
+"""Data sets that need no download."""
+from .digits import DigitsOptions, make_digits
+
+__all__ = ['DigitsOptions', 'make_digits']

@@ -1,0 +1,430 @@
+"""Digits on photographs: a small data set for detection, instance and semantic segmentation that needs no download.
+
+scikit-learn carries 1,797 handwritten digits (8 x 8 scans) and two photographs. ``make_digits`` enlarges, turns and
+colours the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO, ADE20K
+and Cityscapes, so that existing mmdetection and mmsegmentation configs can read it.
+
+From top to bottom: the options, the material of a split, drawing one image, the layouts on disk, ``make_digits``.
+"""
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmnorm import __version__
+
+try:
+    from PIL import Image, ImageFilter, ImageOps
+    from pycocotools import mask as rle
+    from sklearn.datasets import load_digits, load_sample_images
+    from sklearn.model_selection import train_test_split
+    from tqdm import tqdm
+except ImportError as error:
+    raise ImportError(f"the digits data set needs {error.name}: pip install 'mmnorm[demo]'") from error
+
+SPLITS = ('train', 'val')
+DIGITS = tuple('0123456789')
+
+# Severity 1 to 5 of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, the authors' code): the standard deviation of
+# Gaussian noise on [0, 1], of a Gaussian blur in pixels of a 224 pixel image, and the contrast that is kept.
+CORRUPTIONS = {
+    'noise': (0.08, 0.12, 0.18, 0.26, 0.38),
+    'blur': (1, 2, 3, 4, 6),
+    'contrast': (0.4, 0.3, 0.2, 0.1, 0.05),
+}
+
+# Layout -> kind of file -> path of image `number` (counted from 1) of `split`; `folder` is ADE20K's name of the split.
+LAYOUTS = {
+    'coco': {
+        'image': 'coco/{split}2017/{number:012d}.jpg',
+        'instances': 'coco/annotations/instances_{split}2017.json',
+    },
+    'ade': {
+        'image': 'ade/images/{folder}/ADE_{split}_{number:08d}.jpg',
+        'map': 'ade/annotations/{folder}/ADE_{split}_{number:08d}.png',
+    },
+    'cityscapes': {
+        'image': 'cityscapes/leftImg8bit/{split}/digits/digits_{number:06d}_000019_leftImg8bit.png',
+        'map': 'cityscapes/gtFine/{split}/digits/digits_{number:06d}_000019_gtFine_labelTrainIds.png',
+    },
+}
+
+MANIFEST = 'digits.json'
+FORMAT = 1  # raise it whenever the same options would give other files
+
+VAL_FRACTION = 1 / 4  # of the scans
+VAL_COLUMN = 2 / 3  # of a photograph's width: train crops lie left of it, val crops right of it
+CROP_SIDE = (96, 213)  # pixels of a photograph; the val part of one is 213 wide
+MAX_ANGLE = 15  # degrees, either way
+OPACITY = (0.85, 1.0)
+MIN_VISIBLE = 0.8  # of a digit's area, whatever later digits hide
+MAX_TRIES = 100  # to place one digit
+
+
+@dataclass(frozen=True)
+class DigitsOptions:
+    """What ``make_digits`` draws.
+
+    Args:
+        num_train (int): Training images.
+        num_val (int): Validation images.
+        image_size (int): Side of the square images in pixels, at least 32.
+        digits_per_image (tuple[int, int]): Fewest and most digits in an image.
+        digit_size (tuple[int, int]): Shortest and longest longer side of a digit in pixels, its soft edge included,
+            from 8 to ``image_size``.
+        seed (int): Seed of everything random. Image i depends on the seed, the split and i, not on the counts.
+        corruption (str, optional): 'noise', 'blur' or 'contrast', applied to the validation images only. The values
+            are ImageNet-C's; the blur scales with ``image_size``.
+        severity (int): Severity of the corruption, 0 (none) to 5.
+        layouts (Sequence[str]): Layouts to write, out of 'coco', 'ade' and 'cityscapes'.
+
+    Raises:
+        TypeError: A count or size is not an int, or a range not two of them.
+        ValueError: A value is outside its range.
+    """
+    num_train: int = 2000
+    num_val: int = 300
+    image_size: int = 128
+    digits_per_image: tuple[int, int] = (1, 4)
+    digit_size: tuple[int, int] = (16, 77)
+    seed: int = 0
+    corruption: str | None = None
+    severity: int = 0
+    layouts: Sequence[str] = tuple(LAYOUTS)
+
+    def __post_init__(self):
+        _check_integer('num_train', self.num_train, 1)
+        _check_integer('num_val', self.num_val, 1)
+        _check_integer('image_size', self.image_size, 32)
+        _check_integer('seed', self.seed, 0, 2**32 - 1)
+        _check_integer('severity', self.severity, 0, 5)
+        for name, low in (('digits_per_image', 1), ('digit_size', 8)):
+            pair = getattr(self, name)
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(f'{name}={pair!r}: expected two ints, (low, high)')
+            for value in pair:
+                _check_integer(name, value, low)
+            if pair[0] > pair[1]:
+                raise ValueError(f'{name}={pair}: expected (low, high) with low <= high')
+            object.__setattr__(self, name, tuple(pair))  # a list out of JSON must equal the tuple it stands for
+        if self.digit_size[1] > self.image_size:
+            raise ValueError(f'digit_size={self.digit_size}: a digit of {self.digit_size[1]} pixels does not fit into '
+                             f'image_size={self.image_size}: lower the one or raise the other')
+        if self.corruption is not None and self.corruption not in CORRUPTIONS:
+            raise ValueError(f'corruption={self.corruption!r}: choose from {", ".join(CORRUPTIONS)} or None')
+        if self.severity and self.corruption is None:
+            raise ValueError(f'severity={self.severity} needs a corruption: choose from {", ".join(CORRUPTIONS)}')
+        if not self.layouts or not set(self.layouts) <= set(LAYOUTS):
+            raise ValueError(f'layouts={self.layouts!r}: choose one or more from {tuple(LAYOUTS)}')
+        object.__setattr__(self, 'layouts', tuple(layout for layout in LAYOUTS if layout in self.layouts))
+
+
+def _check_integer(name, value, low, high=None):
+    if not isinstance(value, int):
+        raise TypeError(f'{name}={value!r}: expected an int, got {type(value).__name__}')
+    if value < low or (high is not None and value > high):
+        bound = f'at least {low}' if high is None else f'from {low} to {high}'
+        raise ValueError(f'{name}={value}: must be {bound}')
+
+
+def load_scans(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Load the scans of one split, which share no scan and the same proportion of every class.
+
+    The 13 writers are not told apart: both splits know them all.
+
+    Returns:
+        tuple: Scans (N, 10, 10) uint8, 255 for full ink, with an empty margin of one point; labels (N,) in 0..9.
+    """
+    digits = load_digits()
+    scans = np.pad((digits.images * 255 / 16).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
+    train_scans, val_scans, train_labels, val_labels = train_test_split(
+        scans, digits.target, test_size=VAL_FRACTION, stratify=digits.target, random_state=seed)
+    return (train_scans, train_labels) if split == 'train' else (val_scans, val_labels)
+
+
+def load_photos(split: str) -> list[Image.Image]:
+    """Load the part of each photograph that belongs to a split: the left two thirds for train, the right for val."""
+    photos = []
+    for photo in load_sample_images().images:
+        column = round(VAL_COLUMN * photo.shape[1])
+        photos.append(Image.fromarray(photo[:, :column] if split == 'train' else photo[:, column:]))
+    return photos
+
+
+class Sample(NamedTuple):
+    """One image and its ground truth, in the order in which the digits were laid down."""
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    labels: np.ndarray  # (N,) int, the digits
+    masks: np.ndarray  # (N, H, W) bool, the visible part of each digit; no two overlap
+    rim: np.ndarray  # (H, W) bool, in no mask, but blended with a digit's soft edge: neither digit nor background
+
+
+class DigitsPainter:
+    """Draw the images of one split.
+
+    Args:
+        options (DigitsOptions): What to draw.
+        split (str): 'train' or 'val'.
+    """
+
+    def __init__(self, options: DigitsOptions, split: str):
+        self.options = options
+        self.split = split
+        self.scans, self.labels = load_scans(split, options.seed)
+        self.photos = load_photos(split)
+
+    def draw(self, index: int) -> Sample:
+        """Draw image ``index`` (from 0) of the split.
+
+        Raises:
+            ValueError: The digits find no room in the image.
+        """
+        options = self.options
+        rng = np.random.default_rng([options.seed, SPLITS.index(self.split), index])
+        image = self._background(rng)
+        count = rng.integers(*options.digits_per_image, endpoint=True)
+        chosen = rng.integers(len(self.scans), size=count)
+        masks = np.zeros((0, options.image_size, options.image_size), bool)
+        areas = np.zeros(0)
+        blended = np.zeros(masks.shape[1:], bool)
+        for scan in self.scans[chosen]:
+            coverage = self._place(rng, scan, masks, areas)
+            mask = coverage >= 0.5
+            colour = _colour(rng, np.asarray(image)[mask].mean(0))
+            opacity = rng.uniform(*OPACITY)
+            image.paste(colour, mask=Image.fromarray((255 * opacity * coverage).astype(np.uint8)))
+            masks = np.concatenate([masks & ~mask, mask[None]])
+            areas = np.append(areas, mask.sum())
+            blended |= coverage > 0
+        image = np.asarray(image)
+        if self.split == 'val' and options.severity:
+            image = corrupt(image, options.corruption, options.severity, rng)
+        return Sample(image, self.labels[chosen], masks, blended & ~masks.any(0))
+
+    def _background(self, rng):
+        """Crop a random square out of a random photograph."""
+        photo = self.photos[rng.integers(len(self.photos))]
+        side = rng.uniform(*CROP_SIDE)
+        left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
+        size = (self.options.image_size, ) * 2
+        crop = photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
+
+    def _place(self, rng, scan, masks, areas):
+        """Return the coverage (H, W) in 0..1 of a scan at a random place that leaves enough of each earlier digit."""
+        side = self.options.image_size
+        for _ in range(MAX_TRIES):
+            size = rng.integers(*self.options.digit_size, endpoint=True)
+            digit = _enlarge(scan, size, rng.uniform(-MAX_ANGLE, MAX_ANGLE))
+            height, width = digit.shape
+            top, left = rng.integers((side - height, side - width), endpoint=True)
+            coverage = np.zeros((side, side), np.float32)
+            coverage[top:top + height, left:left + width] = digit
+            if np.all((masks & (coverage < 0.5)).sum((1, 2)) >= MIN_VISIBLE * areas):
+                return coverage
+        raise ValueError(f'digits_per_image={self.options.digits_per_image} with digit_size={self.options.digit_size} '
+                         f'find no room in image_size={side}: take fewer or smaller digits, or larger images')
+
+
+def _enlarge(scan, size, angle):
+    """Turn a scan by an angle in degrees and scale its longer side to size: coverage (H, W) float32 in 0..1."""
+    # A scan's edge is about one of its points wide: steepen it, so that it is about two pixels wide at any size.
+    gain = max(1.2, size / 16)
+    image = Image.fromarray(scan).resize((40, 40), Image.Resampling.BICUBIC)
+    image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    uncovered = int(255 * (0.5 - 0.5 / gain))
+    image = image.crop(image.point([0] * uncovered + [255] * (256 - uncovered)).getbbox())
+    scale = size / max(image.size)
+    image = image.resize([max(1, round(scale * side)) for side in image.size], Image.Resampling.BICUBIC)
+    return np.clip(0.5 + gain * (np.asarray(image, np.float32) / 255 - 0.5), 0, 1)
+
+
+def _colour(rng, background):
+    """Choose a colour that stands out: of three random ones the farthest from the background's, (3,) in 0..255."""
+    colours = rng.integers(256, size=(3, 3))
+    return tuple(colours[np.linalg.norm(colours - background, axis=1).argmax()].tolist())
+
+
+def corrupt(image: np.ndarray, corruption: str, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """Corrupt an image (H, W, 3) uint8 as ImageNet-C does, with severity 1 to 5 of ``CORRUPTIONS``."""
+    level = CORRUPTIONS[corruption][severity - 1]
+    if corruption == 'blur':
+        return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(level * image.shape[0] / 224)))
+    if corruption == 'noise':
+        pixels = image + 255 * rng.normal(scale=level, size=image.shape)
+    else:
+        mean = image.mean((0, 1))
+        pixels = mean + level * (image - mean)
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def _path(layout, kind, split, number=0):
+    folder = {'train': 'training', 'val': 'validation'}[split]
+    return LAYOUTS[layout][kind].format(split=split, folder=folder, number=number)
+
+
+def _numbers(options, split):
+    return range(1, (options.num_train if split == 'train' else options.num_val) + 1)
+
+
+def _save(path, pixels):
+    # JPEG: little loss, full colour resolution (half of it would take half of the noise away); PNG: fast
+    Image.fromarray(pixels).save(path, quality=95, subsampling='4:4:4', compress_level=1)
+
+
+def _link(source, target):
+    """Share a file by a hard link, or by a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _class_map(sample):
+    """Return the semantic map (H, W) uint8 in ADE20K's convention: 0 unlabelled, 1 background, 2 to 11 the digits."""
+    classes = np.where(sample.rim, 0, 1).astype(np.uint8)
+    for label, mask in zip(sample.labels, sample.masks):
+        classes[mask] = label + 2
+    return classes
+
+
+def _annotations(sample, image_id, first_id):
+    """Return the COCO annotations of a sample; category ids are 1 to 10, so none equals its digit."""
+    segmentations = rle.encode(np.asfortranarray(sample.masks.transpose(1, 2, 0), np.uint8))
+    boxes, areas = rle.toBbox(segmentations).tolist(), rle.area(segmentations).tolist()
+    return [
+        dict(id=first_id + i, image_id=image_id, category_id=int(label) + 1, bbox=boxes[i], area=areas[i], iscrowd=0,
+             segmentation=dict(size=segmentations[i]['size'], counts=segmentations[i]['counts'].decode()))
+        for i, label in enumerate(sample.labels)
+    ]
+
+
+def _write_split(root, options, split):
+    painter = DigitsPainter(options, split)
+    for layout in options.layouts:
+        for kind in LAYOUTS[layout]:
+            (root / _path(layout, kind, split)).parent.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    # disable=None: no bar where standard error is not a terminal
+    for number in tqdm(_numbers(options, split), desc=f'digits, {split}', unit='image', disable=None):
+        sample = painter.draw(number - 1)
+        saved = {}  # suffix -> path: layouts with the same image format share the file
+        for layout in options.layouts:
+            path = root / _path(layout, 'image', split, number)
+            if path.suffix in saved:
+                _link(saved[path.suffix], path)
+            else:
+                _save(path, sample.image)
+                saved[path.suffix] = path
+        classes = _class_map(sample)
+        if 'ade' in options.layouts:
+            _save(root / _path('ade', 'map', split, number), classes)
+        if 'cityscapes' in options.layouts:
+            # uint8: 0, unlabelled, becomes 255, which Cityscapes ignores
+            _save(root / _path('cityscapes', 'map', split, number), classes - 1)
+        if 'coco' in options.layouts:
+            annotations += _annotations(sample, number, len(annotations) + 1)
+            images.append(dict(id=number, file_name=Path(_path('coco', 'image', split, number)).name, license=1,
+                               width=options.image_size, height=options.image_size))
+    if 'coco' in options.layouts:
+        path = root / _path('coco', 'instances', split)
+        path.write_text(json.dumps(dict(
+            info=dict(description=f'Digits on photographs, {split}', version=str(FORMAT)),
+            licenses=[dict(id=1, name='Attribution License', url='https://creativecommons.org/licenses/by/2.0/')],
+            images=images,
+            annotations=annotations,
+            categories=[dict(id=i, name=name, supercategory='digit') for i, name in enumerate(DIGITS, start=1)])))
+
+
+def _manifest(options):
+    packages = ('numpy', 'pillow', 'pycocotools', 'scikit-learn')
+    versions = dict(mmnorm=__version__, python=platform.python_version(), **{name: version(name) for name in packages})
+    return dict(format=FORMAT, options=asdict(options), versions=versions)
+
+
+def _is_made(root, options, overwrite):
+    """Whether root already holds this data set; refuse whatever else it holds, unless it may be overwritten."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+        made_format, made = manifest['format'], DigitsOptions(**manifest['options'])
+    except (OSError, KeyError, TypeError, ValueError):
+        raise FileExistsError(f'{root} exists and was not made by make_digits (it has no {MANIFEST} that this version '
+                              'can read): choose another folder') from None
+    if overwrite:
+        own = {MANIFEST} | {
+            _path(layout, kind, split, number)
+            for layout in made.layouts for kind in LAYOUTS[layout]
+            for split in SPLITS for number in _numbers(made, split)
+        }
+        foreign = {path.relative_to(root).as_posix() for path in root.rglob('*') if not path.is_dir()} - own
+        if foreign:
+            raise FileExistsError(f'{root} holds files that make_digits did not write, such as {min(foreign)}: '
+                                  'move them away or choose another folder')
+        return False
+    if (made_format, made) == (FORMAT, options):
+        return True
+    changes = [
+        f'{name}={value!r} (now {getattr(options, name)!r})' for name, value in asdict(made).items()
+        if value != getattr(options, name)
+    ]
+    raise FileExistsError(f'{root} holds digits made with {", ".join(changes) or "another version of mmnorm"}: '
+                          'pass overwrite=True (--overwrite) or choose another folder')
+
+
+def make_digits(root: str | Path, options: DigitsOptions = DigitsOptions(), *, overwrite: bool = False) -> bool:
+    """Write the digits data set under a folder, or leave it alone if it is already there.
+
+    The same options give the same files, byte for byte, with the same versions of the libraries; ``digits.json`` names
+    both. Training and validation share no scan and no part of a photograph. Each digit stays at least 80 % visible.
+
+    - ``coco/``: instance segmentation. Category ids 1 to 10 are the classes '0' to '9'; masks are run-length encoded.
+      mmdet: ``type='CocoDataset'``, ``metainfo=dict(classes=tuple('0123456789'))``.
+    - ``ade/``: semantic segmentation. 0 unlabelled, 1 background, 2 to 11 the digits. mmseg: ``type='BaseSegDataset'``,
+      ``reduce_zero_label=True``, ``metainfo=dict(classes=('background', *'0123456789'))``.
+    - ``cityscapes/``: the same maps less one, 255 ignored. mmseg: ``type='BaseSegDataset'``,
+      ``img_suffix='_leftImg8bit.png'``, ``seg_map_suffix='_gtFine_labelTrainIds.png'`` and the same metainfo.
+
+    ``ADE20KDataset`` and ``CityscapesDataset`` read them too, but under their own 150 and 19 class names: mmseg lets
+    metainfo only select among these. Unlabelled in the maps is the pixel or so around a digit where its soft edge is
+    blended into the background.
+
+    Everything is written beside the folder first and moved into place at the end, so an interrupted run leaves no
+    half-made data set; one that is killed outright may leave a hidden folder ``.<name>-...``, which can be deleted.
+
+    Args:
+        root (str or Path): Folder to make; it may exist if it is empty.
+        options (DigitsOptions): What to draw.
+        overwrite (bool): Replace a data set that an earlier call made. Files of any other origin are never touched.
+
+    Returns:
+        bool: Whether anything was written.
+
+    Raises:
+        FileExistsError: The folder holds other files, or digits made with other options and ``overwrite`` is off.
+        ValueError: The digits find no room in the images.
+    """
+    root = Path(root).resolve()
+    if _is_made(root, options, overwrite):
+        return False
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as workspace:
+        new = Path(workspace, 'new')
+        for split in SPLITS:
+            _write_split(new, options, split)
+        (new / MANIFEST).write_text(json.dumps(_manifest(options), indent=2) + '\n')
+        if _is_made(root, options, overwrite):  # by another process in the meantime
+            return False
+        if root.exists():
+            os.replace(root, Path(workspace, 'old'))
+        os.replace(new, root)
+    return True

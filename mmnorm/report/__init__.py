@@ -1,0 +1,14 @@
+"""Reports of runs: tables with the papers' figures, curves, and images with ground truth beside predictions.
+
+``runs`` reads work dirs, ``coco`` evaluates predictions, ``tables``, ``plots`` and ``images`` show them, and ``page``
+puts the report together.
+"""
+try:
+    from .coco import Evaluation, evaluate_coco
+    from .page import write_report
+    from .runs import Run, load_run
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}: pip install 'mmnorm[report]' brings what the report needs",
+                              name=error.name) from error
+
+__all__ = ['Evaluation', 'Run', 'evaluate_coco', 'load_run', 'write_report']

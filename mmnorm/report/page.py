@@ -1,0 +1,123 @@
+"""The report itself: tables, plots and pictures on a page, and its three files."""
+import base64
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from . import tables
+from .coco import evaluate_run
+from .images import OUTCOME_COLOURS, compare_images
+from .plots import Panel, draw_class_ap, draw_curves
+from .runs import COCO_NAMES, SEGMENTATION_METRICS
+
+TITLES = {'AP^bbox': 'Box AP', 'AP^mask': 'Mask AP'}
+MAX_OTHER_METRICS = 6  # drawn over training; some evaluators log one for each class
+
+
+def write_report(runs, out, num_images=12, score_thr=0.5):
+    """Write ``report.html``, ``report.md`` and ``report.csv``, each at once or not at all.
+
+    Args:
+        runs (list[Run]): At least one, with different names; differences are to the first. They get notes for what is
+            missing.
+        out (str | Path): The folder to write to; made if it is not there.
+        num_images (int): Images to show with ground truth beside predictions.
+        score_thr (float): The score from which on a prediction is drawn, and counted as right or false there.
+
+    Returns:
+        Path: Of the page, which needs no other file and no network.
+
+    Raises:
+        ValueError: Two runs have the same name.
+    """
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f'runs need different names, got {" and ".join(names)}: --names gives them')
+    evaluations = [evaluate_run(run) for run in runs]
+    results, sources = tables.collect_results(runs, evaluations)
+    differences = results - results.iloc[0]
+    facts = tables.collect_facts(runs)
+    class_ap = tables.collect_class_ap(runs, evaluations)
+    images = draw_images(runs, evaluations, num_images, score_thr)
+    context = dict(
+        runs=runs, results=results, differences=differences, sources=sources, facts=facts, class_ap=class_ap,
+        images=images, score_thr=score_thr, colours=OUTCOME_COLOURS, titles=TITLES, tables=tables,
+        loss_plot=draw_losses(runs), metric_plot=draw_metrics(runs),
+        class_plot=draw_class_ap({TITLES[name]: table for name, table in class_ap.items()}) if class_ap else None)
+    environment = make_environment()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ('report.html', 'report.md'):
+        write_atomically(out / name, environment.get_template(f'{name}.j2').render(context))
+    differences = differences.round(6).add_suffix(f' - {names[0]}') if len(runs) > 1 else None
+    write_atomically(out / 'report.csv', pd.concat([results, differences, facts.T], axis=1).to_csv(index_label='run'))
+    return out / 'report.html'
+
+
+def draw_losses(runs):
+    """Return the plot (SVG bytes) of every loss term of all runs; None if none was logged."""
+    terms = dict.fromkeys(term for run in runs for term in run.loss_terms)
+    panels = [Panel(term, 'Loss', [run.train.get(term) for run in runs], smooth=True) for term in terms]
+    return draw_curves(panels, [run.name for run in runs]) if panels else None
+
+
+def draw_metrics(runs):
+    """Return the plot (SVG bytes) of learning rate and validation metrics over training; None if none was logged."""
+    logged = list(dict.fromkeys(name for run in runs for name in run.val))
+    others = [name for name in logged if name not in COCO_NAMES.values()][:MAX_OTHER_METRICS]
+    panels = []
+    if any('lr' in run.train for run in runs):
+        panels.append(Panel('Learning rate', '', [run.train.get('lr') for run in runs]))
+    panels += [Panel(title, 'AP (%)', [run.val.get(name) for run in runs]) for name, title in TITLES.items()
+               if name in logged]
+    panels += [Panel(name, '%' if name in SEGMENTATION_METRICS else '', [run.val.get(name) for run in runs])
+               for name in others]
+    return draw_curves(panels, [run.name for run in runs]) if panels else None
+
+
+def draw_images(runs, evaluations, number, score_thr):
+    """Return what ``compare_images`` makes of the runs that were tested on the same images as the first evaluated one;
+    the others get a note."""
+    tested = [(run, evaluation.get('segm') or evaluation['bbox'])
+              for run, evaluation in zip(runs, evaluations) if evaluation]
+    if not tested:
+        return []
+    first = tested[0][0]
+    alike = []
+    for run, evaluation in tested:
+        if (run.ann_file, run.img_dir) == (first.ann_file, first.img_dir):
+            alike.append((run, evaluation))
+        else:
+            run.notes.append(f'It was tested on {run.ann_file} with images from {run.img_dir}, {first.name} on '
+                             f'{first.ann_file} with images from {first.img_dir}: unless these are the same, '
+                             'differences between the two are also those of the data. Its predictions are not shown.')
+    return compare_images(*map(list, zip(*alike)), number, score_thr)
+
+
+def make_environment():
+    """Return the jinja2 environment with the templates; what goes into the page is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(['html.j2']),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True)
+    environment.filters |= dict(data_uri=data_uri, metric=tables.format_metric, difference=tables.format_difference,
+                                fact=tables.format_fact)
+    return environment
+
+
+def data_uri(content, mime_type):
+    """Return bytes as a data URI."""
+    return f'data:{mime_type};base64,{base64.b64encode(content).decode()}'
+
+
+def write_atomically(path, text):
+    """Write a text file so that at no time half of it is there."""
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        partial.write_text(text, encoding='utf-8')
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""Plots of the report, drawn with matplotlib and returned as SVG."""
+import io
+import math
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; without its yellow and black.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+LINES = ('-', '--', ':')
+STYLE = {
+    'font.size': 10,
+    'font.family': 'sans-serif',
+    'axes.titlesize': 'medium',
+    'axes.titleweight': 'bold',
+    'axes.titlelocation': 'left',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.edgecolor': '#8a9099',
+    'axes.labelcolor': '#4a5058',
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'axes.formatter.limits': (-5, 6),
+    'grid.color': '#e6e8eb',
+    'xtick.color': '#4a5058',
+    'ytick.color': '#4a5058',
+    'lines.linewidth': 1.6,
+    'legend.frameon': False,
+    'text.parse_math': False,  # class and run names may have dollar signs
+    'svg.hashsalt': 'mmnorm',  # the same run gives the same file
+}
+PANEL = (3.6, 2.5)  # inches
+COLUMNS = 3
+FEW_POINTS = 30  # up to which they are marked, and not smoothed
+
+
+@dataclass
+class Panel:
+    """One set of axes.
+
+    Attributes:
+        title: What is shown.
+        unit: Label of the y axis.
+        curves: For each run a Series over iterations, or None if it has no such values.
+        smooth: Whether to draw many points light, with their moving average over a twentieth of them.
+    """
+    title: str
+    unit: str
+    curves: list
+    smooth: bool = False
+
+
+def line_style(index):
+    """Return colour and line style of a run: solid lines for as long as the colours last, then dashed, then dotted."""
+    return dict(color=COLOURS[index % len(COLOURS)], linestyle=LINES[index // len(COLOURS) % len(LINES)])
+
+
+def draw_panel(axes, panel):
+    """Draw the curves of all runs onto one set of axes."""
+    for index, curve in enumerate(panel.curves):
+        if curve is None:
+            continue
+        style = line_style(index) | dict(marker='o' if len(curve) <= FEW_POINTS else None)
+        if panel.smooth and len(curve) > FEW_POINTS:
+            axes.plot(curve.index, curve, alpha=0.3, linewidth=0.9, **style)
+            average = curve.rolling(max(3, len(curve) // 20), center=True, min_periods=1).mean()
+            curve = average.where(curve.notna())  # a gap stays a gap
+        axes.plot(curve.index, curve, markersize=3.5, **style)
+    axes.set(title=panel.title, ylabel=panel.unit, xlabel='Iteration')
+    axes.set_xlim(left=0)
+
+
+def draw_curves(panels, names):
+    """Draw a grid of panels.
+
+    Args:
+        panels (list[Panel]): At least one; their curves are in the order of ``names``.
+        names (list[str]): Of the runs.
+
+    Returns:
+        bytes: SVG.
+    """
+    rows = math.ceil(len(panels) / COLUMNS)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMNS * PANEL[0], rows * PANEL[1]), layout='constrained')
+        grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
+        for panel, axes in zip(panels, grid):
+            draw_panel(axes, panel)
+        for axes in grid:  # the rest of the last row
+            axes.axis('off')
+        add_legend(figure, names)
+        return as_svg(figure)
+
+
+def draw_class_ap(tables):
+    """Draw AP per class as dots, the first run's best class on top.
+
+    Args:
+        tables (dict[str, DataFrame]): By title, AP in percent of classes (rows) and runs (columns).
+
+    Returns:
+        bytes: SVG.
+    """
+    first = next(iter(tables.values()))
+    classes = first.sort_values(first.columns[0], na_position='first').index
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMNS * PANEL[0], 0.9 + 0.22 * len(classes)), layout='constrained')
+        grid = figure.subplots(1, len(tables), sharey=True, squeeze=False).flat
+        for axes, (title, table) in zip(grid, tables.items()):
+            for index, run in enumerate(table):
+                axes.plot(table[run].reindex(classes), range(len(classes)), 'o', markersize=7,
+                          markeredgecolor='white', color=COLOURS[index % len(COLOURS)])
+            axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(classes) - 0.4))
+            axes.set_yticks(range(len(classes)), classes)
+        add_legend(figure, list(first))
+        return as_svg(figure)
+
+
+def add_legend(figure, names):
+    """Put the runs' names and colours above all panels; one run needs none."""
+    if len(names) > 1:
+        handles = [Line2D([], [], **line_style(index), linewidth=3) for index in range(len(names))]
+        figure.legend(handles, names, loc='outside upper left', ncols=min(4, len(names)))
+
+
+def as_svg(figure):
+    """Return a figure as SVG (bytes), without a date, so that the same run gives the same file."""
+    file = io.BytesIO()
+    figure.savefig(file, format='svg', metadata={'Date': None}, transparent=True)
+    return file.getvalue()

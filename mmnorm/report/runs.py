@@ -1,0 +1,279 @@
+"""What a run left in its work dir: the config, the logs of mmengine's Runner, and ``run.json`` of mmnorm's tools."""
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMESTAMP = re.compile(r'\d{8}_\d{6}')
+COCO_METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+MARKS = {'bbox': 'bbox', 'segm': 'mask'}  # the papers' superscript of AP, by pycocotools' IoU type
+# The papers' name of each COCO figure, by the key under which mmdet's CocoMetric logs it.
+COCO_NAMES = {
+    f'coco/{iou_type}_mAP{suffix}': f'{metric}^{mark}'
+    for iou_type, mark in MARKS.items()
+    for metric, suffix in zip(COCO_METRICS, ('', '_50', '_75', '_s', '_m', '_l'))
+}
+SEGMENTATION_METRICS = ('aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall')  # mmseg's, in percent
+NOT_METRICS = ('step', 'time', 'data_time')
+
+
+@dataclass
+class Run:
+    """One run, read from its work dir. Parts that are not there are empty, and named in ``notes``.
+
+    Attributes:
+        name: How the report calls the run.
+        work_dir: The folder it was read from.
+        config_file: The dumped full config; None if missing.
+        config: Its content; {} if missing or unreadable.
+        info: ``run.json``; {} if missing, as it is for runs of mmdet's and mmseg's own tools.
+        ann_file: The test set's annotation file; None if unknown or not there.
+        img_dir: The folder of its images; None if unknown or not there.
+        train: One row per logged training iteration, indexed by the iteration (the first is 1). Columns are the log's
+            ('loss', 'lr', 'time' in seconds, 'memory' in MiB, ...) and 'session', which counts starts and resumptions.
+        val: One row per validation, indexed by the iteration after which it took place; columns as ``as_metrics`` says.
+        test: Metrics of the newest test after training, as ``as_metrics`` says; {} if there was none.
+        checkpoint: The checkpoint that tools/dist_test.sh tested last; None if unknown.
+        notes: What is missing or odd, a sentence each.
+    """
+    name: str
+    work_dir: Path
+    config_file: Path | None = None
+    config: dict = field(default_factory=dict)
+    info: dict = field(default_factory=dict)
+    ann_file: Path | None = None
+    img_dir: Path | None = None
+    train: pd.DataFrame = field(default_factory=pd.DataFrame)
+    val: pd.DataFrame = field(default_factory=pd.DataFrame)
+    test: dict = field(default_factory=dict)
+    checkpoint: str | None = None
+    notes: list = field(default_factory=list)
+
+    @property
+    def test_dataset(self):
+        """The config of the test set, without wrappers around it; {} if there is none."""
+        dataset = (self.config.get('test_dataloader') or {}).get('dataset') or {}
+        while 'dataset' in dataset:
+            dataset = dataset['dataset']
+        return dataset
+
+    @property
+    def test_command(self):
+        """The command that tests the run again and writes its predictions."""
+        config = self.info.get('config') or self.config_file or 'CONFIG'
+        return f'tools/dist_test.sh {config} CHECKPOINT 1 --work-dir {self.work_dir}'
+
+    @property
+    def loss_terms(self):
+        """Names of the logged losses, the total first."""
+        return sorted((column for column in self.train if 'loss' in column), key=lambda column: column != 'loss')
+
+    @property
+    def iteration_times(self):
+        """Seconds per iteration of each logged interval, without the first of each session, which is warm-up."""
+        if 'time' not in self.train:
+            return pd.Series(dtype=float)
+        return self.train['time'][self.train.groupby('session').cumcount() > 0]
+
+    def find(self, path):
+        """Return the first place where ``path`` exists, None if it is nowhere. A relative path is tried from where
+        training was started, from the repository and from the current folder."""
+        roots = [self.info.get('cwd') or '.', REPOSITORY, '.']
+        return next((place for root in roots if (place := Path(root, path)).exists()), None)
+
+
+def load_run(work_dir, name=None):
+    """Read a work dir as mmengine's Runner leaves it.
+
+    Args:
+        work_dir (str | Path): Holds ``<config name>.py``, ``<timestamp>/vis_data/scalars.json`` and, if mmnorm's tools
+            started the run, ``run.json``. One of config and logs is enough.
+        name (str, optional): Defaults to the folder's name.
+
+    Returns:
+        Run: Sessions that share the work dir are merged: a resumed one replaces what an earlier one had logged from
+        the same iteration on.
+
+    Raises:
+        FileNotFoundError: ``work_dir`` is no folder, or not that of a run.
+    """
+    work_dir = Path(work_dir)
+    if not work_dir.is_dir():
+        raise FileNotFoundError(f'{work_dir} is not a folder')
+    configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    logs = sorted(path for path in work_dir.glob('*/vis_data/scalars.json') if TIMESTAMP.fullmatch(path.parts[-3]))
+    if not configs and not logs:
+        raise FileNotFoundError(f'{work_dir} is not the work dir of a run: it has neither a config (*.py) nor logs '
+                                '(<timestamp>/vis_data/scalars.json)')
+    run = Run(name or work_dir.resolve().name, work_dir)
+    run.info = read_info(work_dir / 'run.json', run.notes)
+    read_config(configs, run)
+    find_test_set(run)
+    run.train, run.val = merge_sessions([read_scalars(path, run.notes) for path in logs])
+    run.test = read_test(work_dir, logs[-1].parts[-3] if logs else '', run.notes)
+    if (work_dir / 'evaluation.json').exists():
+        run.checkpoint = read_json(work_dir / 'evaluation.json', run.notes).get('checkpoint')
+    check_training(run)
+    return run
+
+
+def read_json(path, notes):
+    """Return the object in a JSON file; {} with a note if the file is cut short or holds something else."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError('not a JSON object')
+    except ValueError as error:
+        notes.append(f'{path} could not be read ({error}) and was passed over.')
+        return {}
+    return content
+
+
+def read_info(path, notes):
+    """Return ``run.json``; {} with a note if it is missing."""
+    if path.exists():
+        return read_json(path, notes)
+    notes.append(f'{path} is missing, as it is for runs that tools/dist_train.sh did not start: what neither the logs '
+                 'nor the config tell is unknown.')
+    return {}
+
+
+def read_config(paths, run):
+    """Fill ``config_file`` and ``config`` from the dump that ``run.json`` names, or else the newest of ``paths``."""
+    if not paths:
+        run.notes.append(f'The config is missing from {run.work_dir}: the test set is unknown.')
+        return
+    from mmengine.config import Config  # here and not above: it imports torch
+
+    named = Path(run.info.get('config') or '').name
+    run.config_file = next((path for path in paths if path.name == named), paths[-1])
+    try:
+        run.config = Config.fromfile(run.config_file, import_custom_modules=False).to_dict()
+    except Exception as error:  # a config is a program, so anything may come
+        run.notes.append(f'{run.config_file} could not be loaded ({type(error).__name__}: {error}): the test set is '
+                         'unknown.')
+
+
+def find_test_set(run):
+    """Fill ``ann_file`` and ``img_dir`` from the config, with paths joined as mmengine's BaseDataset joins them."""
+    dataset = run.test_dataset
+    root = Path(dataset.get('data_root') or '')
+    if dataset.get('ann_file'):
+        run.ann_file = run.find(root / dataset['ann_file'])
+    if dataset.get('data_prefix'):
+        run.img_dir = run.find(root / dataset['data_prefix'].get('img', ''))
+
+
+def read_scalars(path, notes):
+    """Return the records (dicts) of one session's ``scalars.json``; lines that a killed run cut short are passed over
+    with a note."""
+    records, lines = [], path.read_text(errors='replace').splitlines()
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and 'step' in record:
+            records.append(record)
+    if len(records) < len(lines):
+        notes.append(f'{len(lines) - len(records)} unreadable line(s) of {path} passed over: the run was probably '
+                     'killed while it wrote.')
+    return records
+
+
+def merge_sessions(sessions):
+    """Join the logs of a first start and its resumptions.
+
+    Args:
+        sessions (list[list[dict]]): Records of each session, oldest first. Only those of training have an 'iter'.
+
+    Returns:
+        tuple[DataFrame, DataFrame]: ``Run.train`` and ``Run.val``.
+    """
+    train, val = [], []
+    for session, records in enumerate(sessions):
+        seen = dict(step=0)
+        for record in records:
+            if 'iter' in record:
+                seen = record
+                train.append(dict(record, session=session, iteration=record['step']))
+            else:
+                val.append(dict(as_metrics(record), session=session, step=record['step'], seen_step=seen['step'],
+                                seen_epoch=seen.get('epoch')))
+    if not train:
+        return pd.DataFrame(), pd.DataFrame()
+    train = pd.DataFrame(train)
+    val = pd.DataFrame(val, columns=None if val else ['session', 'step', 'seen_step', 'seen_epoch'])
+    val['iteration'] = validation_iteration(val, epoch_length(train))
+    # What came after the checkpoint that a later session resumed from is lost, whether logged again by now or not.
+    starts = train.groupby('session')['iteration'].min().reindex(range(len(sessions)))
+    resumed_at = starts[::-1].cummin().ffill().shift().fillna(math.inf)
+    kept = [frame[frame['iteration'] < frame['session'].map(resumed_at)] for frame in (train, val)]
+    train, val = (frame.drop_duplicates('iteration', keep='last').set_index('iteration') for frame in kept)
+    return train, val.drop(columns=['session', 'step', 'seen_step', 'seen_epoch'])
+
+
+def epoch_length(train):
+    """Return the iterations per epoch; NaN for iteration-based loops, which log no epoch."""
+    if 'epoch' not in train:
+        return math.nan
+    firsts = train.groupby(['session', 'epoch'])['iteration'].min()
+    # Records stand at the same places within every epoch, so their distance is exact even if its end is not logged.
+    between = firsts.groupby('session').diff().median()
+    return between if between > 0 else np.ceil((train['iteration'] / train['epoch']).max())
+
+
+def validation_iteration(val, length):
+    """Return the iteration (Series) after which each validation took place.
+
+    mmengine's LoggerHook gives it as the epoch, as the iteration, or, in an iteration-based loop with mmdet's default
+    settings, as 0: then the last logged iteration before it is the nearest that is known.
+    """
+    by_iteration = val['step'].where(val['step'] >= val['seen_step'], val['seen_step'])
+    return by_iteration.where(val['step'] != val['seen_epoch'], val['step'] * length).astype(int)
+
+
+def as_metrics(record):
+    """Return the metrics of a logged record: COCO's as 'AP^bbox' ... 'APl^mask' in percent, NaN where there are no
+    objects of that size; all others under their key with the value that was logged."""
+    metrics = {}
+    for key, value in record.items():
+        if key in COCO_NAMES:
+            metrics[COCO_NAMES[key]] = percent(value)
+        elif key not in NOT_METRICS and isinstance(value, (int, float)):
+            metrics[key] = value
+    return metrics
+
+
+def percent(ap):
+    """Return one of COCO's figures in percent, rounded as mmdet prints it; NaN for -1, COCO's "no such objects"."""
+    return math.nan if ap < 0 else round(100 * round(float(ap), 3), 1)
+
+
+def read_test(work_dir, newest_training, notes):
+    """Return the metrics of the newest ``<timestamp>/<timestamp>.json`` that is not older than the training logs."""
+    tests = sorted(path for path in work_dir.glob('*/*.json')
+                   if TIMESTAMP.fullmatch(path.stem) and path.stem == path.parent.name)
+    if not tests or tests[-1].stem < newest_training:
+        return {}
+    return as_metrics(read_json(tests[-1], notes))
+
+
+def check_training(run):
+    """Note missing logs, a run that did not finish, and losses that are not finite."""
+    if run.train.empty:
+        run.notes.append(f'{run.work_dir} has no training logs (<timestamp>/vis_data/scalars.json): no loss curves, no '
+                         'time per iteration.')
+        return
+    if run.info and not run.info.get('finished'):
+        run.notes.append(f'Training has not finished: the last logged iteration is {run.train.index[-1]}. If it was '
+                         'stopped, tools/dist_train.sh with --resume goes on from its newest checkpoint.')
+    bad = run.train[run.loss_terms].replace([math.inf, -math.inf], math.nan).isna().any(axis=1)
+    if bad.any():
+        run.notes.append(f'Losses are NaN or infinite in {bad.sum()} of {len(bad)} logged intervals, first at '
+                         f'iteration {bad.idxmax()}.')

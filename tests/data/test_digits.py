@@ -1,0 +1,340 @@
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('sklearn', reason="the digits data set needs pip install 'mmnorm[demo]'")
+
+from PIL import Image  # noqa: E402
+from pycocotools import mask as rle  # noqa: E402
+from pycocotools.coco import COCO  # noqa: E402
+from pycocotools.cocoeval import COCOeval  # noqa: E402
+from sklearn.datasets import load_digits, load_sample_images  # noqa: E402
+
+from mmnorm.data import DigitsOptions, digits, make_digits  # noqa: E402
+
+SMALL = DigitsOptions(num_train=6, num_val=4, image_size=64, digits_per_image=(2, 4), digit_size=(12, 30))
+CLASSES = ('background', *'0123456789')
+
+
+def tree(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('digits')
+    assert make_digits(folder, SMALL)  # an empty folder may exist
+    return folder
+
+
+def refuses(root, options, message, **kwargs):
+    before = tree(root)
+    with pytest.raises(FileExistsError, match=message):
+        make_digits(root, options, **kwargs)
+    assert tree(root) == before
+
+
+# What is drawn
+
+
+def test_same_options_give_same_bytes(root, tmp_path):
+    make_digits(tmp_path / 'again', SMALL)
+    assert tree(tmp_path / 'again') == tree(root)
+
+
+def test_another_seed_gives_other_images(root, tmp_path):
+    make_digits(tmp_path / 'other', replace(SMALL, seed=1))
+    one, other = tree(root), tree(tmp_path / 'other')
+    assert one.keys() == other.keys()
+    assert all(one[name] != other[name] for name in one)
+
+
+def test_image_does_not_depend_on_counts(root, tmp_path):
+    make_digits(tmp_path / 'fewer', replace(SMALL, num_train=3, num_val=1))
+    images = {name: content for name, content in tree(tmp_path / 'fewer').items() if not name.endswith('.json')}
+    everything = tree(root)
+    assert images == {name: everything[name] for name in images}
+
+
+def test_splits_share_no_scan():
+    loaded = {split: digits.load_scans(split, seed=0) for split in digits.SPLITS}
+    train, val = ({scan.tobytes() for scan in loaded[split][0]} for split in digits.SPLITS)
+    assert not train & val
+    assert sum(len(scans) for scans, _ in loaded.values()) == len(load_digits().images)
+    for label in range(10):
+        fraction = np.mean(loaded['val'][1] == label) / np.mean(loaded['train'][1] == label)
+        assert fraction == pytest.approx(1, abs=0.05)
+
+
+def test_splits_share_no_part_of_a_photograph():
+    for train, val, photo in zip(digits.load_photos('train'), digits.load_photos('val'), load_sample_images().images):
+        assert np.array_equal(np.hstack([train, val]), photo)
+
+
+def test_digits_have_their_size_stay_visible_and_do_not_overlap(monkeypatch):
+    coverages = []
+
+    def placed(*args, place=digits.DigitsPainter._place):
+        coverages.append(place(*args))
+        return coverages[-1]
+
+    monkeypatch.setattr(digits.DigitsPainter, '_place', placed)
+    painter = digits.DigitsPainter(replace(SMALL, digits_per_image=(4, 4)), 'train')
+    for index in range(30):
+        coverages.clear()
+        sample = painter.draw(index)
+        assert sample.masks.shape == (4, 64, 64) and sample.labels.shape == (4, )
+        assert sample.masks.sum(0).max() == 1
+        assert not (sample.rim & sample.masks.any(0)).any()
+        for mask, coverage in zip(sample.masks, coverages):
+            whole = coverage >= 0.5
+            assert not (mask & ~whole).any()
+            assert mask.sum() >= 0.8 * whole.sum()
+            rows, columns = np.nonzero(coverage)
+            assert 11 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 30  # 12 to 30, of which one may round to nothing
+
+
+def test_digits_that_find_no_room(tmp_path):
+    options = replace(SMALL, digits_per_image=(4, 4), digit_size=(60, 64))
+    with pytest.raises(ValueError, match=r'digits_per_image=\(4, 4\).*image_size=64: take fewer or smaller'):
+        make_digits(tmp_path / 'digits', options)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('corruption', digits.CORRUPTIONS)
+def test_corruption_of_val_grows_with_severity(corruption):
+    clean = digits.DigitsPainter(SMALL, 'val').draw(0)
+    distances = []
+    for severity in range(6):
+        sample = digits.DigitsPainter(replace(SMALL, corruption=corruption, severity=severity), 'val').draw(0)
+        assert np.array_equal(sample.masks, clean.masks)
+        distances.append(np.square(sample.image.astype(float) - clean.image).mean())
+    assert distances[0] == 0
+    assert np.all(np.diff(distances) > 0)
+
+
+def test_corruption_leaves_train_and_annotations_alone(root, tmp_path):
+    make_digits(tmp_path, replace(SMALL, corruption='blur', severity=5))
+    clean, blurred = tree(root), tree(tmp_path)
+    changed = {Path(name).parent.as_posix() for name in clean if clean[name] != blurred[name]}
+    assert changed == {'.', 'coco/val2017', 'ade/images/validation', 'cityscapes/leftImg8bit/val/digits'}
+
+
+# What is written
+
+
+@pytest.mark.parametrize('split', digits.SPLITS)
+@pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
+def test_coco_ground_truth_scores_ap_1(root, split, iou_type):
+    coco = COCO(root / f'coco/annotations/instances_{split}2017.json')
+    assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == list('0123456789')
+    evaluation = COCOeval(coco, coco.loadRes([dict(ann, score=1.0) for ann in coco.dataset['annotations']]), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] >= 0.999
+
+
+@pytest.mark.parametrize('split, folder', [('train', 'training'), ('val', 'validation')])
+def test_layouts_agree(root, split, folder):
+    coco = COCO(root / f'coco/annotations/instances_{split}2017.json')
+    for image in coco.loadImgs(coco.getImgIds()):
+        number = image['id']
+        ade = np.array(Image.open(root / f'ade/annotations/{folder}/ADE_{split}_{number:08d}.png'))
+        gt_fine = root / f'cityscapes/gtFine/{split}/digits/digits_{number:06d}_000019_gtFine_labelTrainIds.png'
+        assert np.array_equal(np.array(Image.open(gt_fine)), np.where(ade == 0, 255, ade.astype(int) - 1))
+
+        union = np.zeros_like(ade)
+        for annotation in coco.loadAnns(coco.getAnnIds(number)):
+            mask = coco.annToMask(annotation).astype(bool)
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            assert annotation['bbox'] == [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert annotation['area'] == mask.sum() == rle.area(annotation['segmentation'])
+            union[mask] = int(coco.cats[annotation['category_id']]['name']) + 2
+        assert np.array_equal(np.where(ade >= 2, ade, 0), union)
+        assert 0 < np.mean(ade == 0) < 0.2 < np.mean(ade == 1)
+
+        jpg = root / 'coco' / f'{split}2017' / image['file_name']
+        png = root / f'cityscapes/leftImg8bit/{split}/digits/digits_{number:06d}_000019_leftImg8bit.png'
+        assert os.path.samefile(jpg, root / f'ade/images/{folder}/ADE_{split}_{number:08d}.jpg')
+        assert np.abs(np.array(Image.open(jpg), int) - np.array(Image.open(png), int)).mean() < 3
+
+
+def test_copies_where_there_are_no_hard_links(root, tmp_path, monkeypatch):
+    def no_link(source, target):
+        raise OSError('no hard links here')
+
+    monkeypatch.setattr(os, 'link', no_link)
+    make_digits(tmp_path / 'copied', SMALL)
+    assert tree(tmp_path / 'copied') == tree(root)
+
+
+def test_only_the_chosen_layouts_are_written(tmp_path):
+    make_digits(tmp_path, replace(SMALL, layouts=['coco']))
+    assert {path.name for path in tmp_path.iterdir()} == {'coco', 'digits.json'}
+
+
+def test_mmdet_reads_coco(root):
+    coco_dataset = pytest.importorskip('mmdet.datasets').CocoDataset
+    dataset = coco_dataset(
+        data_root=str(root), ann_file='coco/annotations/instances_val2017.json',
+        data_prefix=dict(img='coco/val2017/'), metainfo=dict(classes=CLASSES[1:]))
+    assert len(dataset) == SMALL.num_val
+    label = digits.DigitsPainter(SMALL, 'val').draw(1).labels[0]
+    assert dataset.get_data_info(1)['instances'][0]['bbox_label'] == label
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(data_prefix=dict(img_path='ade/images/validation', seg_map_path='ade/annotations/validation'),
+         reduce_zero_label=True),
+    dict(data_prefix=dict(img_path='cityscapes/leftImg8bit/val', seg_map_path='cityscapes/gtFine/val'),
+         img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png'),
+], ids=['ade', 'cityscapes'])
+def test_mmseg_reads_maps(root, arguments):
+    mmseg_datasets = pytest.importorskip('mmseg.datasets')
+    dataset = mmseg_datasets.BaseSegDataset(
+        data_root=str(root), metainfo=dict(classes=CLASSES), pipeline=[mmseg_datasets.LoadAnnotations()], **arguments)
+    assert len(dataset) == SMALL.num_val
+    sample = digits.DigitsPainter(SMALL, 'val').draw(1)
+    seg_map = dataset[1]['gt_seg_map']
+    for label, mask in zip(sample.labels, sample.masks):
+        assert np.all(seg_map[mask] == CLASSES.index(str(label)))
+    assert np.array_equal(seg_map == 255, sample.rim)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize('arguments, error, message', [
+    (dict(num_train=0), ValueError, 'num_train=0: must be at least 1'),
+    (dict(num_val=2.5), TypeError, 'num_val=2.5: expected an int, got float'),
+    (dict(image_size=16), ValueError, 'image_size=16: must be at least 32'),
+    (dict(image_size=64), ValueError, 'digit_size=.16, 77.: a digit of 77 pixels does not fit into image_size=64'),
+    (dict(digit_size=(4, 9)), ValueError, 'digit_size=4: must be at least 8'),
+    (dict(digits_per_image=(3, 2)), ValueError, 'digits_per_image=.3, 2.: expected .low, high. with low <= high'),
+    (dict(digits_per_image=3), TypeError, 'digits_per_image=3: expected two ints'),
+    (dict(seed=-1), ValueError, 'seed=-1: must be from 0 to 4294967295'),
+    (dict(corruption='fog'), ValueError, "corruption='fog': choose from noise, blur, contrast or None"),
+    (dict(corruption='blur', severity=6), ValueError, 'severity=6: must be from 0 to 5'),
+    (dict(severity=1), ValueError, 'severity=1 needs a corruption: choose from noise, blur, contrast'),
+    (dict(layouts=()), ValueError, 'layouts=.*choose one or more from'),
+    (dict(layouts=('coco', 'voc')), ValueError, "layouts=.'coco', 'voc'.: choose one or more from"),
+])
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        DigitsOptions(**arguments)
+
+
+def test_missing_library_names_the_command(monkeypatch):
+    monkeypatch.delitem(sys.modules, 'mmnorm.data.digits')
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(ImportError, match=r"sklearn.*pip install 'mmnorm\[demo\]'"):
+        importlib.import_module('mmnorm.data.digits')
+
+
+def test_second_call_writes_nothing(root):
+    before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
+    assert not make_digits(root, replace(SMALL, layouts=['cityscapes', 'ade', 'coco']))
+    assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
+
+
+def test_other_options_need_overwrite(tmp_path):
+    make_digits(tmp_path, SMALL)
+    more = replace(SMALL, num_val=5)
+    refuses(tmp_path, more, r'num_val=4 \(now 5\): pass overwrite=True \(--overwrite\) or choose another folder')
+    assert make_digits(tmp_path, more, overwrite=True)
+    assert not make_digits(tmp_path, more)
+    assert len(list((tmp_path / 'coco/val2017').iterdir())) == 5
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+@pytest.mark.parametrize('name, content', [('notes.txt', 'mine'), ('digits.json', '{}'), ('digits.json', 'no JSON')])
+def test_a_users_folder_is_left_alone(tmp_path, name, content, overwrite):
+    (tmp_path / name).write_text(content)
+    refuses(tmp_path, SMALL, 'was not made by make_digits', overwrite=overwrite)
+
+
+def test_a_users_file_in_a_made_folder_is_left_alone(tmp_path):
+    make_digits(tmp_path, SMALL)
+    (tmp_path / 'coco/annotations/mine.json').write_text('{}')
+    refuses(tmp_path, SMALL, 'did not write, such as coco/annotations/mine.json', overwrite=True)
+
+
+def test_files_that_appear_while_drawing_are_left_alone(tmp_path, monkeypatch):
+    def appear(options, manifest=digits._manifest):
+        (tmp_path / 'digits').mkdir()
+        (tmp_path / 'digits/mine.txt').write_text('mine')
+        return manifest(options)
+
+    monkeypatch.setattr(digits, '_manifest', appear)
+    with pytest.raises(FileExistsError, match='was not made by make_digits'):
+        make_digits(tmp_path / 'digits', SMALL)
+    assert tree(tmp_path) == {'digits/mine.txt': b'mine'}
+
+
+@pytest.mark.parametrize('made_before', [False, True])
+def test_an_interrupted_run_changes_nothing(tmp_path, monkeypatch, made_before):
+    if made_before:
+        make_digits(tmp_path / 'digits', SMALL)
+    before = tree(tmp_path)
+
+    def interrupted(painter, index, draw=digits.DigitsPainter.draw):
+        if painter.split == 'val' and index == 2:
+            raise KeyboardInterrupt
+        return draw(painter, index)
+
+    monkeypatch.setattr(digits.DigitsPainter, 'draw', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_digits(tmp_path / 'digits', replace(SMALL, seed=1), overwrite=made_before)
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ['digits'] * made_before
+
+
+# The command line
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    path = Path(__file__).parents[2] / 'tools' / 'make_digits.py'
+    spec = importlib.util.spec_from_file_location('tools_make_digits', path)
+    tool = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    spec.loader.exec_module(tool)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['make_digits.py', *map(str, arguments)])
+        code = tool.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_tool_passes_every_option(run, tmp_path):
+    arguments = (tmp_path, '--train', 2, '--val', 1, '--image-size', 48, '--digits-per-image', 1, 2, '--digit-size', 9,
+                 20, '--seed', 3, '--corruption', 'noise', '--severity', 2, '--layouts', 'ade', 'coco')
+    assert run(*arguments) == (0, f'{tmp_path}: written\n', '')
+    assert run(*arguments) == (0, f'{tmp_path}: already there, made with the same options\n', '')
+    assert json.loads((tmp_path / 'digits.json').read_text())['options'] == dict(
+        num_train=2, num_val=1, image_size=48, digits_per_image=[1, 2], digit_size=[9, 20], seed=3, corruption='noise',
+        severity=2, layouts=['coco', 'ade'])
+
+
+def test_tool_overwrites_on_request(run, tmp_path):
+    small = (tmp_path, '--val', 1, '--layouts', 'coco')
+    assert run(*small, '--train', 1)[0] == 0
+    code, _, err = run(*small, '--train', 2)
+    assert code == 2
+    assert err.startswith('error: ') and 'num_train=1 (now 2)' in err and err.count('\n') == 1
+    assert run(*small, '--train', 2, '--overwrite')[0] == 0
+
+
+def test_tool_reports_a_wrong_argument_in_one_line(run, tmp_path):
+    code, _, err = run(tmp_path / 'digits', '--corruption', 'fog')
+    assert (code, err) == (2, "error: corruption='fog': choose from noise, blur, contrast or None\n")
+    assert not (tmp_path / 'digits').exists()

@@ -1,0 +1,45 @@
+"""The page in a real browser, without a network."""
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from .conftest import COLOURS
+from PIL import Image
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+         '--disable-background-networking', '--disable-component-update', '--hide-scrollbars',
+         '--proxy-server=127.0.0.1:9', '--host-resolver-rules=MAP * ~NOTFOUND')
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason='no Chromium or Chrome on PATH')
+
+
+def browse(page, profile, *flags):
+    """Open a page and return what the browser prints."""
+    done = subprocess.run([BROWSER, *FLAGS, *flags, f'--user-data-dir={profile}', page.as_uri()],
+                          capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+def count_pixels(picture, colour):
+    """Count the pixels of about a colour."""
+    return int((np.abs(picture - np.array(colour)).max(axis=2) < 12).sum())
+
+
+def test_page_is_shown(two_runs, tmp_path):
+    dom = browse(two_runs, tmp_path / 'profile', '--dump-dom')
+    assert '<title>Report: first, b&lt;b&gt;&amp;"</title>' in dom  # the scripts in config and class names did not run
+    assert '<script' not in dom
+    assert dom.count('class="difference"') == 2 * 6
+    assert '&lt;script&gt;document.title="owned"&lt;/script&gt;' in dom
+
+
+def test_plots_and_pictures_are_painted(two_runs, tmp_path):
+    screenshot = tmp_path / 'page.png'
+    browse(two_runs, tmp_path / 'profile', f'--screenshot={screenshot}', '--window-size=1280,5000')
+    picture = np.asarray(Image.open(screenshot).convert('RGB')).astype(int)
+    assert count_pixels(picture, (0, 114, 178)) > 2000  # the first run's curves
+    assert count_pixels(picture, (213, 94, 0)) > 2000  # the second run's
+    for colour in COLOURS:  # the objects of the test images; yellow, red and magenta are nowhere else on the page
+        assert count_pixels(picture, colour) > 500

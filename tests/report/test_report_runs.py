@@ -1,0 +1,122 @@
+"""Reading work dirs: logs of one and several sessions, cut-off lines, and folders that are no runs."""
+import json
+import math
+
+import pytest
+from .conftest import CONFIG, coco_line, train_line, write_session
+
+from mmnorm.report import load_run
+
+
+def lines_of(iterations, **kwargs):
+    return [train_line(iteration, **kwargs) for iteration in iterations]
+
+
+def test_epochs_become_iterations(make_run):
+    run = load_run(make_run())
+    assert list(run.train.index) == [10, 20, 35, 45, 60, 70]
+    assert list(run.val.index) == [25, 50, 75]  # 25 iterations an epoch, though the log shows none of its ends
+    assert list(run.val['AP^bbox']) == [10.0, 20.0, 30.0]
+    assert run.val['APl^mask'].isna().all()  # -1: no large objects
+
+
+@pytest.mark.parametrize('step', [20, 0])  # mmseg logs the iteration, mmdet's defaults 0
+def test_iterations_of_an_iteration_based_loop(tmp_path, step):
+    lines = lines_of([10, 20], epoch_length=None) + [dict(mIoU=40.5, step=step)] + lines_of([30], epoch_length=None)
+    write_session(tmp_path, '20250101_120000', lines)
+    assert load_run(tmp_path).val['mIoU'].to_dict() == {20: 40.5}
+
+
+def test_resumed_session_replaces_what_it_repeats(make_run):
+    work_dir = make_run()
+    resumed = lines_of([35, 45], loss=100.0) + [coco_line(2, 0.5)]
+    write_session(work_dir, '20250101_130000', resumed)
+    run = load_run(work_dir)
+    assert list(run.train.index) == [10, 20, 35, 45]  # epoch 3 came from weights that the resumption threw away
+    assert list(run.train['loss'] == 100) == [False, False, True, True]
+    assert run.val['AP^bbox'].to_dict() == {25: 10.0, 50: 50.0}
+
+
+def test_session_without_logs_between_others(make_run):
+    work_dir = make_run()
+    write_session(work_dir, '20250101_130000', [])
+    write_session(work_dir, '20250101_140000', lines_of([60], loss=100.0))
+    run = load_run(work_dir)
+    assert list(run.train.index) == [10, 20, 35, 45, 60]
+    assert run.train['loss'].iloc[-1] == 100
+
+
+def test_first_interval_of_a_session_is_warm_up(tmp_path):
+    write_session(tmp_path, '20250101_120000', lines_of([10], time=9.0) + lines_of([20, 30], time=0.2))
+    write_session(tmp_path, '20250101_130000', lines_of([40], time=9.0) + lines_of([50], time=0.4))
+    assert list(load_run(tmp_path).iteration_times) == [0.2, 0.2, 0.4]
+
+
+def test_cut_off_line(make_run):
+    work_dir = make_run()
+    log = work_dir / '20250101_120000/vis_data/scalars.json'
+    log.write_text(log.read_text() + '{"lr": 0.01, "lo')
+    run = load_run(work_dir)
+    assert len(run.train) == 6
+    assert any('1 unreadable line' in note for note in run.notes)
+
+
+def test_losses_that_are_not_numbers(tmp_path):
+    write_session(tmp_path, '20250101_120000',
+                  lines_of([10]) + lines_of([20], loss=math.nan) + lines_of([30], loss=math.inf))
+    assert any('2 of 3 logged intervals, first at iteration 20' in note for note in load_run(tmp_path).notes)
+
+
+def test_unfinished(make_run):
+    work_dir = make_run()
+    info = json.loads((work_dir / 'run.json').read_text()) | dict(finished=None)
+    (work_dir / 'run.json').write_text(json.dumps(info))
+    assert any('has not finished: the last logged iteration is 70' in note for note in load_run(work_dir).notes)
+
+
+def test_test_counts_only_after_training(make_run):
+    work_dir = make_run()
+    for timestamp, miou in (('20250101_110000', 1.0), ('20250101_130000', 2.0)):
+        (work_dir / timestamp).mkdir()
+        (work_dir / timestamp / f'{timestamp}.json').write_text(json.dumps(dict(mIoU=miou, time=0.1)))
+    assert load_run(work_dir).test == {'mIoU': 2.0}
+    write_session(work_dir, '20250101_140000', lines_of([80]))
+    assert load_run(work_dir).test == {}
+
+
+def test_paths_are_relative_to_where_training_started(make_run, data_root, tmp_path):
+    work_dir = make_run()
+    (tmp_path / 'linked').symlink_to(data_root)
+    (work_dir / 'mask_rcnn.py').write_text(CONFIG.format(data_root='linked/', classes=()))
+    run = load_run(work_dir)  # run.json says that training started in tmp_path
+    assert run.ann_file == tmp_path / 'linked/val.json'
+    assert run.img_dir == tmp_path / 'linked/images'
+
+
+def test_config_named_by_run_json_is_taken(make_run):
+    work_dir = make_run()
+    (work_dir / 'other.py').write_text('a = 1')
+    assert load_run(work_dir).config_file.name == 'mask_rcnn.py'
+
+
+@pytest.mark.parametrize('content', ['raise RuntimeError("no")', 'a = ', 'a = nowhere.Class'])
+def test_config_that_does_not_load(make_run, content):
+    work_dir = make_run()
+    (work_dir / 'mask_rcnn.py').write_text(content)
+    run = load_run(work_dir)
+    assert run.config == {}
+    assert any('mask_rcnn.py could not be loaded' in note for note in run.notes)
+
+
+@pytest.mark.parametrize('content', ['{"seed": 0', '[1]', ''])
+def test_run_json_that_cannot_be_read(make_run, content):
+    work_dir = make_run()
+    (work_dir / 'run.json').write_text(content)
+    assert any('run.json could not be read' in note for note in load_run(work_dir).notes)
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match='is not a folder'):
+        load_run(tmp_path / 'nothing')
+    with pytest.raises(FileNotFoundError, match='neither a config .* nor logs'):
+        load_run(tmp_path)
