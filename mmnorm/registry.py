@@ -5,11 +5,12 @@ registries of mmdet and mmseg. Each of the two may be missing.
 """
 from importlib import import_module
 from importlib.util import find_spec
+from logging import INFO, WARNING
 
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from mmnorm import norms
-from mmnorm.norms.base import warn_once
 
 NORMS = ('FrozenBN', 'SN', 'RBN')
 BACKBONES = dict(
@@ -26,8 +27,9 @@ def register_all():
             registry = import_module(f'{host}.registry').MODELS
             backbones = import_module(f'mmnorm.blocks.{host}_backbones')
         except (ImportError, AssertionError) as error:  # an mmdet beside the wrong mmcv fails by an assertion
-            if find_spec(host) is not None:
-                warn_once(f'mmnorm: {host} does not import ({error}); left out: {", ".join(names)}')
+            broken = find_spec(host) is not None
+            why, level = (f'does not import ({error})', WARNING) if broken else ('is not installed', INFO)
+            print_log(f'mmnorm: {host} {why}, left out: {", ".join(names)}', 'current', level)
             continue
         for name in names:
             registry.register_module(module=getattr(backbones, name))

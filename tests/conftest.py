@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'e2e: trains in processes of its own; takes a minute or more')
+    for module in ('torch.jit', 'pycocotools'):  # of no concern here, and hundreds of lines
+        config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,32 @@
+import subprocess
+import sys
+
+import pytest
+from mmcv.cnn import build_norm_layer
+from mmdet.registry import MODELS as DET
+from mmengine.registry import MODELS as ROOT
+from mmseg.registry import MODELS as SEG
+
+from mmnorm import norms, registry
+
+
+@pytest.mark.parametrize('name', registry.NORMS)
+def test_norms_are_visible_from_every_scope(name):
+    assert DET.get(name) is SEG.get(name) is ROOT.get(name) is getattr(norms, name)
+    attribute, layer = build_norm_layer(dict(type=name, requires_grad=True, eps=1e-3), 8, postfix=2)
+    assert attribute == 'bn2' and layer.eps == 1e-3
+
+
+@pytest.mark.parametrize('host, models', [('mmdet', DET), ('mmseg', SEG)])
+def test_backbones_are_in_their_hosts_registry(host, models):
+    for name in registry.BACKBONES[host]:
+        assert models.get(name).__module__ == f'mmnorm.blocks.{host}_backbones'
+
+
+@pytest.mark.parametrize('missing, present', [('mmseg', 'mmdet'), ('mmdet', 'mmseg')])
+def test_imports_without_a_host_and_says_what_is_left_out(missing, present):
+    code = (f'import sys; sys.modules[{missing!r}] = None; import mmnorm; '
+            f'from {present}.registry import MODELS; assert MODELS.get("XBNResNet") and MODELS.get("SN")')
+    done = subprocess.run([sys.executable, '-c', code], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    assert f'{missing} is not installed, left out: {", ".join(registry.BACKBONES[missing])}' in done.stdout
