@@ -17,9 +17,9 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=channels, roi_layer=roi_layer),
         bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=10),
         mask_roi_extractor=dict(out_channels=channels, roi_layer=roi_layer),
-        mask_head=dict(num_convs=2, in_channels=channels, conv_out_channels=channels, num_classes=10)),
+        mask_head=dict(in_channels=channels, conv_out_channels=channels, num_classes=10)),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))),
+        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
 
 # Digits are not flipped: a mirrored 2 is no digit

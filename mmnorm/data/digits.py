@@ -90,7 +90,7 @@ class DigitsOptions:
         TypeError: A count or size is not an int, or a range not two of them.
         ValueError: A value is outside its range.
     """
-    num_train: int = 1600
+    num_train: int = 2000
     num_val: int = 300
     image_size: int = 128
     digits_per_image: tuple[int, int] = (1, 4)

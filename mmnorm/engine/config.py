@@ -42,8 +42,8 @@ def load_config(args, splits):
     """
     try:
         cfg = Config.fromfile(args.config)
-    except (OSError, ValueError, ImportError, KeyError, SyntaxError) as error:
-        stop(f'{args.config} cannot be read as a config: {error}')
+    except Exception as error:  # a config is a program, so anything may come
+        stop(f'{args.config} cannot be read as a config: {type(error).__name__}: {error}')
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))

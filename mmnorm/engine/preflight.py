@@ -60,7 +60,8 @@ def missing_weights(model):
     for module in _find_dicts(model, 'type'):
         path = missing_pretrained(module.get('init_cfg') or dict(checkpoint=module.get('pretrained') or ''))
         if path:
-            messages.append(missing_pretrained_message(module['type'], path))
+            kind = module['type']  # a name, or in mmengine's newer configs the class
+            messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path))
     return messages
 
 

@@ -43,7 +43,7 @@ class RunRecordHook(Hook):
             **git_state(),
             seed=runner.seed,
             world_size=get_world_size(),
-            batch_size=runner.cfg.train_dataloader.batch_size * get_world_size(),
+            batch_size=(runner.cfg.train_dataloader.get('batch_size') or 0) * get_world_size() or None,
             device=describe_device(),
             versions=versions(),
             started=datetime.now().astimezone().isoformat(timespec='seconds'),

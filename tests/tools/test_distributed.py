@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from tests.conftest import ROOT
+
 HOOK = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -83,3 +85,26 @@ def test_ranks_see_different_images_and_end_with_equal_weights(tool, digits_conf
     assert 0 <= evaluation['metrics']['coco/bbox_mAP'] <= 1
     for kind in ('bbox', 'segm'):
         assert isinstance(json.loads((work_dir / f'predictions.{kind}.json').read_text()), list)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(300)
+def test_an_mmseg_config_trains_is_evaluated_and_reported(tool, digits, tmp_path):
+    config = tmp_path / 'segmentation.py'
+    config.write_text(f"""
+_base_ = {str(ROOT / 'configs/pspnet_xbn_r50_digits.py')!r}
+data = dict(data_root={str(digits / 'ade')!r})
+train_dataloader = dict(batch_size=2, dataset=data)
+val_dataloader = test_dataloader = dict(dataset=data)
+train_cfg = dict(max_iters=4, val_interval=4)
+default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))
+""")
+    work_dir = tmp_path / 'work_dirs/segmentation'
+    done = tool('dist_train.sh', config, 2)
+    assert done.returncode == 0, done.stdout[-3000:]
+    done = tool('dist_test.sh', config, work_dir / 'iter_4.pth', 2)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert 0 <= json.loads((work_dir / 'evaluation.json').read_text())['metrics']['mIoU'] <= 100
+    done = tool('report.py', work_dir)
+    assert done.returncode == 0, done.stdout
+    assert 'mIoU' in (work_dir / 'report.md').read_text()
