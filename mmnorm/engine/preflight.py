@@ -1,5 +1,6 @@
 """What can be known to go wrong before training starts: missing data, missing weights, missing GPUs."""
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -55,8 +56,12 @@ def missing_data(dataloader):
 
 
 def missing_weights(model):
-    """Messages for the pretrained weights of a model config that are local files and do not exist."""
-    messages = []
+    """Messages for the pretrained weights of a model config that this machine cannot load."""
+    messages = [
+        f'{cfg["checkpoint"]} needs torchvision, which is not installed: install the one that fits your PyTorch, or '
+        'give init_cfg a file of these weights.' for cfg in _find_dicts(model, 'checkpoint')
+        if str(cfg['checkpoint']).startswith('torchvision://') and find_spec('torchvision') is None
+    ]
     for module in _find_dicts(model, 'type'):
         path = missing_pretrained(module.get('init_cfg') or dict(checkpoint=module.get('pretrained') or ''))
         if path:

@@ -38,6 +38,16 @@ def test_missing_weights_of_other_backbones_are_named_without_xbns_ways():
     assert 'ResNet: the pretrained weights gone.pth are missing' in message and 'XBN' not in message
 
 
+@pytest.mark.parametrize('installed', [True, False])
+def test_torchvision_weights_need_torchvision(installed, monkeypatch):
+    monkeypatch.setattr('mmnorm.engine.preflight.find_spec', lambda name: name if installed else None)
+    found = problems(Config.fromfile(ROOT / 'configs/mask_rcnn_xbn_r50_bn_init.py'), 1, ())
+    assert found == []
+    found = [line for line in problems(Config.fromfile(ROOT / 'configs/mask_rcnn_xbn_r50_bn_init.py'), 1, ('train', ))
+             if 'torchvision' in line]
+    assert len(found) == (not installed)
+
+
 def test_data_and_weights_that_are_there_are_no_problem(tmp_path):
     for folder in ('train2017', 'val2017', 'annotations'):
         (tmp_path / 'data/coco' / folder).mkdir(parents=True)
