@@ -3,7 +3,7 @@ import torch
 from mmengine.config import Config
 
 from mmnorm.engine.config import fit_to_cpu
-from mmnorm.engine.preflight import problems
+from mmnorm.engine.preflight import missing_weights, problems
 from mmnorm.norms import base
 from tests.conftest import ROOT
 
@@ -41,11 +41,9 @@ def test_missing_weights_of_other_backbones_are_named_without_xbns_ways():
 @pytest.mark.parametrize('installed', [True, False])
 def test_torchvision_weights_need_torchvision(installed, monkeypatch):
     monkeypatch.setattr('mmnorm.engine.preflight.find_spec', lambda name: name if installed else None)
-    found = problems(Config.fromfile(ROOT / 'configs/mask_rcnn_xbn_r50_bn_init.py'), 1, ())
-    assert found == []
-    found = [line for line in problems(Config.fromfile(ROOT / 'configs/mask_rcnn_xbn_r50_bn_init.py'), 1, ('train', ))
-             if 'torchvision' in line]
-    assert len(found) == (not installed)
+    found = missing_weights(Config.fromfile(ROOT / 'configs/mask_rcnn_xbn_r50_bn_init.py').model)
+    expected = [] if installed else ['torchvision://resnet50 needs torchvision']
+    assert [line.split(',')[0] for line in found] == expected
 
 
 def test_data_and_weights_that_are_there_are_no_problem(tmp_path):
