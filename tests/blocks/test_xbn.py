@@ -119,7 +119,8 @@ def test_frozen_bn_does_not_move_while_gn_does():
     optimizer = torch.optim.SGD((p for p in backbone.parameters() if p.requires_grad), lr=0.1)
     sum(out.square().mean() for out in backbone(torch.randn(2, 3, 64, 64))).backward()
     optimizer.step()
-    moved = {key.rpartition('.')[0] for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+    after = backbone.state_dict()
+    moved = {key.rpartition('.')[0] for key in after if not torch.equal(after[key], before[key])}
     norms = {name: m for name, m in backbone.named_modules() if isinstance(m, (nn.GroupNorm, FrozenBN))}
     assert Counter(type(m) for m in norms.values()) == {nn.GroupNorm: 8, FrozenBN: 12}
     for name, m in norms.items():

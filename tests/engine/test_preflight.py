@@ -29,7 +29,8 @@ def test_missing_weights_name_the_three_ways_on():
                  'configs/mask_rcnn_xbn_r50_bn_init.py', 'configs/mask_rcnn_xbn_r50_scratch.py'):
         assert part in message
     for other in ('mask_rcnn_xbn_r50_bn_init.py', 'mask_rcnn_xbn_r50_scratch.py'):
-        assert 'pretrained weights' not in '\n'.join(problems(Config.fromfile(ROOT / 'configs' / other), 1, ('train', )))
+        found = problems(Config.fromfile(ROOT / 'configs' / other), 1, ('train', ))
+        assert 'pretrained weights' not in '\n'.join(found)
 
 
 def test_missing_weights_of_other_backbones_are_named_without_xbns_ways():

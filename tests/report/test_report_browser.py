@@ -4,8 +4,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from .conftest import COLOURS
 from PIL import Image
+
+from .conftest import COLOURS
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',

@@ -3,13 +3,14 @@ import json
 
 import numpy as np
 import pytest
-from .conftest import CLASSES, HEIGHT, WIDTH, encode, make_predictions
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmnorm.report import evaluate_coco
 from mmnorm.report.coco import match_objects
 from mmnorm.report.images import choose_images
+
+from .conftest import CLASSES, HEIGHT, WIDTH, encode, make_predictions
 
 
 @pytest.fixture

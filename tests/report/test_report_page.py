@@ -6,12 +6,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from .conftest import CONFIG, train_line, write_session
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmnorm.report import load_run, write_report
 from mmnorm.report.page import write_atomically
+
+from .conftest import CONFIG, train_line, write_session
 
 
 def report(*work_dirs, out, **kwargs):

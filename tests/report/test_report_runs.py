@@ -3,9 +3,10 @@ import json
 import math
 
 import pytest
-from .conftest import CONFIG, coco_line, train_line, write_session
 
 from mmnorm.report import load_run
+
+from .conftest import CONFIG, coco_line, train_line, write_session
 
 
 def lines_of(iterations, **kwargs):
