@@ -86,7 +86,7 @@ def write_json(path, content):
         content (dict): What to write.
     """
     partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(json.dumps(content, indent=2) + '\n')
+    partial.write_text(json.dumps(content, indent=2, default=float) + '\n')  # float: metrics come as numpy's
     partial.replace(path)
 
 
