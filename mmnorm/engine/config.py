@@ -69,7 +69,8 @@ def fit_to_cpu(cfg):
         wrapper = dict(find_unused_parameters=cfg.get('find_unused_parameters', False), broadcast_buffers=False)
         wrapper.update(cfg.get('model_wrapper_cfg') or {})
         cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
-    if cfg.pop('sync_bn', None) or _replace_sync_bn(cfg.model):
+    replaced = _replace_sync_bn(cfg.model)  # first: the conversion at run time is asked for beside it
+    if cfg.pop('sync_bn', None) or replaced:
         warn_once('SyncBN needs GPUs: on this machine it is replaced by BN, with the statistics of each process alone')
 
 

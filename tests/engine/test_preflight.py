@@ -74,10 +74,10 @@ def test_fewer_gpus_than_asked_is_said(monkeypatch, gpus, asked, problem):
 
 
 def test_sync_bn_becomes_bn_on_a_cpu_with_one_warning():
-    cfg = Config(dict(launcher='pytorch', model=dict(
+    cfg = Config(dict(launcher='pytorch', sync_bn='torch', model=dict(
         backbone=dict(type='ResNet', norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='SyncBN'))])))
     with pytest.warns(UserWarning, match='SyncBN needs GPUs') as caught:
         fit_to_cpu(cfg)
     assert len(caught) == 1
     assert cfg.model.backbone.norm_cfg.type == cfg.model.heads[0].norm_cfg.type == 'BN'
-    assert cfg.model_wrapper_cfg.device_ids is None
+    assert cfg.model_wrapper_cfg.device_ids is None and 'sync_bn' not in cfg
