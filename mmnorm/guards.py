@@ -4,30 +4,36 @@ Our layers subclass ``nn.BatchNorm2d``, so that norm_eval, norm_decay_mult and t
 them. These functions would silently turn them into something else, and are wrapped, wherever they were imported to:
 
 - ``mmengine.model.convert_sync_batchnorm`` (``Runner(sync_bn=...)``) and ``nn.SyncBatchNorm.convert_sync_batchnorm``
-  would make plain SyncBN of any of them: they are left alone.
+  would make plain SyncBN of any of them: a layer becomes its own Sync twin (SN becomes SyncSN) if it has one, and is
+  left alone if not. ``mmengine.model.revert_sync_batchnorm`` turns the twins back.
 - ``mmcv.cnn.fuse_conv_bn`` would fold any of them into the conv before: all but FrozenBN, which is a constant affine
   and folds rightly, are left alone.
 - ``ConvModule(efficient_conv_bn_eval=True)`` does the same in forward: it is turned off for all but FrozenBN.
 
-Each says once which layers it left alone.
+Each says once what it did.
 """
 import functools
 import sys
 
 from mmcv.cnn import ConvModule, fuse_conv_bn
-from mmengine.model import convert_sync_batchnorm
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
+from torch.distributed import ProcessGroup
 
-from .norms import FrozenBN
+from . import norms
+from .norms import EN, FrozenBN
 from .norms.base import PlaneNorm, warn_once
+
+_TWINS = {getattr(norms, name): getattr(norms, f'Sync{name}') for name in ('SN', 'RBN', 'EN', 'BGN')}
 
 
 def install():
     """Wrap the functions above; called once, by ``import mmnorm``."""
-    _rebind(convert_sync_batchnorm, _leave_ours_alone(convert_sync_batchnorm))
+    torch_convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    _rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), _TWINS))
+    nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_retype_ours(_leave_ours_alone(torch_convert), _TWINS))
+    _rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in _TWINS.items()}))
     _rebind(fuse_conv_bn, _leave_ours_alone(fuse_conv_bn, but=FrozenBN))
-    to_sync = _leave_ours_alone(nn.SyncBatchNorm.convert_sync_batchnorm)
-    nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(to_sync)
     ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
 
 
@@ -38,6 +44,26 @@ def _rebind(function, guarded):
             setattr(module, function.__name__, guarded)
 
 
+def _retype_ours(function, types):
+    """Have a function that converts a model make each of our layers one of another type, of the same parameters."""
+
+    @functools.wraps(function)
+    def guarded(module, *args, **kwargs):
+        made = set()
+        # ours synchronise over all ranks, not over the group of some that torch's function may be given
+        ours = [] if any(isinstance(v, ProcessGroup) for v in (*args, *kwargs.values())) else module.modules()
+        for layer in ours:
+            # EN's virtual batches are smaller than a process's, synchronised ones larger
+            if type(layer) in types and not (isinstance(layer, EN) and layer.virtual_batch_size):
+                made.add(f'{type(layer).__name__} to {types[type(layer)].__name__}')
+                layer.__class__ = types[type(layer)]
+        if made:
+            warn_once(f'{function.__name__} turns {", ".join(sorted(made))}')
+        return function(module, *args, **kwargs)
+
+    return guarded
+
+
 def _leave_ours_alone(function, but=()):
     """Have a function that walks over a model not see our layers, except those of type ``but``."""
 
@@ -46,8 +72,9 @@ def _leave_ours_alone(function, but=()):
         ours = {name: m for name, m in module.named_modules() if isinstance(m, PlaneNorm) and not isinstance(m, but)}
         if not ours:
             return function(module, *args, **kwargs)
-        kinds = ', '.join(sorted({type(m).__name__ for m in ours.values()}))
-        warn_once(f'{function.__name__} leaves {kinds} alone: these layers are more than BN')
+        kinds = ', '.join(sorted({type(m).__name__ for m in ours.values() if not m.sync}))
+        if kinds:
+            warn_once(f'{function.__name__} leaves {kinds} alone: these layers are more than BN')
         if '' in ours:
             return module
         for name in ours:

@@ -12,7 +12,8 @@ from mmengine.registry import MODELS
 
 from mmnorm import norms
 
-NORMS = ('FrozenBN', 'SN', 'RBN')
+NORMS = ('FrozenBN', 'SN', 'SyncSN', 'RBN', 'SyncRBN', 'EN', 'SyncEN', 'BGN', 'SyncBGN', 'GBGN', 'PN', 'BRN', 'GW',
+         'IBN')
 BACKBONES = dict(
     mmdet=('XBNResNet', 'XBNResNetV1d', 'XBNResNeXt', 'XBNRegNet'),
     mmseg=('XBNResNet', 'XBNResNetV1c', 'XBNResNetV1d', 'XBNResNeXt'))

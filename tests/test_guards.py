@@ -1,11 +1,15 @@
+import functools
+
 import pytest
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.runner import runner
 from torch import nn
+from torch.distributed import ProcessGroup
 
-from mmnorm.norms import RBN, SN, FrozenBN, base
+from mmnorm import norms
+from mmnorm.norms import BGN, BRN, EN, GBGN, IBN, RBN, SN, FrozenBN, base
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -20,24 +24,47 @@ def network(norm):
     model = nn.Sequential(nn.Conv2d(3, 6, 3), norm(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)).eval()
     with torch.no_grad():
         for layer in (model[1], model[4]):
-            layer.weight.normal_()
+            layer.weight.copy_(torch.randn(6))
             layer.running_mean.normal_()
             layer.running_var.uniform_(0.5, 2)
     return model
 
 
-@pytest.mark.parametrize('convert', [convert_sync_batchnorm, runner.convert_sync_batchnorm,
-                                     nn.SyncBatchNorm.convert_sync_batchnorm])
-@pytest.mark.parametrize('norm', [SN, RBN, FrozenBN])
-def test_sync_conversion_leaves_ours_alone_and_says_so(norm, convert):
+CONVERTERS = [convert_sync_batchnorm, runner.convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('convert', CONVERTERS)
+@pytest.mark.parametrize('norm', [SN, RBN, EN, BGN])
+def test_sync_conversion_makes_the_twin_and_back(norm, convert):
+    model = network(norm)
+    parameters, expected = [id(p) for p in model.parameters()], model[:2](X)
+    with pytest.warns(UserWarning, match=f'convert_sync_batchnorm turns {norm.__name__} to Sync{norm.__name__}'):
+        model = convert(model)
+    assert type(model[1]) is getattr(norms, f'Sync{norm.__name__}') and isinstance(model[4], nn.SyncBatchNorm)
+    assert [id(p) for p in model[:2].parameters()] == parameters[:len(list(model[:2].parameters()))]
+    assert torch.equal(model[:2](X), expected)
+    model = revert_sync_batchnorm(model)
+    assert type(model[1]) is norm and not isinstance(model[4], nn.SyncBatchNorm)
+    assert torch.equal(model[:2](X), expected)
+
+
+@pytest.mark.parametrize('convert', CONVERTERS)
+@pytest.mark.parametrize('norm', [FrozenBN, GBGN, BRN, IBN, functools.partial(EN, virtual_batch_size=1)])
+def test_sync_conversion_leaves_alone_what_has_no_twin_and_says_so(norm, convert):
     model = network(norm)
     layer = model[1]
-    with pytest.warns(UserWarning, match=f'convert_sync_batchnorm leaves {norm.__name__} alone'):
+    with pytest.warns(UserWarning, match=f'convert_sync_batchnorm leaves {type(layer).__name__} alone'):
         model = convert(model)
     assert model[1] is layer and isinstance(model[4], nn.SyncBatchNorm)
     assert convert(layer) is layer
-    reverted = revert_sync_batchnorm(model)
-    assert reverted[1] is layer
+    assert revert_sync_batchnorm(model)[1] is layer
+
+
+def test_conversion_for_a_group_of_ranks_leaves_ours_alone():
+    group = ProcessGroup(0, 1)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network(SN), group)
+    assert type(model[1]) is SN and model[4].process_group is group
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""The moment plane: the only code that touches elements."""
-from .plane import affine, moments, normalize
+"""All that touches elements, :func:`normalize`, and what pools the moment plane over a scope or over ranks."""
+from .plane import like, moments, normalize
+from .scopes import pool, pool_ranks
 
-__all__ = ['affine', 'moments', 'normalize']
+__all__ = ['like', 'moments', 'normalize', 'pool', 'pool_ranks']

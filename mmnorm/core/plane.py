@@ -1,9 +1,9 @@
-"""The two operations that touch the elements of a tensor: take its moments, apply an affine.
+"""The one operation that touches the elements of a tensor: take its moments, then normalise by what came of them.
 
 A normalizer is a function on the *moment plane*, the (N, C) means and biased variances of a tensor (N, C, *S). Only
-:func:`moments` and :func:`affine` read the N x C x L elements, so every normalizer built on them moves the memory that
-a BatchNorm moves: forward reads x twice and writes y once; backward reads x and the gradient twice and writes dx once.
-Saved for the backward pass: x and tensors of the plane's size.
+:func:`normalize` reads the N x C x L elements, so every normalizer built on it moves the memory that a BatchNorm moves:
+forward reads x twice and writes y once; backward reads x and the gradient twice and writes dx once. Saved for the
+backward pass: x and tensors of the plane's size.
 
 Numerical decisions: statistics are float32 at least, whatever the input's type. The variance is the centred one; the
 mean of squares minus the squared mean would lose 1e-3 at mean/std = 100 in float32.
@@ -17,63 +17,56 @@ from torch.autograd.function import once_differentiable
 # channels. Much smaller and rounding noise of x would be magnified; much larger and small variances would drown.
 _EPS = 1e-5
 
+_group_norm_backward = torch.ops.aten.native_group_norm_backward.default
+_unsafe_view = torch.ops.aten._unsafe_view.default
 
-def normalize(x, coefficients):
-    """Normalise a tensor by coefficients that are computed on its moment plane.
+
+def normalize(x, statistics, eps):
+    """Normalise a tensor by statistics that are computed on its moment plane.
 
     Args:
         x (Tensor): Floating point, shape (N, C, *S); N may be 0. Never modified.
-        coefficients (callable): ``(mean, var, count) -> (scale, shift)``, plain differentiable torch. ``mean`` and
-            ``var`` (biased) are (N, C), float32 or float64; ``count`` is the number L of elements they are taken over.
-            ``scale`` and ``shift`` broadcast to (N, C).
+        statistics (callable): ``(mean, var, count) -> (mean, var, weight, bias)``, plain differentiable torch. It is
+            given the mean and the biased variance of each channel of each sample, (N, C) in float32 or float64, and
+            the number L of elements that they are taken over. What it returns broadcasts to (N, C).
+        eps (float): Added to the variance that ``statistics`` returns.
 
     Returns:
-        Tensor: ``scale[n, c] * x[n, c, *] + shift[n, c]``, with the shape, type and memory format of x.
+        Tensor: ``weight * (x - mean) / sqrt(var + eps) + bias``, with the shape, type and memory format of x.
     """
-    same, mean, var = moments(x)
-    scale, shift = coefficients(mean, var, prod(x.shape[2:]))
-    y = affine(same, scale.expand_as(mean), shift.expand_as(mean))
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        y = y.contiguous(memory_format=torch.channels_last)
-    return y
+    count = prod(x.shape[2:])
+    if spelled_out() or x.numel() == 0:
+        wide = x.to(_statistics_dtype(x)).reshape(*x.shape[:2], count)
+        own_mean = wide.mean(2)
+        own_var = (wide - own_mean.unsqueeze(2)).square().mean(2)
+        mean, var, weight, bias = statistics(own_mean, own_var, count)
+        mean, scale, bias = (_spread(plane.expand_as(own_mean), x)
+                             for plane in (mean, weight * torch.rsqrt(var + eps), bias))
+        return ((x - mean) * scale + bias).to(x.dtype)
+    shared = _Shared()
+    same, mean, var = _Moments.apply(x, shared)
+    return like(_Normalize.apply(same, *statistics(mean, var, count), eps, shared), x)
 
 
+@torch.no_grad()
 def moments(x):
-    """Mean and biased variance of each channel of each sample.
-
-    Args:
-        x (Tensor): Shape (N, C, *S).
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: x itself, to be passed on to :func:`affine` (its gradient then joins that of the
-        moments in one pass over the elements), mean (N, C) and var (N, C).
-    """
-    if _plain(x):
-        wide = x.to(_statistics_dtype(x)).reshape(*x.shape[:2], prod(x.shape[2:]))
-        mean = wide.mean(2)
-        return x, mean, (wide - mean.unsqueeze(2)).square().mean(2)
-    return _Moments.apply(x)
+    """Mean and biased variance of each channel of each sample, (N, C) in float32 at least; without gradient."""
+    _, mean, rstd = _instance_norm(x)
+    return mean, _variance(rstd)
 
 
-def affine(x, scale, shift):
-    """``scale * x + shift``, per sample and channel.
-
-    Args:
-        x (Tensor): Shape (N, C, *S).
-        scale (Tensor): Shape (N, C).
-        shift (Tensor): Shape (N, C).
-
-    Returns:
-        Tensor: Shape (N, C, *S), type of x.
-    """
-    if _plain(x):
-        return (x * _spread(scale, x) + _spread(shift, x)).to(x.dtype)
-    return _Affine.apply(x, scale, shift)
+def like(y, x):
+    """y, of any contiguous shape, in the shape and the memory format (contiguous or channels last) of x."""
+    y = y.view(x.shape) if y.shape != x.shape else y
+    for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if x.dim() == dims and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
+            return y.contiguous(memory_format=layout)
+    return y.contiguous()
 
 
-def _plain(x):
-    """Whether to spell the operations out: for compilers and exporters, and for tensors without elements."""
-    return x.numel() == 0 or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+def spelled_out():
+    """Whether a compiler or an exporter is reading: it needs plain operations, and makes something faster of them."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _statistics_dtype(x):
@@ -89,62 +82,103 @@ def _rows(x):
     return x.reshape(1, x.shape[0] * x.shape[1], -1).contiguous()
 
 
-def _scale_and_shift(x, scale, shift):
+def _instance_norm(x):
+    """(x - mean) * rstd, mean and rstd; with a group per channel this is a CPU's fastest way to the moments."""
+    source, one, zero = x.contiguous(), None, None
+    samples, channels = x.shape[:2]
+    if x.dtype != _statistics_dtype(x):
+        if x.is_cpu:
+            # weight and bias are passed for their type, which becomes the type of the statistics
+            one, zero = torch.ones(channels), torch.zeros(channels)
+        else:
+            source = source.float()
+    return torch.native_group_norm(source, one, zero, samples, channels, prod(x.shape[2:]), channels, _EPS)
+
+
+def _variance(rstd):
+    return rstd.pow(-2).sub_(_EPS).relu_()
+
+
+def _per_row(plane, scale):
+    """Expand a plane to that of ``scale``, (N, C), as (1, N C)."""
+    if plane.shape != scale.shape or plane.dtype != scale.dtype:
+        plane = plane.to(scale.dtype).expand_as(scale).contiguous()
+    return plane.view(1, -1)
+
+
+def _affine(x, scale, shift):
     # batch_norm in evaluation mode is ATen's fastest per-channel affine: (x - 0) / sqrt(1 - 0 + 0) * scale + shift
     scale, shift = scale.reshape(-1), shift.reshape(-1)
-    y = torch.batch_norm(
-        _rows(x), scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0., 0., False)
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    y = torch.batch_norm(_rows(x), scale, shift, zero, one, False, 0., 0., False)
     # not view: autograd forbids to modify a view that a Function made, and an in-place ReLU mostly follows
-    return torch.ops.aten._unsafe_view(y, x.shape)
+    return _unsafe_view(y, x.shape)
+
+
+class _Shared:
+    """What the two functions of one call hand each other, so that no pass over the elements is made twice.
+
+    ``hat``, ``mean``, ``rstd``: the instance-normalised input that comes with the moments, ``(x - mean) * rstd``; the
+    result is completed in place in it. ``scale``: of the result, (N, C); :class:`_Moments` applies it to the gradient
+    in the pass in which it adds the moments' gradients.
+    """
+    __slots__ = ('hat', 'mean', 'rstd', 'scale')
 
 
 class _Moments(torch.autograd.Function):
+    """x -> x, mean, var. The gradient that it takes for its first output is that of :class:`_Normalize`'s result."""
 
     @staticmethod
-    def forward(ctx, x):
-        rows = _rows(x)
-        _, channels, length = rows.shape
-        one = x.new_ones(channels, dtype=_statistics_dtype(x))
-        # With a group per channel of a sample this is the fastest way to moments on a CPU (var_mean takes 10 times as
-        # long); weight and bias are passed for their type, which is the type of the statistics.
-        _, mean, rstd = torch.native_group_norm(
-            rows, one, torch.zeros_like(one), 1, channels, length, channels, _EPS)
-        mean, rstd = mean.view(x.shape[:2]), rstd.view(x.shape[:2])
+    def forward(ctx, x, shared):
+        hat, mean, rstd = _instance_norm(x)
+        # detached, because an output kept here would keep this very node alive
+        shared.hat, shared.mean, shared.rstd = hat, mean.detach(), rstd
         ctx.save_for_backward(x, mean)
-        return x, mean, (rstd.pow(-2) - _EPS).clamp_min_(0)
+        ctx.shared = shared
+        return x, mean, _variance(rstd)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dx, dmean, dvar):
+    def backward(ctx, grad, dmean, dvar):
         x, mean = ctx.saved_tensors
         length = prod(x.shape[2:])
         c1 = dvar * (2 / length)
-        c0 = dmean / length - c1 * mean
-        # dx comes from _Affine and belongs to nobody else, so it can be completed in place
-        return dx.addcmul_(x, _spread(c1, x).to(x.dtype)).add_(_spread(c0, x).to(x.dtype))
+        c0 = (dmean / length).addcmul_(c1, mean, value=-1)
+        return _affine(grad, ctx.shared.scale, c0).addcmul_(x, _spread(c1, x).to(x.dtype)), None
 
 
-class _Affine(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
+    """x, mean, var, weight, bias -> the result, in the place of ``shared.hat``; x gets the result's own gradient."""
 
     @staticmethod
-    def forward(ctx, x, scale, shift):
-        ctx.save_for_backward(x, scale)
-        return _scale_and_shift(x, scale, shift)
+    def forward(ctx, x, mean, var, weight, bias, eps, shared):
+        rstd = torch.rsqrt(var + eps)
+        scale = (weight * rstd).to(_statistics_dtype(x)).expand(x.shape[:2])
+        ctx.save_for_backward(x, mean, rstd, scale)
+        ctx.shapes = mean.shape, var.shape, weight.shape, bias.shape
+        hat, shared.hat, shared.scale = shared.hat, None, scale
+        if x.dtype != scale.dtype:
+            # half precision would round three times on the way over hat
+            return _affine(x, scale, (bias - mean * scale).expand_as(scale))
+        shift = (shared.mean - mean).mul_(scale).add_(bias)
+        return hat.mul_(_spread(scale / shared.rstd, x)).add_(_spread(shift, x))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, scale = ctx.saved_tensors
-        dx = dscale = dshift = None
-        if ctx.needs_input_grad[0]:
-            dx = _scale_and_shift(grad, scale, torch.zeros_like(scale))
-        if any(ctx.needs_input_grad[1:]):
-            # group_norm's weight gradient with mean 0 and deviation 1 is sum(grad * x), its bias gradient sum(grad)
+        gradients = [None] * 4
+        if any(ctx.needs_input_grad[1:5]):
+            x, mean, rstd, scale = ctx.saved_tensors
             rows = _rows(x)
             _, channels, length = rows.shape
-            zero, one = scale.new_zeros(1, channels), scale.new_ones(1, channels)
-            _, dscale, dshift = torch.ops.aten.native_group_norm_backward(
-                _rows(grad), rows, zero, one, one.view(-1), 1, channels, length, channels,
+            own_mean, own_rstd = (_per_row(plane, scale) for plane in (mean, rstd))
+            # group_norm's weight gradient is sum(grad * (x - mean) * rstd), its bias gradient sum(grad). The weight
+            # counts only for its type.
+            _, dweight, dbias = _group_norm_backward(
+                _rows(grad), rows, own_mean, own_rstd, own_rstd.view(-1), 1, channels, length, channels,
                 [False, True, True])
-            dscale, dshift = dscale.view_as(scale), dshift.view_as(scale)
-        return dx, dscale, dshift
+            dweight, dbias = dweight.view_as(scale), dbias.view_as(scale)
+            dmean, dvar = (scale * dbias).neg_(), (scale * dweight).mul_(rstd).mul_(-0.5)
+            gradients = [g if g.shape == s else g.sum_to_size(s)
+                         for g, s in zip((dmean, dvar, dweight, dbias), ctx.shapes)]
+        return grad, *gradients, None, None

@@ -1,0 +1,208 @@
+"""Batch Group Normalization, and its baseline Generalised Batch Group Normalization (paper bgn)."""
+from math import gcd
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mmnorm.core import like, normalize, pool
+
+from .base import PlaneNorm, check_groups, warn_once
+
+#: Number of groups for a number of images per GPU (bgn, Table 2).
+GROUPS_OF_BATCH_SIZE = {2: 1, 4: 2, 8: 16, 16: 64, 32: 128, 64: 256, 128: 512}
+
+
+def groups_for(batch_size):
+    """Number of groups by the rule of bgn's Table 2, interpolated in logarithms and held beyond its ends.
+
+    Args:
+        batch_size (int): Images per GPU.
+    """
+    sizes, groups = np.log2(list(GROUPS_OF_BATCH_SIZE.items())).T
+    return round(2 ** np.interp(np.log2(batch_size), sizes, groups))
+
+
+class BGN(PlaneNorm):
+    """Batch Group Normalization (bgn, Eq. 6 to 9): statistics over the batch and a group of a sample's elements.
+
+    Channels and positions of a sample are merged into D = C * L elements and cut into G contiguous groups; element d
+    belongs to group floor(d * G / D), for every image size. Gamma and beta are per channel. Running statistics have
+    shape (G,) and serve in evaluation. G = C is BN; G = 1 is LN at one sample.
+
+    It is as fast as BN when G divides C, or D in runs of some length; else several times slower. A BN checkpoint loads:
+    its running statistics are pooled over the groups.
+
+    Args:
+        num_features (int): Number of channels C.
+        eps (float): Added to the variance. Default 1e-5.
+        momentum (float or None): As in BN. Default 0.1.
+        num_groups (int or str): G, or 'auto' for the rule of bgn's Table 2, by ``batch_size``. Default 1, what that
+            rule has for 2 images per GPU.
+        batch_size (int): Images per GPU, for ``num_groups='auto'``.
+        frozen (bool): See :class:`~mmnorm.norms.base.PlaneNorm`.
+
+    Raises:
+        ValueError: 'auto' without ``batch_size``; more groups than a sample has elements (in forward).
+    """
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, num_groups=1, batch_size=None, frozen=False):
+        name = type(self).__name__
+        if num_groups == 'auto':
+            if batch_size is None:
+                raise ValueError(f"{name}: num_groups='auto' needs batch_size, the images per GPU, to choose by")
+            num_groups = groups_for(batch_size)
+        if not isinstance(num_groups, int) or num_groups < 1:
+            raise ValueError(f"{name}: num_groups={num_groups!r}; a positive integer or 'auto' would do")
+        self.num_groups = num_groups
+        super().__init__(num_features, eps, momentum, frozen)
+
+    def _reset_control_parameters(self):
+        self.running_mean = torch.zeros(self.num_groups)
+        self.running_var = torch.ones(self.num_groups)
+
+    def forward(self, x):
+        self._check_input(x)
+        self._note_norm_eval()
+        positions = x.shape[2:].numel()
+        elements = self.num_features * positions
+        if self.num_groups > elements > 0:
+            raise ValueError(f'{type(self).__name__}: num_groups={self.num_groups}, but a sample of shape '
+                             f'{tuple(x.shape[1:])} has only {elements} elements; num_groups up to that would do')
+        if elements % self.num_groups:
+            return like(self._by_index(x.flatten(1), positions), x)
+        # runs that lie in one channel and in one group: the plane of runs is enough
+        length = gcd(positions, elements // self.num_groups) or 1
+        runs = max(positions, 1) // length
+        weight, bias = (p.repeat_interleave(runs) for p in (self.weight, self.bias))
+        x_runs = x.reshape(x.shape[0], self.num_features * runs, positions // runs)
+        if not self.training:
+            per_group = len(weight) // self.num_groups
+            mean, var = (s.repeat_interleave(per_group) for s in (self.running_mean, self.running_var))
+            return like(F.batch_norm(x_runs, mean, var, weight, bias, eps=self.eps), x)
+
+        def statistics(mean, var, count):
+            shape = mean.shape[0], self.num_groups, mean.shape[1] // self.num_groups
+            mean, var = self.batch_statistics(mean.reshape(shape), var.reshape(shape), count, (0, 2))
+            return mean.repeat_interleave(shape[2]), var.repeat_interleave(shape[2]), weight, bias
+
+        return like(normalize(x_runs, statistics, self.eps), x)
+
+    def _by_index(self, x, positions):
+        """The same for (N, D) when the groups differ in size, by the group index of each element; slower."""
+        index = torch.arange(x.shape[1], device=x.device) * self.num_groups // x.shape[1]
+        mean, var = self.running_mean, self.running_var
+        if self.training and (len(x) or self._ranks()):
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            empty = wide.new_zeros(self.num_groups)
+            sizes = len(x) * empty.index_add(0, index, wide.new_ones(x.shape[1]))
+            mean = empty.index_add(0, index, wide.sum(0)) / sizes.clamp(min=1)
+            var = empty.index_add(0, index, (wide - mean[index]).square().sum(0)) / sizes.clamp(min=1)
+            mean, var = self.shared_and_tracked(mean, var, sizes)
+        scale = self.weight.repeat_interleave(positions) * torch.rsqrt(var + self.eps)[index]
+        return ((x - mean[index]) * scale + self.bias.repeat_interleave(positions)).to(x.dtype)
+
+    def _one_value_each(self, x):
+        return x.numel() == self.num_groups
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        _pool_bn_statistics(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self):
+        return f'{super().extra_repr()}, num_groups={self.num_groups}'
+
+
+def _pool_bn_statistics(layer, state_dict, prefix):
+    """Pool the running statistics of a BN checkpoint, one per channel, over the layer's groups."""
+    keys = prefix + 'running_mean', prefix + 'running_var'
+    groups, channels = layer.running_mean.numel(), layer.num_features
+    if groups == channels or any(key not in state_dict or state_dict[key].numel() != channels for key in keys):
+        return
+    mean, var = (state_dict[key].flatten() for key in keys)
+    # a group is the average of the channels that it overlaps, by how much it does
+    lower, group_lower = (torch.arange(n).to(mean) / n for n in (channels, groups))
+    upper, group_upper = lower + 1 / channels, group_lower + 1 / groups
+    overlap = (torch.minimum(upper, group_upper[:, None]) - torch.maximum(lower, group_lower[:, None])).clamp(min=0)
+    share = overlap / overlap.sum(1, keepdim=True)
+    pooled = share @ mean
+    state_dict[keys[0]] = pooled
+    state_dict[keys[1]] = (share * (var + (mean - pooled[:, None]).square())).sum(1)
+    warn_once(f'{type(layer).__name__}: a BN checkpoint is loaded; its running statistics are pooled over the groups.')
+
+
+class SyncBGN(BGN):
+    """:class:`BGN` with its statistics over all ranks. For arguments see there."""
+
+    sync = True
+
+
+class GBGN(PlaneNorm):
+    """Generalised Batch Group Normalization (bgn's baseline): statistics over groups of samples and of channels.
+
+    Running statistics have shape (channel_groups,), averaged over the groups of samples, and serve in evaluation. One
+    group of samples with C groups of channels is BN.
+
+    Args:
+        num_features (int): Number of channels C.
+        eps (float): Added to the variance. Default 1e-5.
+        momentum (float or None): As in BN. Default 0.1.
+        batch_groups (int or str): Cut the batch into that many near-equal runs, or 'sample' for one per sample:
+            GN(channel_groups), without running statistics. Default 1.
+        channel_groups (int): Cut the channels into that many groups, at most C. Default 32, as in bgn's Table 2.
+        frozen (bool): See :class:`~mmnorm.norms.base.PlaneNorm`.
+
+    Raises:
+        ValueError: ``channel_groups`` does not divide the channels.
+    """
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, batch_groups=1, channel_groups=32, frozen=False):
+        if batch_groups != 'sample' and not (isinstance(batch_groups, int) and batch_groups > 0):
+            raise ValueError(f"{type(self).__name__}: batch_groups={batch_groups!r}; a positive integer or 'sample' "
+                             'would do')
+        self.batch_groups, self.channel_groups = batch_groups, min(channel_groups, num_features)
+        super().__init__(num_features, eps, momentum, frozen)
+
+    def _reset_control_parameters(self):
+        check_groups(self, self.channel_groups, self.num_features, 'channel_groups')
+        if self.batch_groups == 'sample':
+            self.track_running_stats = False
+            self.running_mean = self.running_var = self.num_batches_tracked = None
+        else:
+            self.running_mean = torch.zeros(self.channel_groups)
+            self.running_var = torch.ones(self.channel_groups)
+
+    def forward(self, x):
+        if self.batch_groups == 'sample' or self.training and len(x):
+            return super().forward(x)
+        self._check_input(x)
+        self._note_norm_eval()
+        mean, var = (self._per_channel(s) for s in (self.running_mean, self.running_var))
+        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+
+    def statistics(self, mean, var, count):
+        samples = mean.shape[0]
+        shape = samples, self.channel_groups, self.num_features // self.channel_groups
+        mean, var = mean.reshape(shape), var.reshape(shape)
+        if self.batch_groups == 'sample':
+            mean, var = pool(mean, var, 2)
+        else:
+            runs = min(self.batch_groups, samples)
+            mean, var = self.run_statistics(mean.tensor_split(runs), var.tensor_split(runs), count, (0, 2))
+        return self._per_channel(mean[..., 0]), self._per_channel(var[..., 0]), self.weight, self.bias
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.running_mean is not None:
+            _pool_bn_statistics(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self):
+        return f'{super().extra_repr()}, batch_groups={self.batch_groups}, channel_groups={self.channel_groups}'
+
+    def _one_value_each(self, x):
+        if self.batch_groups == 'sample':
+            return False
+        return 0 < x.numel() == self.channel_groups * min(self.batch_groups, len(x))
+
+    def _per_channel(self, plane):
+        return plane.repeat_interleave(self.num_features // self.channel_groups, -1)

@@ -1,0 +1,38 @@
+"""Every registered normalizer, and the variants that its arguments make: what all promises are tested over."""
+import torch
+from mmcv.cnn import build_norm_layer
+
+from mmnorm.registry import NORMS
+
+CHANNELS = 8
+VARIANTS = [
+    dict(type='SN', groups=2), dict(type='SN', batch_stat=False), dict(type='SN', hard=True),
+    dict(type='RBN', scale_stat='channel_std'), dict(type='RBN', center_stat='channel_std', scale=False),
+    dict(type='RBN', center_stat='spatial_mean', scale_stat='spatial_std'),
+    dict(type='RBN', center_stat='spatial_std', scale_stat='spatial_mean'), dict(type='RBN', center=False),
+    dict(type='EN', mode='simple', batch_size=4), dict(type='EN', mode='online'), dict(type='EN', mode='offline'),
+    dict(type='EN', virtual_batch_size=2), dict(type='EN', mode='online', virtual_batch_size=2),
+    dict(type='BGN', num_groups=4), dict(type='BGN', num_groups=3), dict(type='BGN', num_groups=16),
+    dict(type='BGN', num_groups='auto', batch_size=8), dict(type='GBGN', batch_groups=2, channel_groups=4),
+    dict(type='GBGN', batch_groups='sample', channel_groups=2), dict(type='BRN', warmup=0),
+    dict(type='GW', num_groups=4), dict(type='GW', num_groups=4, method='zca')]
+EVERY = [dict(type=name) for name in NORMS] + VARIANTS
+
+
+def described(cfg):
+    return ','.join([cfg['type'], *(f'{key}={value}' for key, value in cfg.items() if key != 'type')])
+
+
+def build(cfg, channels=CHANNELS):
+    return build_norm_layer(cfg, channels)[1]
+
+
+def randomised(layer):
+    """The layer, with values in the place of the defaults that would make half of it the identity."""
+    with torch.no_grad():
+        for name, value in layer.state_dict().items():
+            if name in ('weight', 'bias', 'running_mean') or '_weight' in name or '_bias' in name:
+                value.normal_()
+            elif name == 'running_var':
+                value.uniform_(0.5, 2)
+    return layer

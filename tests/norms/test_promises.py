@@ -1,0 +1,334 @@
+"""What every layer promises, over the whole registry: a normalizer that is added later is held to all of it."""
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmengine.hooks import EMAHook  # noqa: F401 (registers what EMA needs)
+from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+from torch.nn import functional as F
+
+from .cases import CHANNELS, EVERY, build, described, randomised
+
+SHAPE = (4, CHANNELS, 4, 6)
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+
+
+def is_bn_like(layer):
+    return isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+
+
+def buffers_of(layer):
+    return copy.deepcopy(dict(layer.named_buffers()))
+
+
+def same_buffers(before, layer):
+    return all(torch.equal(value, before[name]) for name, value in layer.named_buffers())
+
+
+# 1. gradients, types, memory formats
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('shape', [(3, CHANNELS, 6), (3, CHANNELS, 2, 3), (2, CHANNELS, 2, 1, 2)])
+def test_gradcheck(cfg, shape, training):
+    if cfg['type'] == 'BRN':
+        cfg = dict(cfg, r_max=1., d_max=0.)  # no gradient passes r and d, which gradcheck would see; see test_equations
+    layer = randomised(build(cfg).double()).train(training)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_input_keeps_its_type_and_is_normalised_in_float32(cfg, dtype, training):
+    layer = randomised(build(cfg)).train(training)
+    if is_bn_like(layer):
+        layer.running_mean.fill_(3)
+    exact = copy.deepcopy(layer).double()
+    x = (torch.randn(SHAPE) * 0.1 + 3).to(dtype)
+    ours = x.clone().requires_grad_()
+    with torch.autocast('cpu', dtype=dtype):
+        y = layer(ours)
+    assert y.dtype == dtype
+    y.float().square().sum().backward()
+    assert ours.grad.dtype == dtype and ours.grad.isfinite().all()
+    expected = exact(x.double())
+    error = (y.double() - expected).abs().max() / expected.abs().max()
+    assert error < 4 * torch.finfo(dtype).eps
+    for name, value in layer.named_buffers():
+        assert not value.is_floating_point() or value.dtype == torch.float32, name
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_channels_last_in_is_channels_last_out_of_the_same_values(cfg, training):
+    layer = randomised(build(cfg)).train(training)
+    other = copy.deepcopy(layer)
+    inputs = [torch.randn(SHAPE), torch.randn(2, CHANNELS, 2, 3, 4)]
+    for x, layout in zip(inputs, (torch.channels_last, torch.channels_last_3d)):
+        ours, theirs = x.contiguous(memory_format=layout).requires_grad_(), x.clone().requires_grad_()
+        y, expected = layer(ours), other(theirs)
+        assert y.is_contiguous(memory_format=layout) and expected.is_contiguous()
+        torch.testing.assert_close(y, expected.contiguous(memory_format=layout), rtol=1e-4, atol=1e-5)
+        y.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4, check_stride=False)
+
+
+def test_spatial_axes_are_only_positions(cfg):
+    layer = randomised(build(cfg))
+    x = torch.randn(SHAPE)
+    for training in (True, False):
+        flat, volume = copy.deepcopy(layer).train(training), copy.deepcopy(layer).train(training)
+        expected = copy.deepcopy(layer).train(training)(x)
+        torch.testing.assert_close(flat(x.flatten(2)).view(SHAPE), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(volume(x[:, :, None])[:, :, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=400)
+@given(cfg=st.sampled_from(EVERY), channels=st.sampled_from([4, 8, 12]), n=st.integers(1, 4), h=st.integers(1, 6),
+       w=st.integers(1, 6), offset=st.sampled_from([0, 50]), kind=st.sampled_from(['random', 'constant', 'strided']),
+       training=st.booleans(), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_any_input_gives_a_finite_result_and_gradient_or_says_why_not(
+        cfg, channels, n, h, w, offset, kind, training, dtype):
+    layer = build(cfg, channels).to(torch.float64 if dtype == torch.float64 else torch.float32).train(training)
+    x = torch.full((n, channels, h, w), 2.) if kind == 'constant' else torch.randn(n, channels, h, w)
+    x = (x + offset).to(dtype)
+    if kind == 'strided':
+        x = x.repeat_interleave(2, 3)[..., ::2]
+    x, before = x.requires_grad_(), x.detach().clone()
+    try:
+        y = layer(x)
+    except ValueError as error:
+        assert h * w * min(n, 2) <= 4, error  # as good as nothing to take a variance of
+        return
+    y.backward(torch.ones_like(y))
+    assert y.shape == x.shape and y.dtype == dtype and y.is_contiguous()
+    assert y.isfinite().all() and x.grad.isfinite().all()
+    assert torch.equal(x.detach(), before)
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
+
+
+def test_constant_input_gives_the_bias_in_training(cfg):
+    layer = randomised(build(cfg)).train()
+    if getattr(layer, 'frozen', False):
+        pytest.skip('normalises by running statistics in training')
+    if cfg['type'] == 'BRN':
+        layer.running_mean.fill_(2)  # else r and d say how far the batch is from them
+    y = layer(torch.full(SHAPE, 2.))
+    expected = layer.bias.view(-1, 1, 1).expand_as(y)
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+
+
+# 2. empty batches
+
+@pytest.mark.parametrize('shape', [(0, CHANNELS, 4, 6), (0, CHANNELS, 5)])
+@pytest.mark.parametrize('training', [True, False])
+def test_empty_batch_leaves_statistics_alone_and_gives_zero_gradients(cfg, shape, training):
+    layer = build(cfg).train(training)
+    before = buffers_of(layer)
+    x = torch.randn(shape, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert same_buffers(before, layer)
+    assert all(p.grad is None or (p.grad == 0).all() for p in layer.parameters())
+
+
+# 3. one value per channel
+
+def test_one_value_per_statistic_raises_torchs_error(cfg):
+    layer = build(cfg).train()
+    if not is_bn_like(layer) or not layer.training or cfg.get('batch_stat') is False:
+        pytest.skip('takes no batch statistics')
+    x = torch.randn(1, CHANNELS, 1, 1)
+    if len(layer.running_mean) != CHANNELS:
+        # one value per group of channels, where that many channels can be given
+        layer, x = build(cfg, len(layer.running_mean)), torch.randn(1, len(layer.running_mean), 1, 1)
+    with pytest.raises(ValueError) as theirs:
+        nn.BatchNorm2d(x.shape[1])(x)
+    with pytest.raises(ValueError) as ours:
+        layer(x)
+    assert str(ours.value) == str(theirs.value) or cfg['type'] == 'IBN'
+
+
+# 4. the input
+
+@pytest.mark.parametrize('training', [True, False])
+def test_input_is_never_modified_and_an_in_place_activation_may_follow(cfg, training):
+    layer = randomised(build(cfg)).train(training)
+    other = copy.deepcopy(layer)
+    x = torch.randn(SHAPE)
+    inputs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for value, norm, inplace in zip(inputs, (layer, other), (True, False)):
+        F.relu(norm(value), inplace=inplace).square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    assert torch.equal(inputs[0], x)
+
+
+# 5. ranks: test_sync.py
+
+# 6. norm_eval and frozen: also tests/blocks
+
+def test_evaluation_mode_with_gradients_keeps_batch_statistics(cfg):
+    layer = build(cfg).eval()
+    before = buffers_of(layer)
+    layer(torch.randn(SHAPE, requires_grad=True)).sum().backward()
+    assert same_buffers(before, layer)
+
+
+def test_frozen_survives_build_norm_layer_and_training(cfg):
+    if cfg['type'] != 'FrozenBN':
+        cfg = dict(cfg, frozen=True)
+    layer = randomised(build(dict(cfg, requires_grad=True)))
+    before = copy.deepcopy(layer.state_dict())
+    layer.train()
+    x = torch.randn(SHAPE, requires_grad=True)
+    layer(x).square().sum().backward()
+    assert not list(layer.parameters()) and x.grad.abs().sum() > 0
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+
+
+# 7. weight decay
+
+def test_norm_decay_mult_covers_all_parameters(cfg):
+    layer = build(cfg)
+    if not list(layer.parameters()):
+        pytest.skip('has none')
+    wrapper = build_optim_wrapper(
+        nn.Sequential(layer),
+        dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=1e-4), paramwise_cfg=dict(norm_decay_mult=0)))
+    groups = wrapper.optimizer.param_groups
+    assert sum(len(group['params']) for group in groups) == len(list(layer.parameters()))
+    assert all(group['weight_decay'] == 0 for group in groups)
+
+
+# 8. other people's functions
+
+@torch.no_grad()
+@pytest.mark.parametrize('change', [
+    convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm, revert_sync_batchnorm, fuse_conv_bn,
+    lambda model: revert_sync_batchnorm(convert_sync_batchnorm(model))])
+def test_conversions_do_not_change_what_is_computed(cfg, change):
+    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), randomised(build(cfg))).eval()
+    x = torch.randn(2, 3, 6, 8)
+    expected = copy.deepcopy(model)(x)
+    torch.testing.assert_close(change(model)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_efficient_conv_bn_eval_changes_no_result(cfg):
+    module = ConvModule(3, CHANNELS, 3, norm_cfg=cfg).eval()
+    randomised(module.norm)
+    x = torch.randn(2, 3, 6, 8)
+    expected = module(x)
+    module.turn_on_efficient_conv_bn_eval()
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
+
+
+# 9. state dicts
+
+def test_bn_checkpoint_loads_strictly(cfg):
+    layer = build(cfg)
+    if not isinstance(layer, nn.BatchNorm2d):
+        pytest.skip('batch-free: GroupNorm\'s keys')
+    bn = randomised(nn.BatchNorm2d(CHANNELS))
+    layer.load_state_dict(bn.state_dict(), strict=True)
+    torch.testing.assert_close(layer.bias, bn.bias)
+    if is_bn_like(layer) and layer.running_mean.shape == bn.running_mean.shape:
+        torch.testing.assert_close(layer.running_mean, bn.running_mean)
+        assert set(bn.state_dict()) <= set(layer.state_dict())
+
+
+@torch.no_grad()
+def test_own_checkpoint_restores_the_layer(cfg):
+    layer, other, x = randomised(build(cfg)), build(cfg), torch.randn(SHAPE)
+    layer(x)
+    other.load_state_dict(pickle.loads(pickle.dumps(layer.state_dict())), strict=True)
+    assert torch.equal(other.eval()(x), layer.eval()(x))
+
+
+def test_released_shapes_load(cfg):
+    layer = randomised(build(cfg))
+    if not isinstance(layer, nn.BatchNorm2d):
+        pytest.skip('never released')
+    released = {key: v.view(1, -1, 1, 1) if v.dim() == 1 else v for key, v in layer.state_dict().items()}
+    if is_bn_like(layer):
+        released['running_mean'] = layer.running_mean.view(1, -1, 1)
+    other = build(cfg)
+    other.load_state_dict(released, strict=True)
+    assert all(torch.equal(other.state_dict()[key], value) for key, value in layer.state_dict().items())
+
+
+# 10. everything else that handles modules: exports are in test_integration.py
+
+@torch.no_grad()
+def test_deepcopy_and_pickle(cfg):
+    layer, x = randomised(build(cfg)), torch.randn(SHAPE)
+    layer(x)
+    expected = layer.eval()(x)
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
+
+
+def test_exponential_moving_average(cfg):
+    model = nn.Sequential(build(cfg))
+    averaged = ExponentialMovingAverage(model, momentum=0.5, update_buffers=True)
+    for _ in range(3):
+        model(torch.randn(SHAPE))
+        averaged.update_parameters(model)
+    for key, value in averaged.module.state_dict().items():
+        assert value.shape == model.state_dict()[key].shape and value.isfinite().all()
+    averaged(torch.randn(SHAPE))
+
+
+def test_update_bn_gives_plain_averages(cfg):
+    layer = build(cfg)
+    if not is_bn_like(layer) or getattr(layer, 'frozen', False) or cfg.get('batch_stat') is False:
+        pytest.skip('has no running statistics that are taken')
+    if cfg.get('hard'):
+        pytest.skip('picked IN, whose layer takes no batch statistics')
+    batches = [torch.randn(SHAPE) + i for i in range(3)]
+    one_by_one = []
+    for batch in batches:
+        single = copy.deepcopy(layer)
+        single.momentum = 1.
+        single(batch)
+        one_by_one.append(single.running_mean)
+    torch.optim.swa_utils.update_bn(batches, layer)
+    torch.testing.assert_close(layer.running_mean, torch.stack(one_by_one).mean(0))
+    assert layer.momentum == 0.1
+
+
+# bad input
+
+def test_bad_input_is_named(cfg):
+    layer = build(cfg)
+    name = cfg['type']
+    with pytest.raises(ValueError, match=rf'{name} was built for {CHANNELS} channels, got .*\(2, 5, 3, 3\)'):
+        layer(torch.randn(2, 5, 3, 3))
+    with pytest.raises(ValueError, match=f'{name} was built for {CHANNELS} channels'):
+        layer(torch.randn(CHANNELS))
+    with pytest.raises(TypeError, match=f'{name} normalises floating point tensors, got torch.int64'):
+        layer(torch.ones(SHAPE, dtype=torch.long))
+
+
+def test_norm_eval_is_explained_once(cfg, recwarn):
+    warnings.simplefilter('always')
+    layer = build(cfg).eval()
+    if not is_bn_like(layer) or getattr(layer, 'frozen', False):
+        pytest.skip('evaluation mode changes nothing')
+    for copied in (layer, copy.deepcopy(layer)):
+        copied(torch.randn(SHAPE))
+    said = [str(w.message) for w in recwarn if 'is in evaluation mode while the network trains' in str(w.message)]
+    assert len(said) == 1 and said[0].startswith(cfg['type'])
+
+
+def test_ids_are_unique():
+    assert len({described(cfg) for cfg in EVERY}) == len(EVERY)
