@@ -57,7 +57,11 @@ def moments(x):
 
 def like(y, x):
     """y, of any contiguous shape, in the shape and the memory format (contiguous or channels last) of x."""
-    y = y.view(x.shape) if y.shape != x.shape else y
+    if spelled_out():
+        y = y.reshape(x.shape)
+    elif y.shape != x.shape:
+        # no view: autograd forbids to modify one that leaves a Function, such as a checkpointed block
+        y = _unsafe_view(y, x.shape)
     for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if x.dim() == dims and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
             return y.contiguous(memory_format=layout)

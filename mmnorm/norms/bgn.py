@@ -1,11 +1,11 @@
 """Batch Group Normalization, and its baseline Generalised Batch Group Normalization (paper bgn)."""
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mmnorm.core import like, normalize, pool
+from mmnorm.core import like, normalize, pool, spelled_out
 
 from .base import PlaneNorm, check_groups, warn_once
 
@@ -64,43 +64,48 @@ class BGN(PlaneNorm):
     def forward(self, x):
         self._check_input(x)
         self._note_norm_eval()
-        positions = x.shape[2:].numel()
+        positions = prod(x.shape[2:])
         elements = self.num_features * positions
         if self.num_groups > elements > 0:
             raise ValueError(f'{type(self).__name__}: num_groups={self.num_groups}, but a sample of shape '
                              f'{tuple(x.shape[1:])} has only {elements} elements; num_groups up to that would do')
-        if elements % self.num_groups:
-            return like(self._by_index(x.flatten(1), positions), x)
-        # runs that lie in one channel and in one group: the plane of runs is enough
-        length = gcd(positions, elements // self.num_groups) or 1
-        runs = max(positions, 1) // length
-        weight, bias = (p.repeat_interleave(runs) for p in (self.weight, self.bias))
-        x_runs = x.reshape(x.shape[0], self.num_features * runs, positions // runs)
+        if self.num_features % self.num_groups == 0:
+            return self._by_runs(x, 1)
+        if elements % self.num_groups or spelled_out():
+            return self._by_index(x)
+        return self._by_runs(x, positions // gcd(positions, elements // self.num_groups))
+
+    def _by_runs(self, x, runs):
+        """On a plane of equal runs of elements, ``runs`` a channel, each in one channel and in one group."""
+        weight, bias = (p.repeat_interleave(runs) if runs > 1 else p for p in (self.weight, self.bias))
+        x_runs = x.reshape(x.shape[0], len(weight), prod(x.shape[2:]) // runs)
+        per_group = len(weight) // self.num_groups
         if not self.training:
-            per_group = len(weight) // self.num_groups
             mean, var = (s.repeat_interleave(per_group) for s in (self.running_mean, self.running_var))
             return like(F.batch_norm(x_runs, mean, var, weight, bias, eps=self.eps), x)
 
         def statistics(mean, var, count):
-            shape = mean.shape[0], self.num_groups, mean.shape[1] // self.num_groups
-            mean, var = self.batch_statistics(mean.reshape(shape), var.reshape(shape), count, (0, 2))
-            return mean.repeat_interleave(shape[2]), var.repeat_interleave(shape[2]), weight, bias
+            mean, var = (plane.reshape(-1, self.num_groups, per_group) for plane in (mean, var))
+            mean, var = self.batch_statistics(mean, var, count, (0, 2))
+            return mean.repeat_interleave(per_group), var.repeat_interleave(per_group), weight, bias
 
         return like(normalize(x_runs, statistics, self.eps), x)
 
-    def _by_index(self, x, positions):
-        """The same for (N, D) when the groups differ in size, by the group index of each element; slower."""
-        index = torch.arange(x.shape[1], device=x.device) * self.num_groups // x.shape[1]
+    def _by_index(self, x):
+        """By the group index of each element: for groups that differ in size, and for exporters, of any image size."""
+        flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+        elements = flat.shape[1]
+        index = torch.arange(elements, device=x.device) * self.num_groups // elements
         mean, var = self.running_mean, self.running_var
         if self.training and (len(x) or self._ranks()):
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            empty = wide.new_zeros(self.num_groups)
-            sizes = len(x) * empty.index_add(0, index, wide.new_ones(x.shape[1]))
-            mean = empty.index_add(0, index, wide.sum(0)) / sizes.clamp(min=1)
-            var = empty.index_add(0, index, (wide - mean[index]).square().sum(0)) / sizes.clamp(min=1)
+            empty = flat.new_zeros(self.num_groups)
+            sizes = len(x) * empty.index_add(0, index, flat.new_ones(elements))
+            mean = empty.index_add(0, index, flat.sum(0)) / sizes.clamp(min=1)
+            var = empty.index_add(0, index, (flat - mean[index]).square().sum(0)) / sizes.clamp(min=1)
             mean, var = self.shared_and_tracked(mean, var, sizes)
-        scale = self.weight.repeat_interleave(positions) * torch.rsqrt(var + self.eps)[index]
-        return ((x - mean[index]) * scale + self.bias.repeat_interleave(positions)).to(x.dtype)
+        y = ((flat - mean[index]) * torch.rsqrt(var + self.eps)[index]).reshape(x.shape)
+        weight, bias = (p.view(-1, *[1] * (x.dim() - 2)) for p in (self.weight, self.bias))
+        return like((y * weight + bias).to(x.dtype), x)
 
     def _one_value_each(self, x):
         return x.numel() == self.num_groups

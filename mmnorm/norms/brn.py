@@ -11,6 +11,9 @@ class BRN(PlaneNorm):
     ``d = clip((mu_B - mu) / sigma, -d_max, d_max)``, where mu and sigma = sqrt(var + eps) are the running statistics
     before this batch; no gradient passes r and d. In evaluation it is BN.
 
+    Activation checkpointing recomputes r and d when the running statistics have moved on; torch.compile leaves the
+    layer's training as it is.
+
     Args:
         num_features (int): Number of channels C.
         eps (float): Added to the variances. Default 1e-5.
@@ -33,20 +36,24 @@ class BRN(PlaneNorm):
 
     def forward(self, x):
         if self.training:
-            return super().forward(x)
+            return self._train(x)
         self._check_input(x)
         self._note_norm_eval()
         return self.running_affine(x)
+
+    # AOTAutograd recomputes r and d in the backward pass from running statistics that are updated by then
+    @torch.compiler.disable
+    def _train(self, x):
+        return super().forward(x)
 
     def statistics(self, mean, var, count):
         progress = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.
         sigma = torch.sqrt(self.running_var + self.eps)
         mu = self.running_mean.clone()
         mean, var = self.batch_statistics(mean, var, count)
-        with torch.no_grad():
-            r_max, d_max = 1 + progress * (self.r_max - 1), progress * self.d_max
-            r = (torch.sqrt(var + self.eps) / sigma).clamp(1 / r_max, r_max)
-            d = ((mean - mu) / sigma).clamp(-d_max, d_max)
+        r_max, d_max = 1 + progress * (self.r_max - 1), progress * self.d_max
+        r = (torch.sqrt(var.detach() + self.eps) / sigma).clamp(1 / r_max, r_max)
+        d = ((mean.detach() - mu) / sigma).clamp(-d_max, d_max)
         return mean, var, self.weight * r, torch.addcmul(self.bias, self.weight, d)
 
     def extra_repr(self):

@@ -1,5 +1,6 @@
 """EvalNorm (paper evalnorm)."""
 import contextlib
+from math import prod
 
 import torch
 from torch import distributed, nn
@@ -195,7 +196,7 @@ class EN(PlaneNorm):
         size = len(x)
         if self.virtual_batch_size and size:
             size = size % self.virtual_batch_size or min(size, self.virtual_batch_size)
-        return size * x.shape[2:].numel() == 1
+        return size * prod(x.shape[2:]) == 1
 
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)

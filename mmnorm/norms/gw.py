@@ -1,4 +1,6 @@
 """Group Whitening (the strongest batch-free norm in paper xbn's Table A2)."""
+from math import prod
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -41,7 +43,8 @@ class GW(nn.GroupNorm):
 
     def forward(self, x):
         check_input(self, x, self.num_channels)
-        values = x.shape[1:].numel() // self.num_groups
+        positions = prod(x.shape[2:])
+        values = self.num_channels // self.num_groups * positions
         if values == 1:
             raise ValueError(f'GW with num_groups={self.num_groups} has one value per group in an input of shape '
                              f'{tuple(x.shape)}; at most {self.num_channels // 2} groups would do there')
@@ -49,7 +52,7 @@ class GW(nn.GroupNorm):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], self.num_groups, values)
             centered = wide - wide.mean(2, keepdim=True)
             identity = torch.eye(self.num_groups).to(centered)
-            covariance = centered @ centered.mT / max(values, 1) + self.eps * identity
+            covariance = centered @ centered.transpose(1, 2) / max(values, 1) + self.eps * identity
             if self.method == 'zca':
                 whitening = _InverseSquareRoot.apply(covariance)
             else:
@@ -58,9 +61,9 @@ class GW(nn.GroupNorm):
                 for _ in range(self.iterations):
                     whitening = 1.5 * whitening - 0.5 * whitening @ whitening @ whitening @ (covariance / trace)
                 whitening = whitening * torch.rsqrt(trace)
-            y = (whitening @ centered).reshape(*x.shape[:2], x.shape[2:].numel())
+            y = (whitening @ centered).reshape(*x.shape[:2], positions)
             y = y * self.weight[:, None] + self.bias[:, None]
-        return like(y.reshape(x.shape).to(x.dtype), x)
+        return like(y.to(x.dtype), x)
 
     def extra_repr(self):
         return f'{self.num_channels}, num_groups={self.num_groups}, eps={self.eps}, method={self.method}'

@@ -1,4 +1,6 @@
 """The layer of IBN-Net-a (baseline of paper xbn)."""
+from math import prod
+
 import torch
 
 from .base import PlaneNorm
@@ -30,6 +32,6 @@ class IBN(PlaneNorm):
 
     def _check_input(self, x):
         super()._check_input(x)
-        if x.shape[2:].numel() == 1:
+        if prod(x.shape[2:]) == 1:
             raise ValueError(f'IBN normalises half of the channels over the positions of a sample, got an input of '
                              f'shape {tuple(x.shape)}, which has one; use BN in that place')

@@ -29,8 +29,9 @@ class PN(nn.GroupNorm):
 
     def forward(self, x):
         check_input(self, x, self.num_channels)
-        y = F.layer_norm(x.movedim(1, -1), (self.num_channels, ), self.weight, self.bias, self.eps)
-        return like(y.movedim(-1, 1).to(x.dtype), x)
+        last = x.dim() - 1
+        y = F.layer_norm(x.movedim(1, last), (self.num_channels, ), self.weight, self.bias, self.eps)
+        return like(y.movedim(last, 1).to(x.dtype), x)
 
     def extra_repr(self):
         return f'{self.num_channels}, eps={self.eps}'

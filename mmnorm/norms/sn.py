@@ -1,5 +1,6 @@
 """Switchable Normalization (paper sn)."""
 import functools
+from math import prod
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ class SN(PlaneNorm):
         if not self.training and self.is_bn():
             return self.running_affine(x)
         self._note_norm_eval()
-        if x.dim() > 2 and x.shape[2:].numel() == 1:
+        if x.dim() > 2 and prod(x.shape[2:]) == 1:
             warn_once(f'{self._get_name()}({self.num_features}) normalises an input with one value per channel of a '
                       'sample, as after a global pool: IN and LN are unstable there (sn, Table XI). Use BN, or no '
                       'norm, in that place.')
