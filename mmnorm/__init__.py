@@ -9,9 +9,12 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
 from . import guards
+from .fuse import Fused, fuse_conv_norm
+from .norms import estimate_offline, harden, ratios
 from .registry import register_all
 
 __version__ = '0.1.0'
+__all__ = ['Fused', 'estimate_offline', 'fuse_conv_norm', 'harden', 'ratios']
 
 # `_base_ = 'mmseg::...'` looks for a distribution that the onedl set does not carry; the module's own name does
 if find_spec('mmseg') is not None and not is_installed(MODULE2PACKAGE['mmseg']):
