@@ -21,7 +21,7 @@ _group_norm_backward = torch.ops.aten.native_group_norm_backward.default
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
 
-def normalize(x, statistics, eps):
+def normalize(x, statistics, eps, takes_var=True):
     """Normalise a tensor by statistics that are computed on its moment plane.
 
     Args:
@@ -30,6 +30,7 @@ def normalize(x, statistics, eps):
             given the mean and the biased variance of each channel of each sample, (N, C) in float32 or float64, and
             the number L of elements that they are taken over. What it returns broadcasts to (N, C).
         eps (float): Added to the variance that ``statistics`` returns.
+        takes_var (bool): Whether ``statistics`` uses the variance; if not, it may get None, which saves a pass.
 
     Returns:
         Tensor: ``weight * (x - mean) / sqrt(var + eps) + bias``, with the shape, type and memory format of x.
@@ -43,6 +44,15 @@ def normalize(x, statistics, eps):
         mean, scale, bias = (_spread(plane.expand_as(own_mean), x)
                              for plane in (mean, weight * torch.rsqrt(var + eps), bias))
         return ((x - mean) * scale + bias).to(x.dtype)
+    if not torch.is_grad_enabled():
+        if takes_var:
+            hat, own_mean, own_rstd = _instance_norm(x)
+            mean, var, weight, bias = statistics(own_mean, _variance(own_rstd), count)
+            return like(_complete(x, hat, own_mean, own_rstd, mean, weight * torch.rsqrt(var + eps), bias), x)
+        own_mean = x.flatten(2).mean(2, dtype=_statistics_dtype(x)) if x.dim() > 2 else x.to(_statistics_dtype(x))
+        mean, var, weight, bias = statistics(own_mean, None, count)
+        scale = (weight * torch.rsqrt(var + eps)).expand_as(own_mean)
+        return like(_affine(x, scale, bias - mean * scale), x)
     shared = _Shared()
     same, mean, var = _Moments.apply(x, shared)
     return like(_Normalize.apply(same, *statistics(mean, var, count), eps, shared), x)
@@ -86,16 +96,18 @@ def _rows(x):
     return x.reshape(1, x.shape[0] * x.shape[1], -1).contiguous()
 
 
+def _for_statistics(x):
+    # ATen's CPU kernels keep the statistics of half precision in float32, its CUDA kernels do not
+    return x if x.is_cpu else x.to(_statistics_dtype(x))
+
+
 def _instance_norm(x):
     """(x - mean) * rstd, mean and rstd; with a group per channel this is a CPU's fastest way to the moments."""
-    source, one, zero = x.contiguous(), None, None
+    source, one, zero = _for_statistics(x.contiguous()), None, None
     samples, channels = x.shape[:2]
-    if x.dtype != _statistics_dtype(x):
-        if x.is_cpu:
-            # weight and bias are passed for their type, which becomes the type of the statistics
-            one, zero = torch.ones(channels), torch.zeros(channels)
-        else:
-            source = source.float()
+    if source.dtype != _statistics_dtype(x):
+        # weight and bias are passed for their type, which becomes the type of the statistics
+        one, zero = torch.ones(channels), torch.zeros(channels)
     return torch.native_group_norm(source, one, zero, samples, channels, prod(x.shape[2:]), channels, _EPS)
 
 
@@ -117,6 +129,16 @@ def _affine(x, scale, shift):
     y = torch.batch_norm(_rows(x), scale, shift, zero, one, False, 0., 0., False)
     # not view: autograd forbids to modify a view that a Function made, and an in-place ReLU mostly follows
     return _unsafe_view(y, x.shape)
+
+
+def _complete(x, hat, own_mean, own_rstd, mean, scale, bias):
+    """scale * (x - mean) + bias, made in place of ``hat``, which is (x - own_mean) * own_rstd."""
+    if x.dtype != scale.dtype:
+        # half precision would round three times on the way over hat
+        shift = bias - mean * scale
+        return _affine(x, scale.expand(x.shape[:2]), shift.expand(x.shape[:2]))
+    shift = (own_mean - mean).mul_(scale).add_(bias)
+    return hat.mul_(_spread(scale / own_rstd, x)).add_(_spread(shift, x))
 
 
 class _Shared:
@@ -157,15 +179,11 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, var, weight, bias, eps, shared):
         rstd = torch.rsqrt(var + eps)
-        scale = (weight * rstd).to(_statistics_dtype(x)).expand(x.shape[:2])
-        ctx.save_for_backward(x, mean, rstd, scale)
+        hat, shared.hat = shared.hat, None
+        shared.scale = (weight * rstd).to(_statistics_dtype(x)).expand(x.shape[:2])
+        ctx.save_for_backward(x, mean, rstd, shared.scale)
         ctx.shapes = mean.shape, var.shape, weight.shape, bias.shape
-        hat, shared.hat, shared.scale = shared.hat, None, scale
-        if x.dtype != scale.dtype:
-            # half precision would round three times on the way over hat
-            return _affine(x, scale, (bias - mean * scale).expand_as(scale))
-        shift = (shared.mean - mean).mul_(scale).add_(bias)
-        return hat.mul_(_spread(scale / shared.rstd, x)).add_(_spread(shift, x))
+        return _complete(x, hat, shared.mean, shared.rstd, mean, shared.scale, bias)
 
     @staticmethod
     @once_differentiable
@@ -173,13 +191,13 @@ class _Normalize(torch.autograd.Function):
         gradients = [None] * 4
         if any(ctx.needs_input_grad[1:5]):
             x, mean, rstd, scale = ctx.saved_tensors
-            rows = _rows(x)
+            rows = _for_statistics(_rows(x))
             _, channels, length = rows.shape
             own_mean, own_rstd = (_per_row(plane, scale) for plane in (mean, rstd))
             # group_norm's weight gradient is sum(grad * (x - mean) * rstd), its bias gradient sum(grad). The weight
             # counts only for its type.
             _, dweight, dbias = _group_norm_backward(
-                _rows(grad), rows, own_mean, own_rstd, own_rstd.view(-1), 1, channels, length, channels,
+                _for_statistics(_rows(grad)), rows, own_mean, own_rstd, own_rstd.view(-1), 1, channels, length, channels,
                 [False, True, True])
             dweight, dbias = dweight.view_as(scale), dbias.view_as(scale)
             dmean, dvar = (scale * dbias).neg_(), (scale * dweight).mul_(rstd).mul_(-0.5)

@@ -32,7 +32,8 @@ class EN(PlaneNorm):
 
     Estimation ('online', 'offline'; evalnorm, Eq. 7 to 9) minimises the mean over elements of
     ``|(x - mu_B) / sigma_B - (x - mean) / sqrt(var + eps)|``, x taken for a constant, over a strided subset of the
-    elements. The step rule is AdaGrad with learning rate 0.05, projected on [0, 1], one step per training batch.
+    elements. The step rule is AdaGrad with learning rate 0.05, projected on [0, 1]: one step in four training batches
+    of 'online', one in each batch of 'offline'.
 
     Args:
         num_features (int): Number of channels C.
@@ -71,7 +72,8 @@ class EN(PlaneNorm):
         self.register_buffer('beta', torch.tensor(0.))
         self.register_buffer('mean_batch_size', torch.tensor(0.))
         self.register_buffer('squared_gradients', torch.zeros(2))  # AdaGrad's
-        self._estimating = self.mode == 'online'
+        self._estimate_every = 4 if self.mode == 'online' else 0  # training batches
+        self._batches = 0
         self._start()
 
     def forward(self, x):
@@ -102,21 +104,29 @@ class EN(PlaneNorm):
             self._see_batch_size(samples * distributed.get_world_size())
         else:
             self._see_batch_size(min(samples, self.virtual_batch_size or samples))
-        if self._estimating:
+        if self._estimate_every:
+            return self._train_and_estimate(x)
+        if self._ranks() or self.virtual_batch_size:
+            return self._train_on_plane(x)[0]
+        return nn.BatchNorm2d.forward(self, x)
+
+    @torch.compiler.disable
+    def _train_and_estimate(self, x):
+        self._batches += 1
+        due = self._batches % self._estimate_every == 0 and len(x)
+        if due:
             # without this batch: a sample that is evaluated has no part in them either
             running = self.running_mean.clone(), self.running_var.clone()
         if self._ranks() or self.virtual_batch_size:
             y, mean, rstd = self._train_on_plane(x)
-        elif self._estimating:
+        else:
             # what F.batch_norm calls; it also gives the batch's mean and 1 / sigma
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             y, mean, rstd, *_ = torch._batch_norm_impl_index(
                 x, self.weight, self.bias, self.running_mean, self.running_var, True, momentum, self.eps,
                 torch.backends.cudnn.enabled)
-        else:
-            return nn.BatchNorm2d.forward(self, x)
-        if self._estimating and samples:
+        if due:
             self._estimate(x.detach(), mean.detach(), rstd.detach(), *running)
         return y
 
@@ -254,15 +264,15 @@ def estimate_offline(model, batches, forward=None):
 def _estimating(model, layers):
     """Normalise by batch statistics and estimate in these layers, evaluate the rest; put everything back after."""
     modes = {module: module.training for module in model.modules()}
-    before = [(layer, layer.momentum, layer._estimating, layer.num_batches_tracked.clone()) for layer in layers]
+    before = [(layer, layer.momentum, layer._estimate_every, layer.num_batches_tracked.clone()) for layer in layers]
     model.eval()
     for layer in layers:
-        layer.training, layer.momentum, layer._estimating = True, 0., True
+        layer.training, layer.momentum, layer._estimate_every = True, 0., 1
     try:
         yield
     finally:
-        for layer, momentum, estimating, tracked in before:
-            layer.momentum, layer._estimating = momentum, estimating
+        for layer, momentum, every, tracked in before:
+            layer.momentum, layer._estimate_every = momentum, every
             layer.num_batches_tracked.copy_(tracked)
         for module, training in modes.items():
             module.training = training

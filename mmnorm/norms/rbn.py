@@ -60,7 +60,8 @@ class RBN(PlaneNorm):
         if self.center and self.center_stat.startswith('spatial'):
             statistic = self._spatial(self.center_stat, x)
             centered = (x + self._per_channel(self.center_weight, x) * statistic).to(x.dtype)
-        y = normalize(centered, self.statistics, self.eps)
+        takes_var = self.training or 'channel_std' in (self.center_stat, self.scale_stat)
+        y = normalize(centered, self.statistics, self.eps, takes_var)
         if self.scale and self.scale_stat.startswith('spatial'):
             statistic = self._spatial(self.scale_stat, y)
             gate = self._gate(statistic, *(self._per_channel(p, y) for p in (self.scale_weight, self.scale_bias)))

@@ -114,7 +114,7 @@ def batches(number, size, spread_of_samples, seed=0):
 @pytest.mark.parametrize('size, spread_of_samples', [(2, 0.3), (2, 1.), (4, 0.7), (16, 0.5)])
 def test_estimation_finds_the_minimum_of_a_brute_force_grid(how, size, spread_of_samples):
     layer = EN(8, mode=how)
-    for x in batches(600, size, spread_of_samples):
+    for x in batches(2400 if how == 'online' else 100, size, spread_of_samples):
         layer(x)
     if how == 'offline':
         estimate_offline(layer, batches(600, size, spread_of_samples, seed=1))
@@ -133,7 +133,9 @@ def test_estimation_finds_the_minimum_of_a_brute_force_grid(how, size, spread_of
 
 def test_online_starts_from_the_rule():
     layer = EN(8, mode='online')
-    layer(torch.randn(4, 8, 5, 5))
+    for _ in range(4):
+        assert layer.alpha in (0, 1 / 16)
+        layer(torch.randn(4, 8, 5, 5))
     # the rule's 1 / 16, moved by one AdaGrad step of 0.05
     assert float(layer.alpha) in (pytest.approx(1 / 16 + 0.05), pytest.approx(1 / 16 - 0.05))
 
