@@ -33,6 +33,6 @@ setup(
         ],
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
-        'test': ['pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil'],
+        'test': ['pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript'],
     },
 )

@@ -7,6 +7,7 @@ Mask R-CNN R-50 with the norm everywhere (backbone, FPN, 4conv1fc head, mask hea
 import argparse
 import datetime
 import itertools
+import math
 import platform
 import random
 import statistics
@@ -39,7 +40,10 @@ def parse_args(argv):
 
 
 def shape(text):
-    values = tuple(int(value) for value in text.split(','))
+    try:
+        values = tuple(int(value) for value in text.split(','))
+    except ValueError:
+        values = ()
     if len(values) < 2 or min(values) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is no shape; N,C,H,W would do, such as 2,64,200,200')
     return values
@@ -59,7 +63,7 @@ def layers(names, channels, compiled):
         def forward(self, x):
             return x.clone()
 
-    found = {BN: nn.BatchNorm2d(channels), 'nn.GroupNorm': nn.GroupNorm(32, channels), 'copy': Copy()}
+    found = {BN: nn.BatchNorm2d(channels), 'nn.GroupNorm': nn.GroupNorm(math.gcd(32, channels), channels), 'copy': Copy()}
     for name in names or NORMS:
         found[name] = build_norm_layer(dict(type=name), channels)[1]
     if 'BGN' in found:
@@ -67,10 +71,8 @@ def layers(names, channels, compiled):
     if 'EN' in found:
         found['EN (online)'] = build_norm_layer(dict(type='EN', mode='online'), channels)[1]
     if compiled:
-        for name in list(found)[3:]:
-            layer = build_norm_layer(dict(type=name), channels)[1] if name in NORMS else None
-            if layer is not None:
-                found[f'{name} (compiled)'] = torch.compile(layer, dynamic=True)
+        for name in names or NORMS:
+            found[f'{name} (compiled)'] = torch.compile(build_norm_layer(dict(type=name), channels)[1], dynamic=True)
     return found
 
 
@@ -122,7 +124,7 @@ def passes(layer, x, grad, what):
 
 
 def interleaved(functions, rounds, calls, device):
-    """Median milliseconds of each function; every round runs all of them in another order."""
+    """Median milliseconds of a call of each function; every round runs all of them in another order."""
     import torch
 
     def finish():
@@ -131,16 +133,17 @@ def interleaved(functions, rounds, calls, device):
 
     times = {key: [] for key in functions}
     order, shuffle = list(functions), random.Random(SEED).shuffle
-    for round_ in range(rounds + 2):
+    for round_ in range(rounds + 1):
         shuffle(order)
         for key in order:
-            functions[key]()  # caches hold this one's data
+            if calls > 1:
+                functions[key]()  # caches hold this one's data
             finish()
             start = time.perf_counter()
             for _ in range(calls):
                 functions[key]()
             finish()
-            if round_ >= 2:  # the first ones warm up
+            if round_:  # the first one warms up
                 times[key].append((time.perf_counter() - start) * 1e3 / calls)
     return {key: statistics.median(values) for key, values in times.items()}
 

@@ -96,7 +96,8 @@ class EN(PlaneNorm):
         """evalnorm, Eq. 5 and 6."""
         distance = mean - running_mean
         mixed_mean = torch.addcmul(running_mean, self.alpha, distance)
-        return mixed_mean, torch.lerp(running_var, var, self.beta) + self.beta * (1 - self.beta) * distance.square()
+        between = torch.addcmul(self.beta, self.beta, self.beta, value=-1)
+        return mixed_mean, torch.lerp(running_var, var, self.beta).addcmul(distance.square(), between)
 
     def _train(self, x):
         samples = len(x)

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+
+def test_times_layers_and_writes_json_and_a_chart(tool, tmp_path):
+    done = tool('benchmark_norms.py', '--norms', 'SN', 'EN', 'GW', '--shapes', '2,32,8,8', '4,64,5,5', '--rounds', '2',
+                '--threads', '1')
+    assert done.returncode == 0, done.stdout
+    folder = tmp_path / 'work_dirs/benchmark_norms'
+    found = json.loads((folder / 'benchmark.json').read_text())
+    assert {row['norm'] for row in found['rows']} == {
+        'nn.BatchNorm2d', 'nn.GroupNorm', 'copy', 'SN', 'EN', 'EN (online)', 'GW'}
+    assert all(row[what] > 0 for row in found['rows'] for what in ('forward', 'forward + backward', 'evaluation'))
+    assert found['ratios']['nn.BatchNorm2d']['forward + backward'] == 1
+    assert found['ratios']['GW']['forward'] > found['ratios']['copy']['forward']
+    assert found['threads'] == 1 and found['seed'] == 0 and found['torch']
+    assert (folder / 'benchmark.png').stat().st_size > 10_000
+    for line in ('(2, 32, 8, 8) float32, ms', '(4, 64, 5, 5) float32, ms', 'Geometric mean over shapes'):
+        assert line in done.stdout
+
+
+@pytest.mark.e2e
+def test_times_a_training_step_of_a_detector(tool, tmp_path):
+    done = tool('benchmark_norms.py', '--model', '--norms', 'SN', '--image-size', '64', '--rounds', '1')
+    assert done.returncode == 0, done.stdout
+    rows = json.loads((tmp_path / 'work_dirs/benchmark_norms/benchmark_model.json').read_text())['rows']
+    assert [row['norm'] for row in rows] == ['BN', 'SN']
+    assert rows[0]['ratio'] == rows[0]['peak_ratio'] == 1 and rows[1]['milliseconds'] > 0 and rows[1]['peak_mib'] > 100
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--norms', 'NoNorm'], 'error: no norm is registered as NoNorm; mmnorm/registry.py has the names'),
+    (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; --device cpu would do'),
+    (['--shapes', '2,x'], "'2,x' is no shape; N,C,H,W would do, such as 2,64,200,200"),
+    (['--shapes', '2'], "'2' is no shape")])
+def test_mistakes_are_told_in_one_line(tool, arguments, message):
+    import torch
+    if 'cuda' in arguments and torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    done = tool('benchmark_norms.py', *arguments)
+    assert done.returncode == 2 and message in done.stdout and 'Traceback' not in done.stdout
