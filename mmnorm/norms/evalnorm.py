@@ -70,11 +70,15 @@ class EN(PlaneNorm):
     def _reset_control_parameters(self):
         self.register_buffer('alpha', torch.tensor(0.))
         self.register_buffer('beta', torch.tensor(0.))
-        self.register_buffer('mean_batch_size', torch.tensor(0.))
+        self.register_buffer('mean_batch_size', torch.tensor(0.))  # 0: unknown
         self.register_buffer('squared_gradients', torch.zeros(2))  # AdaGrad's
         self._estimate_every = 4 if self.mode == 'online' else 0  # training batches
         self._batches = 0
-        self._start()
+        self._knows_batch_size = self.batch_size is not None
+        self._seen_batch_size = None  # the only one that training had so far
+        if self._knows_batch_size:
+            self.mean_batch_size.fill_(self.batch_size)
+            self._follow_rule()
 
     def forward(self, x):
         self._check_input(x)
@@ -83,6 +87,8 @@ class EN(PlaneNorm):
         if x.numel() == 0 or torch.is_grad_enabled() and not _exporting():
             self._note_norm_eval()
             return self.running_affine(x)
+        # asked again while it is unknown: who copies buffers, as averaged models do, copies no attributes
+        self._knows_batch_size = self._knows_batch_size or bool(self.mean_batch_size > 0)
         if not self._knows_batch_size:
             warn_once(f'{type(self).__name__} evaluates as BN: neither batch_size nor training has told it the '
                       'normalization batch size. Set batch_size in its norm_cfg to that of the training.')
@@ -189,15 +195,6 @@ class EN(PlaneNorm):
         if first or self.mode in ('rule', 'simple'):
             self._follow_rule()
 
-    def _start(self):
-        """Take B, and by it alpha and beta, from the argument or from what was loaded."""
-        if self.batch_size is not None:
-            self.mean_batch_size.fill_(self.batch_size)
-        self._knows_batch_size = bool(self.mean_batch_size > 0)
-        self._seen_batch_size = None  # the only one that training had so far
-        if self._knows_batch_size and (self.mode in ('rule', 'simple') or not self.alpha):
-            self._follow_rule()
-
     @torch.no_grad()
     def _follow_rule(self):
         for value in (self.alpha, self.beta):
@@ -211,7 +208,11 @@ class EN(PlaneNorm):
 
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)
-        self._start()
+        if self.batch_size is not None:
+            self.mean_batch_size.fill_(self.batch_size)
+        self._knows_batch_size, self._seen_batch_size = bool(self.mean_batch_size > 0), None
+        if self._knows_batch_size and (self.mode in ('rule', 'simple') or not self.alpha):
+            self._follow_rule()
 
     def extra_repr(self):
         return (f'{super().extra_repr()}, mode={self.mode}, batch_size={self.batch_size}, '

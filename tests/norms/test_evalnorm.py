@@ -81,6 +81,16 @@ def test_batch_size_is_what_training_saw_and_is_kept(mode, power):
     assert EN(8, virtual_batch_size=2).mean_batch_size == 0
 
 
+@torch.no_grad()
+def test_averaged_copy_knows_the_batch_size_from_its_buffers():
+    layer = EN(8)
+    averaged = torch.optim.swa_utils.AveragedModel(layer, use_buffers=True)
+    layer(torch.randn(4, 8, 5, 5))
+    averaged.update_parameters(layer)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(averaged.eval()(x), layer.eval()(x))
+
+
 def test_without_a_batch_size_it_evaluates_as_bn_and_says_so(recwarn):
     warnings.simplefilter('always')
     bn, layer = randomised(nn.BatchNorm2d(8)).eval(), EN(8).eval()
