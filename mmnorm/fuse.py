@@ -66,7 +66,9 @@ def fuse_conv_norm(model):
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        setattr(parent, key, nn.Identity())
+        if isinstance(parent, ConvModule):
+            parent.turn_on_efficient_conv_bn_eval(False)
+        setattr(parent, key, nn.Identity().eval())
         fused.folded[name] = names[conv]
     print_log(f'fuse_conv_norm: {fused}', 'current')
     return fused
@@ -99,6 +101,10 @@ def _why_not(norm, conv, uses):
         return f'{kind} keeps no running statistics'
     if type(conv) not in _CONVS:
         return f'{kind} is not known to follow a plain convolution'
+    if norm.training:
+        return f'{kind} is in training mode'
+    if any(m._forward_pre_hooks or m._forward_hooks for m in (conv, norm)):
+        return f'{kind} or the convolution before it has hooks, which may change its weights'
     if uses[conv] > 1 or uses[norm] > 1:
         return f'{kind} or the convolution before it serves in several places'
     if conv.out_channels != norm.num_features:

@@ -6,9 +6,11 @@ them. These functions would silently turn them into something else, and are wrap
 - ``mmengine.model.convert_sync_batchnorm`` (``Runner(sync_bn=...)``) and ``nn.SyncBatchNorm.convert_sync_batchnorm``
   would make plain SyncBN of any of them: a layer becomes its own Sync twin (SN becomes SyncSN) if it has one, and is
   left alone if not. ``mmengine.model.revert_sync_batchnorm`` turns the twins back.
-- ``mmcv.cnn.fuse_conv_bn`` would fold any of them into the conv before: all but FrozenBN, which is a constant affine
-  and folds rightly, are left alone.
+- ``mmcv.cnn.fuse_conv_bn`` would fold any of them into the conv before, and BNs behind them through them: on a model
+  that has one, :func:`mmnorm.fuse_conv_norm` folds instead.
 - ``ConvModule(efficient_conv_bn_eval=True)`` does the same in forward: it is turned off for all but FrozenBN.
+  mmengine's ``turn_on_efficient_conv_bn_eval_for_single_model`` traces the model, which ours do not take part in: a
+  model that has one is left alone.
 
 Each says once what it did.
 """
@@ -17,10 +19,12 @@ import sys
 
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 from torch import nn
 from torch.distributed import ProcessGroup
 
 from . import norms
+from .fuse import fuse_conv_norm
 from .norms import EN, FrozenBN
 from .norms.base import PlaneNorm, warn_once
 
@@ -33,7 +37,9 @@ def install():
     _rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), _TWINS))
     nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_retype_ours(_leave_ours_alone(torch_convert), _TWINS))
     _rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in _TWINS.items()}))
-    _rebind(fuse_conv_bn, _leave_ours_alone(fuse_conv_bn, but=FrozenBN))
+    _rebind(fuse_conv_bn, _fold_by_our_rules(fuse_conv_bn))
+    _rebind(turn_on_efficient_conv_bn_eval_for_single_model,
+            _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model))
     ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
 
 
@@ -64,12 +70,12 @@ def _retype_ours(function, types):
     return guarded
 
 
-def _leave_ours_alone(function, but=()):
-    """Have a function that walks over a model not see our layers, except those of type ``but``."""
+def _leave_ours_alone(function):
+    """Have a function that walks over a model not see our layers."""
 
     @functools.wraps(function)
     def guarded(module, *args, **kwargs):
-        ours = {name: m for name, m in module.named_modules() if isinstance(m, PlaneNorm) and not isinstance(m, but)}
+        ours = {name: m for name, m in module.named_modules(remove_duplicate=False) if isinstance(m, PlaneNorm)}
         if not ours:
             return function(module, *args, **kwargs)
         kinds = ', '.join(sorted({type(m).__name__ for m in ours.values() if not m.sync}))
@@ -84,6 +90,38 @@ def _leave_ours_alone(function, but=()):
         finally:
             for name, layer in ours.items():
                 module.set_submodule(name, layer)
+
+    return guarded
+
+
+def _has_ours(module):
+    return any(isinstance(m, PlaneNorm) for m in module.modules())
+
+
+def _fold_by_our_rules(fuse):
+
+    @functools.wraps(fuse)
+    def guarded(module):
+        if not _has_ours(module):
+            return fuse(module)
+        modes = {m: m.training for m in module.modules()}
+        module.eval()
+        warn_once(f'fuse_conv_bn: {fuse_conv_norm(module)}')
+        for m, training in modes.items():
+            m.training = training
+        return module
+
+    return guarded
+
+
+def _not_with_ours(turn_on):
+
+    @functools.wraps(turn_on)
+    def guarded(model):
+        if _has_ours(model):
+            warn_once('efficient_conv_bn_eval stays off for a model with norms of mmnorm, which are more than BN')
+        else:
+            turn_on(model)
 
     return guarded
 

@@ -100,6 +100,21 @@ def test_what_would_go_wrong_is_left():
 
 
 @torch.no_grad()
+def test_what_was_set_up_otherwise_still_works_after():
+    x = torch.randn(2, 3, 9, 9)
+    efficient = lively(ConvModule(3, 8, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True))
+    spectral = lively(ConvModule(3, 8, 3, norm_cfg=dict(type='BN'), with_spectral_norm=True))
+    part = lively(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)))
+    for model, folded in ((efficient, 1), (spectral, 0)):
+        expected = model(x)
+        assert len(fuse_conv_norm(model).folded) == folded
+        torch.testing.assert_close(model.eval()(x), expected, rtol=1e-4, atol=1e-4)
+    part[1].train()
+    fused = fuse_conv_norm(part)
+    assert list(fused.folded) == ['3'] and fused.left == {'1': 'BatchNorm2d is in training mode'}
+
+
+@torch.no_grad()
 def test_in_a_neck():
     model = lively(FPN([8, 16], 8, 2, norm_cfg=dict(type='FrozenBN')))
     inputs = torch.randn(1, 8, 16, 16), torch.randn(1, 16, 8, 8)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.runner import runner
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -72,10 +73,30 @@ def test_conversion_for_a_group_of_ranks_leaves_ours_alone():
 def test_fusing_leaves_ours_alone_and_folds_bn(norm):
     model = network(norm)
     expected, layer = model(X), model[1]
-    with pytest.warns(UserWarning, match=f'fuse_conv_bn leaves {norm.__name__} alone'):
+    with pytest.warns(UserWarning, match=f'fuse_conv_bn: folded 1 norms .* left 1: {norm.__name__} is'):
         fused = fuse_conv_bn(model)
     assert fused[1] is layer and isinstance(fused[4], nn.Identity)
     torch.testing.assert_close(fused(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_fusing_takes_no_norm_for_one_behind_it_or_for_its_twin():
+    shared = network(SN)[1]
+    for model in (nn.Sequential(nn.Conv2d(3, 6, 3), shared, nn.Conv2d(6, 6, 3), shared),
+                  nn.Sequential(nn.Conv2d(3, 6, 3), shared, nn.ReLU(), network(SN)[4])):
+        model.eval()
+        expected = model(X)
+        torch.testing.assert_close(fuse_conv_bn(model)(X), expected, rtol=1e-4, atol=1e-4)
+        assert not model.training
+
+
+@torch.no_grad()
+def test_mmengines_efficient_conv_bn_eval_leaves_models_with_ours_alone():
+    model = network(SN)
+    expected = model(X)
+    with pytest.warns(UserWarning, match='efficient_conv_bn_eval stays off for a model with norms of mmnorm'):
+        turn_on_efficient_conv_bn_eval(nn.ModuleDict(dict(head=model)), 'head')
+    assert torch.equal(model(X), expected)
 
 
 @torch.no_grad()

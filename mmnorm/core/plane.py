@@ -41,8 +41,9 @@ def normalize(x, statistics, eps, takes_var=True):
     count = prod(x.shape[2:])
     if spelled_out() or x.numel() == 0:
         wide = x.to(_statistics_dtype(x)).reshape(*x.shape[:2], count)
-        own_mean = wide.mean(2)
-        own_var = (wide - own_mean.unsqueeze(2)).square().mean(2)
+        length = count if spelled_out() else max(count, 1)
+        own_mean = wide.sum(2) / length
+        own_var = (wide - own_mean.unsqueeze(2)).square().sum(2) / length
         mean, var, weight, bias = statistics(own_mean, own_var, count)
         mean, scale, bias = (_spread(plane.expand_as(own_mean), x)
                              for plane in (mean, weight * torch.rsqrt(var + eps), bias))
@@ -104,7 +105,7 @@ def _for_statistics(x):
 
 
 def _instance_norm(x):
-    """The moments in the way that is fastest here (on a CPU var_mean takes 10 times as long), with what comes with them.
+    """The moments in the way that is fastest (on a CPU var_mean takes 10 times as long), with what comes with them.
 
     Returns:
         tuple[Tensor, Tensor, Tensor, Tensor or None]: (x - mean) * rstd, mean, var and rstd, which is None for 1.
@@ -179,8 +180,12 @@ class _Moments(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         length = prod(x.shape[2:])
         c1 = dvar * (2 / length)
+        if x.dtype != c1.dtype:
+            # half precision: the centred term is rounded once, as a whole
+            dx = _affine(grad, ctx.shared.scale, dmean / length)
+            return dx.add_(_affine(x, c1, -c1 * mean)), None
         c0 = (dmean / length).addcmul_(c1, mean, value=-1)
-        return _affine(grad, ctx.shared.scale, c0).addcmul_(x, _spread(c1, x).to(x.dtype)), None
+        return _affine(grad, ctx.shared.scale, c0).addcmul_(x, _spread(c1, x)), None
 
 
 class _Normalize(torch.autograd.Function):
@@ -207,8 +212,8 @@ class _Normalize(torch.autograd.Function):
             # group_norm's weight gradient is sum(grad * (x - mean) * rstd), its bias gradient sum(grad). The weight
             # counts only for its type.
             _, dweight, dbias = _group_norm_backward(
-                _for_statistics(_rows(grad)), rows, own_mean, own_rstd, own_rstd.view(-1), 1, channels, length, channels,
-                [False, True, True])
+                _for_statistics(_rows(grad)), rows, own_mean, own_rstd, own_rstd.view(-1), 1, channels, length,
+                channels, [False, True, True])
             dweight, dbias = dweight.view_as(scale), dbias.view_as(scale)
             dmean, dvar = (scale * dbias).neg_(), (scale * dweight).mul_(rstd).mul_(-0.5)
             gradients = [g if g.shape == s else g.sum_to_size(s)

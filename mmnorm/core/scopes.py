@@ -27,19 +27,20 @@ def pool(mean, var, dims):
     return _Pool.apply(mean, var, dims)
 
 
-def pool_ranks(mean, var, elements):
+def pool_ranks(mean, var, elements, samples):
     """Mean and biased variance over all ranks; one collective, and one more in the backward pass.
 
     Args:
         mean (Tensor): This rank's, any shape that all ranks share.
         var (Tensor): Biased, the same shape.
         elements (int or Tensor): Number of elements behind each of them on this rank; 0 if it has none.
+        samples (int): Number of samples of this rank.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: Mean and variance (0 if no rank has elements), and the number of elements behind
-        each of them, in the same shape.
+        tuple[Tensor, Tensor, Tensor, Tensor]: Mean and variance (0 if no rank has elements), the number of elements
+        behind each of them, in the same shape, and the number of samples of all ranks, a scalar.
     """
-    return _PoolRanks.apply(mean, var, elements)
+    return _PoolRanks.apply(mean, var, elements, samples)
 
 
 class _Pool(torch.autograd.Function):
@@ -64,27 +65,27 @@ class _Pool(torch.autograd.Function):
 class _PoolRanks(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, mean, var, elements):
-        counts = torch.as_tensor(elements).to(mean).expand_as(mean)
-        own = torch.stack([mean, var, counts])
+    def forward(ctx, mean, var, elements, samples):
+        counts = elements.to(mean) if torch.is_tensor(elements) else torch.full_like(mean, elements)
+        own = torch.stack([mean, var, counts, torch.full_like(mean, samples)])
         world = distributed.get_world_size()
-        ranks = own.new_empty(world * 3, *mean.shape)
+        ranks = own.new_empty(world * 4, *mean.shape)
         distributed.all_gather_into_tensor(ranks, own)
-        means, variances, counts = ranks.view(world, 3, *mean.shape).unbind(1)
-        total = counts.sum(0)
+        means, variances, counts, samples = ranks.view(world, 4, *mean.shape).unbind(1)
+        total, samples = counts.sum(0), samples.sum(0).flatten()[0]
         shares = counts / total.clamp(min=1)
         pooled = (shares * means).sum(0)
         pooled_var = (shares * (variances + (means - pooled).square())).sum(0)
         ctx.save_for_backward(mean - pooled, shares[distributed.get_rank()])
-        ctx.mark_non_differentiable(total)
-        return pooled, pooled_var, total
+        ctx.mark_non_differentiable(total, samples)
+        return pooled, pooled_var, total, samples
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dmean, dvar, _):
+    def backward(ctx, dmean, dvar, *_):
         distance, share = ctx.saved_tensors
         # every rank's loss depends on every rank's elements
         gradients = torch.stack([dmean, dvar])
         distributed.all_reduce(gradients)
         dmean, dvar = gradients * share
-        return torch.addcmul(dmean, distance, dvar, value=2), dvar, None
+        return torch.addcmul(dmean, distance, dvar, value=2), dvar, None, None

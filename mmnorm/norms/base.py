@@ -19,7 +19,7 @@ def warn_once(message):
 
 
 def check_input(layer, x, channels):
-    """Raise a TypeError or ValueError that names the layer if ``x`` is not floating point of shape (N, channels, *S)."""
+    """Raise a TypeError or ValueError naming the layer if ``x`` is not floating point of shape (N, channels, *S)."""
     name = type(layer).__name__
     if not x.is_floating_point():
         raise TypeError(f'{name} normalises floating point tensors, got {x.dtype}')
@@ -106,7 +106,7 @@ class PlaneNorm(nn.BatchNorm2d):
         """
         if not self.training:
             return self.running_mean, self.running_var
-        shape = self.running_mean.shape
+        shape, samples = self.running_mean.shape, mean.shape[0]
         elements = count * mean.numel() // shape.numel()
         if elements:
             mean, var = pool(mean, var, dims)
@@ -114,7 +114,7 @@ class PlaneNorm(nn.BatchNorm2d):
         elif self._ranks():
             # no elements, but a place in the graph: the other ranks wait for this one in the backward pass as well
             mean, var = (plane[:0].sum() + plane.new_zeros(shape) for plane in (mean, var))
-        return self.shared_and_tracked(mean, var, elements)
+        return self.shared_and_tracked(mean, var, elements, samples)
 
     def run_statistics(self, means, variances, count, dims=0):
         """BN's mean and biased variance of each run of the batch; the running ones take the mean over the runs.
@@ -135,25 +135,34 @@ class PlaneNorm(nn.BatchNorm2d):
         return [torch.cat([plane.expand(len(mean), *plane.shape[1:]) for plane, mean in zip(planes, means)])
                 for planes in zip(*pooled)]
 
-    def shared_and_tracked(self, mean, var, elements):
+    def shared_and_tracked(self, mean, var, elements, samples):
         """The statistics of all ranks, if ``sync``, from this rank's; updates the running ones, which empty ones get.
 
         Args:
             mean (Tensor): Shape of the running statistics.
             var (Tensor): Biased, the same shape.
             elements (int or Tensor): Number of elements behind each of them.
+            samples (int): Number of samples.
 
         Returns:
             tuple[Tensor, Tensor]: Mean and biased variance, of the same shape.
         """
         if self._ranks():
-            mean, var, elements = pool_ranks(mean, var, elements)
+            if self.weight.requires_grad:
+                # also a rank whose input has no graph, as that of no RoIs may have none, takes part in the backward
+                # pass that the other ranks wait for
+                mean = mean + 0 * self.weight.sum()
+            mean, var, elements, samples = pool_ranks(mean, var, elements, samples)
             mean, var = (torch.where(elements > 0, new, running.to(new))
                          for new, running in ((mean, self.running_mean), (var, self.running_var)))
         elif not torch.is_tensor(elements) and not elements:
             return self.running_mean, self.running_var
         self.track(mean, var, elements)
+        self.see_batch_size(samples)
         return mean, var
+
+    def see_batch_size(self, samples):
+        """Take note of how many samples, of all ranks if ``sync``, a training batch had; only EN does."""
 
     @torch.no_grad()
     def track(self, mean, var, elements):
@@ -185,6 +194,11 @@ class PlaneNorm(nn.BatchNorm2d):
     def train(self, mode=True):
         return super().train(mode and not self.frozen)
 
+    def reset_running_stats(self):
+        """As torch's, for tools that recollect statistics; a frozen layer keeps its own."""
+        if not getattr(self, 'frozen', False):
+            super().reset_running_stats()
+
     def _ranks(self):
         return self.sync and distributed.is_initialized() and distributed.get_world_size() > 1
 
@@ -203,6 +217,8 @@ class PlaneNorm(nn.BatchNorm2d):
     def _note_norm_eval(self):
         if self.training or self.frozen or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
+        if self.running_mean is None:
+            return  # evaluation mode changes nothing
         if self.weight.requires_grad:
             warn_once(
                 f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does. '

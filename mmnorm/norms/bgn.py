@@ -102,7 +102,7 @@ class BGN(PlaneNorm):
             sizes = len(x) * empty.index_add(0, index, flat.new_ones(elements))
             mean = empty.index_add(0, index, flat.sum(0)) / sizes.clamp(min=1)
             var = empty.index_add(0, index, (flat - mean[index]).square().sum(0)) / sizes.clamp(min=1)
-            mean, var = self.shared_and_tracked(mean, var, sizes)
+            mean, var = self.shared_and_tracked(mean, var, sizes, len(x))
         y = ((flat - mean[index]) * torch.rsqrt(var + self.eps)[index]).reshape(x.shape)
         weight, bias = (p.view(-1, *[1] * (x.dim() - 2)) for p in (self.weight, self.bias))
         return like((y * weight + bias).to(x.dtype), x)

@@ -3,7 +3,7 @@ import contextlib
 from math import prod
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from mmnorm.core import moments, normalize
 
@@ -78,7 +78,7 @@ class EN(PlaneNorm):
         self._seen_batch_size = None  # the only one that training had so far
         if self._knows_batch_size:
             self.mean_batch_size.fill_(self.batch_size)
-            self._follow_rule()
+            self._follow_rule(torch.tensor(True))
 
     def forward(self, x):
         self._check_input(x)
@@ -100,17 +100,16 @@ class EN(PlaneNorm):
 
     def _mixed(self, mean, var, running_mean, running_var):
         """evalnorm, Eq. 5 and 6."""
+        running_mean, running_var, alpha, beta = (
+            value.to(mean.dtype) for value in (running_mean, running_var, self.alpha, self.beta))
         distance = mean - running_mean
-        mixed_mean = torch.addcmul(running_mean, self.alpha, distance)
-        between = torch.addcmul(self.beta, self.beta, self.beta, value=-1)
-        return mixed_mean, torch.lerp(running_var, var, self.beta).addcmul(distance.square(), between)
+        between = torch.addcmul(beta, beta, beta, value=-1)
+        return (torch.addcmul(running_mean, alpha, distance),
+                torch.lerp(running_var, var, beta).addcmul(distance.square(), between))
 
     def _train(self, x):
-        samples = len(x)
-        if self._ranks():
-            self._see_batch_size(samples * distributed.get_world_size())
-        else:
-            self._see_batch_size(min(samples, self.virtual_batch_size or samples))
+        if not self._ranks():
+            self.see_batch_size(min(len(x), self.virtual_batch_size or len(x)))
         if self._estimate_every:
             return self._train_and_estimate(x)
         if self._ranks() or self.virtual_batch_size:
@@ -182,23 +181,27 @@ class EN(PlaneNorm):
         for value, step in zip((self.alpha, self.beta), steps):
             value.sub_(step).clamp_(0, 1)
 
-    def _see_batch_size(self, size):
-        if self.batch_size is not None or size == self._seen_batch_size:
+    @torch.no_grad()
+    def see_batch_size(self, samples):
+        if self.batch_size is not None or not torch.is_tensor(samples) and samples in (0, self._seen_batch_size):
             return
-        first = not self._knows_batch_size
-        if first:
-            self.mean_batch_size.fill_(size)
-        else:
-            self.mean_batch_size.lerp_(torch.full_like(self.mean_batch_size, size), 0.1)
-        self._seen_batch_size = size if first else None
-        self._knows_batch_size = True
-        if first or self.mode in ('rule', 'simple'):
-            self._follow_rule()
+        if not torch.is_tensor(samples):
+            # the only size that training had so far needs no further look
+            self._seen_batch_size = None if self._knows_batch_size else samples
+            self._knows_batch_size = True
+        before = self.mean_batch_size.clone()
+        samples = torch.as_tensor(samples).to(before)
+        seen = torch.where(before > 0, torch.lerp(before, samples, 0.1), samples)
+        self.mean_batch_size.copy_(torch.where(samples > 0, seen, before))
+        self._follow_rule(torch.ones_like(before) if self.mode in ('rule', 'simple') else before == 0)
 
     @torch.no_grad()
-    def _follow_rule(self):
+    def _follow_rule(self, where):
+        """Set alpha and beta by the rule where a condition holds; a batch size that is unknown makes them 0, BN's."""
+        size = self.mean_batch_size
+        rule = torch.where(size > 0, size.clamp(min=1).pow(-1 if self.mode == 'simple' else -2), 0)
         for value in (self.alpha, self.beta):
-            value.copy_(self.mean_batch_size.clamp(min=1).pow(-1 if self.mode == 'simple' else -2))
+            value.copy_(torch.where(where > 0, rule, value))
 
     def _one_value_each(self, x):
         size = len(x)
@@ -206,13 +209,14 @@ class EN(PlaneNorm):
             size = size % self.virtual_batch_size or min(size, self.virtual_batch_size)
         return size * prod(x.shape[2:]) == 1
 
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        from_bn = prefix + 'alpha' not in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *args)
         if self.batch_size is not None:
             self.mean_batch_size.fill_(self.batch_size)
         self._knows_batch_size, self._seen_batch_size = bool(self.mean_batch_size > 0), None
-        if self._knows_batch_size and (self.mode in ('rule', 'simple') or not self.alpha):
-            self._follow_rule()
+        if from_bn or self.mode in ('rule', 'simple'):
+            self._follow_rule(torch.tensor(True))
 
     def extra_repr(self):
         return (f'{super().extra_repr()}, mode={self.mode}, batch_size={self.batch_size}, '
@@ -220,21 +224,22 @@ class EN(PlaneNorm):
 
 
 class SyncEN(EN):
-    """:class:`EN` with batches normalised over all ranks; B counts the samples of all ranks. For arguments see there."""
+    """:class:`EN` with batches normalised over all ranks; B counts the samples of all. For arguments see there."""
 
     sync = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.virtual_batch_size is not None:
-            raise ValueError('SyncEN: virtual_batch_size makes normalization batches smaller than one process\'s, SyncEN '
-                             'larger; choose one of the two')
+            raise ValueError('SyncEN: virtual_batch_size makes normalization batches smaller than those of a process, '
+                             'SyncEN larger; choose one of the two')
 
 
 def estimate_offline(model, batches, forward=None):
     """Estimate alpha and beta of the EN layers of a finished network (evalnorm, Section 3.4, offline estimation).
 
-    EN layers normalise each batch by its own statistics, everything else evaluates; nothing but alpha and beta changes.
+    EN layers normalise each batch by its own statistics, everything else evaluates. Alpha and beta change, and the sums
+    of AdaGrad, which start at 0.
 
     Args:
         model (nn.Module): Network with EN layers of ``mode='offline'`` or ``'online'``.
@@ -253,7 +258,7 @@ def estimate_offline(model, batches, forward=None):
     if not layers:
         raise ValueError("the network has no EN layer to estimate: set mode='offline' in its norm_cfg")
     steps = 0
-    with _estimating(model, layers.values()), torch.no_grad():
+    with _estimating(model, list(layers.values())), torch.no_grad():
         for batch in batches:
             forward(model, batch) if forward else model(batch)
             steps += 1
@@ -266,16 +271,25 @@ def estimate_offline(model, batches, forward=None):
 def _estimating(model, layers):
     """Normalise by batch statistics and estimate in these layers, evaluate the rest; put everything back after."""
     modes = {module: module.training for module in model.modules()}
-    before = [(layer, layer.momentum, layer._estimate_every, layer.num_batches_tracked.clone()) for layer in layers]
+    attributes = 'momentum', '_estimate_every', '_knows_batch_size', '_seen_batch_size'
+    buffers = 'num_batches_tracked', 'mean_batch_size'
+    before = {layer: ({name: getattr(layer, name) for name in attributes},
+                      {name: getattr(layer, name).clone() for name in buffers}) for layer in layers}
     model.eval()
     for layer in layers:
         layer.training, layer.momentum, layer._estimate_every = True, 0., 1
+        layer.squared_gradients.zero_()
     try:
         yield
     finally:
-        for layer, momentum, every, tracked in before:
-            layer.momentum, layer._estimate_every = momentum, every
-            layer.num_batches_tracked.copy_(tracked)
+        for layer, (of_layer, values) in before.items():
+            unknown = not values['mean_batch_size']
+            for name, value in of_layer.items():
+                if not (unknown and name in ('_knows_batch_size', '_seen_batch_size')):
+                    setattr(layer, name, value)
+            layer.num_batches_tracked.copy_(values['num_batches_tracked'])
+            if not unknown:
+                layer.mean_batch_size.copy_(values['mean_batch_size'])
         for module, training in modes.items():
             module.training = training
 

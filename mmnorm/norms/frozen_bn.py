@@ -10,10 +10,11 @@ class FrozenBN(PlaneNorm):
     Args:
         num_features (int): Number of channels C.
         eps (float): Added to the running variance. Default 1e-5.
+        momentum, frozen: Without effect; they may stand in a config whose type is changed.
     """
 
-    def __init__(self, num_features, eps=1e-5):
-        super().__init__(num_features, eps, frozen=True)
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, frozen=True):
+        super().__init__(num_features, eps, momentum, frozen=True)
 
     def forward(self, x):
         self._check_input(x)

@@ -51,10 +51,10 @@ class GW(nn.GroupNorm):
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], self.num_groups, values)
             centered = wide - wide.mean(2, keepdim=True)
-            identity = torch.eye(self.num_groups).to(centered)
+            identity = torch.eye(self.num_groups, dtype=centered.dtype, device=x.device)
             covariance = centered @ centered.transpose(1, 2) / max(values, 1) + self.eps * identity
             if self.method == 'zca':
-                whitening = _InverseSquareRoot.apply(covariance)
+                whitening = _InverseSquareRoot.apply(covariance, self.eps)
             else:
                 trace = covariance.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
                 whitening = identity
@@ -73,9 +73,10 @@ class _InverseSquareRoot(torch.autograd.Function):
     """Of symmetric positive matrices (N, G, G). Its gradient is finite where eigenvalues coincide; eigh's is not."""
 
     @staticmethod
-    def forward(ctx, matrices):
+    def forward(ctx, matrices, eps):
         values, vectors = torch.linalg.eigh(matrices)
-        roots = values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()
+        # none is smaller than eps, but for rounding, which is relative to the largest
+        roots = torch.maximum(values, (values[:, -1:] * torch.finfo(values.dtype).eps).clamp(min=eps)).sqrt()
         ctx.save_for_backward(roots, vectors)
         return vectors / roots[:, None] @ vectors.mT
 
@@ -86,4 +87,4 @@ class _InverseSquareRoot(torch.autograd.Function):
         # divided differences of l -> 1 / sqrt(l)
         a, b = roots[:, :, None], roots[:, None]
         inner = vectors.mT @ (grad + grad.mT) @ vectors / (-2 * a * b * (a + b))
-        return vectors @ inner @ vectors.mT
+        return vectors @ inner @ vectors.mT, None

@@ -57,7 +57,8 @@ class SN(PlaneNorm):
         self._check_input(x)
         if not self.training and self.is_bn():
             return self.running_affine(x)
-        self._note_norm_eval()
+        if _BN in self._used(_IN):
+            self._note_norm_eval()
         if x.dim() > 2 and prod(x.shape[2:]) == 1:
             warn_once(f'{self._get_name()}({self.num_features}) normalises an input with one value per channel of a '
                       'sample, as after a global pool: IN and LN are unstable there (sn, Table XI). Use BN, or no '

@@ -41,7 +41,8 @@ def test_moments_and_result_match_torch(n, c, h, w, offset, channels_last, dtype
     torch.testing.assert_close(our_mean.double(), mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(our_var.double(), var, rtol=1e-4, atol=1e-5)
     y = normalize(x, lambda mean, var, count: (mean + 2, var + 1, 3 * torch.ones_like(mean), mean), 0.5)
-    expected = 3 * (x.double() - mean[..., None, None] - 2) / (var[..., None, None] + 1.5).sqrt() + mean[..., None, None]
+    mean, var = mean[..., None, None], var[..., None, None]
+    expected = 3 * (x.double() - mean - 2) / (var + 1.5).sqrt() + mean
     torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4 * max(1, offset / 10))
     assert y.stride() == torch.empty_like(x).stride()
     assert torch.equal(x, before)

@@ -25,9 +25,9 @@ def layer_of(cfg):
     return randomised(build(cfg)).double().train()
 
 
-def trained(layer, x, grad):
+def trained(layer, x, grad, requires_grad=True):
     """One forward and backward; the result, the gradients and the layer's state."""
-    x = x.clone().requires_grad_()
+    x = x.clone().requires_grad_(requires_grad)
     y = layer(x)
     (y * grad).sum().backward()
     return dict(y=y.detach(), dx=x.grad, state=copy.deepcopy(layer.state_dict()),
@@ -38,12 +38,17 @@ def share_of(shares, rank):
     return slice(sum(shares[:rank]), sum(shares[:rank + 1]))
 
 
-def with_shares(cfg, shares, rank):
+def without_graph(cfg, shares, rank):
+    """As with_shares, but a share of nothing does not come out of a network."""
+    return with_shares(cfg, shares, rank, empty_requires_grad=False)
+
+
+def with_shares(cfg, shares, rank, empty_requires_grad=True):
     layer = layer_of(cfg)
     with mock.patch.object(distributed, 'all_gather_into_tensor', wraps=distributed.all_gather_into_tensor) as gather, \
             mock.patch.object(distributed, 'all_reduce', wraps=distributed.all_reduce) as reduce:
         x, grad = (t[share_of(shares, rank)] for t in batch(sum(shares)))
-        result = trained(layer, x, grad)
+        result = trained(layer, x, grad, empty_requires_grad or len(x) > 0)
         result['collectives'] = gather.call_count, reduce.call_count
     for value in result['gradients'].values():
         distributed.all_reduce(value)

@@ -231,6 +231,15 @@ def test_brn_reaches_its_limits_after_the_warm_up():
     assert scales == pytest.approx([1, 1.25, 1.5, 1.75, 2, 2], rel=1e-3)
 
 
+def test_gw_zca_stays_finite_on_a_singular_covariance():
+    layer = build(dict(type='GW', num_groups=64, method='zca'), 64)
+    for scale in (1, 100, 1000):
+        x = (torch.randn(2, 64, 5, 5) * scale).requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        assert y.abs().max() < 100 and x.grad.isfinite().all()
+
+
 def test_gw_whitens():
     x = torch.randn(2, CHANNELS, 16, 16)
     x = torch.einsum('dc,nchw->ndhw', torch.randn(CHANNELS, CHANNELS) / 2 + torch.eye(CHANNELS), x)
@@ -261,7 +270,7 @@ def test_bad_arguments_are_named(cfg_of_ours, message):
 
 
 @pytest.mark.parametrize('cfg_of_ours, shape, message', [
-    (dict(type='BGN', num_groups=9), (2, CHANNELS), 'BGN: num_groups=9, but a sample of shape (8,) has only 8 elements'),
+    (dict(type='BGN', num_groups=9), (2, CHANNELS), 'BGN: num_groups=9, but a sample of shape (8,) has only 8'),
     (dict(type='GW'), (2, CHANNELS), 'GW with num_groups=8 has one value per group'),
     (dict(type='IBN'), (2, CHANNELS), 'IBN normalises half of the channels over the positions of a sample')])
 def test_input_without_what_the_method_needs_is_named(cfg_of_ours, shape, message):

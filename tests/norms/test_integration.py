@@ -16,7 +16,7 @@ from mmnorm.registry import NORMS
 
 from .cases import CHANNELS, build, described, randomised
 
-pytestmark = [pytest.mark.filterwarnings('ignore::UserWarning'), pytest.mark.filterwarnings('ignore::DeprecationWarning')]
+pytestmark = [pytest.mark.filterwarnings(f'ignore::{kind}') for kind in ('UserWarning', 'DeprecationWarning')]
 SHAPES = (4, CHANNELS, 4, 6), (3, CHANNELS, 10, 12)
 # the variants whose operations differ from those of the plain names
 EXPORTED = [dict(type=name) for name in NORMS if not name.startswith('Sync')] + [

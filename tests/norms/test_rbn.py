@@ -27,7 +27,7 @@ def test_fold_bn_false_leaves_the_weight():
 
 
 def test_folding_is_said_once():
-    with pytest.warns(UserWarning, match=r'RBN: a BN checkpoint is loaded; its weights are divided by sigmoid\(1\)') as w:
+    with pytest.warns(UserWarning, match='RBN: a BN checkpoint is loaded; its weights are divided by sigmoid') as w:
         for _ in range(2):
             RBN(6).load_state_dict(nn.BatchNorm2d(6).state_dict())
     assert len(w) == 1

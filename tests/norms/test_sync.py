@@ -21,6 +21,7 @@ def results(tmp_path_factory):
     tasks = {2: [], 3: []}
     for shares in SHARES:
         tasks[len(shares)] += [('with_shares', (cfg, shares)) for cfg in SYNC]
+    tasks[2] += [('without_graph', (cfg, (4, 0))) for cfg in SYNC]
     tasks[3].append(('of_different_sizes', ()))
     tasks[2].append(('of_groups_without_equal_sizes', ()))
     tasks[2] += [('data_parallel', (cfg, unused)) for cfg in SYNC for unused in (False, True)]
@@ -55,13 +56,15 @@ def test_shares_of_a_batch_equal_the_whole(results, sync_cfg, shares):
         for name, value in expected['gradients'].items():
             torch.testing.assert_close(result['gradients'][name], value)
         for key, value in expected['state'].items():
-            if key not in ('mean_batch_size', 'alpha', 'beta'):  # EN counts a rank's share; see the next test
-                torch.testing.assert_close(result['state'][key], value)
+            torch.testing.assert_close(result['state'][key], value)  # EN's batch size, too, is that of all ranks
 
 
-def test_en_counts_the_samples_of_all_ranks(results):
-    for result in get(results, 'with_shares', (dict(type='SyncEN'), (2, 2))):
-        assert result['state']['mean_batch_size'] == 4 and result['state']['alpha'] == 1 / 16
+@pytest.mark.parametrize('sync_cfg', SYNC, ids=described)
+def test_a_rank_whose_empty_share_has_no_graph_keeps_nobody_waiting(results, sync_cfg):
+    expected = trained(layer_of(alone(sync_cfg)), *batch(4))
+    full, empty = get(results, 'without_graph', (sync_cfg, (4, 0)))
+    torch.testing.assert_close(full['dx'], expected['dx'])
+    assert empty['collectives'] == full['collectives'] == (1, 1)
 
 
 @pytest.mark.parametrize('sync_cfg', SYNC, ids=described)
