@@ -78,7 +78,7 @@ class EN(PlaneNorm):
         self._seen_batch_size = None  # the only one that training had so far
         if self._knows_batch_size:
             self.mean_batch_size.fill_(self.batch_size)
-            self._follow_rule(torch.tensor(True))
+            self._follow_rule(torch.ones_like(self.alpha))
 
     def forward(self, x):
         self._check_input(x)
@@ -216,7 +216,7 @@ class EN(PlaneNorm):
             self.mean_batch_size.fill_(self.batch_size)
         self._knows_batch_size, self._seen_batch_size = bool(self.mean_batch_size > 0), None
         if from_bn or self.mode in ('rule', 'simple'):
-            self._follow_rule(torch.tensor(True))
+            self._follow_rule(torch.ones_like(self.alpha))
 
     def extra_repr(self):
         return (f'{super().extra_repr()}, mode={self.mode}, batch_size={self.batch_size}, '
