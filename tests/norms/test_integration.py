@@ -12,8 +12,10 @@ from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from mmnorm import norms
 from mmnorm.registry import NORMS
 
+from ..conftest import ROOT
 from .cases import CHANNELS, build, described, randomised
 
 pytestmark = [pytest.mark.filterwarnings(f'ignore::{kind}') for kind in ('UserWarning', 'DeprecationWarning')]
@@ -171,3 +173,20 @@ def test_hosts_build_and_run_a_model_with_it_everywhere(name, digits_config):
         assert any(type(m).__name__ == kind for m in model.modules())
         result = inference_detector(model, np.zeros((64, 64, 3), np.uint8))
     assert result.pred_instances.bboxes.shape[1] == 4
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_mmseg_builds_and_runs_a_model_with_it_everywhere(name):
+    from mmengine.config import Config
+    from mmseg.apis import inference_model, init_model
+    cfg = Config.fromfile(ROOT / 'configs/pspnet_xbn_r50_digits.py')
+    norm_cfg = dict(type=name, requires_grad=True)
+    cfg.model.backbone.update(norm_cfg=norm_cfg, norm_eval=False)
+    cfg.model.decode_head.norm_cfg = norm_cfg
+    # PSPNet pools to one position, where IBN has nothing to normalise an instance by
+    cfg.model.decode_head.pool_scales = (2, 3)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = init_model(cfg, device='cpu')
+        assert sum(isinstance(m, getattr(norms, name)) for m in model.modules()) > 20
+        result = inference_model(model, np.zeros((64, 64, 3), np.uint8))
+    assert result.pred_sem_seg.data.shape == (1, 64, 64)
