@@ -36,7 +36,7 @@ def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stage
         TypeError: The backbone does not have the structure above.
         ValueError: An argument does not fit the backbone; the message names the layer.
     """
-    blocks = _residual_blocks(backbone)
+    blocks = residual_blocks(backbone)
     _check_arguments(backbone, position, every, stages, scope)
     if scope == 'full':
         norms = [name for name, module in backbone.named_modules() if _is_norm(module)]
@@ -48,7 +48,7 @@ def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stage
     return [_replace(backbone, name, norm_cfg) for name in names]
 
 
-def _residual_blocks(backbone):
+def residual_blocks(backbone):
     """List (stage index, name, block) in the order of the network."""
     blocks = [(stage, f'{layer}.{name}', block)
               for stage, layer in enumerate(getattr(backbone, 'res_layers', []))

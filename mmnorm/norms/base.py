@@ -5,7 +5,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional as F
 
-from mmnorm.core import normalize, pool, pool_ranks
+from mmnorm.core import moments, normalize, pool, pool_ranks
 
 _BN_KEYS = frozenset(nn.BatchNorm2d(1).state_dict())
 _warned = set()
@@ -67,6 +67,8 @@ class PlaneNorm(nn.BatchNorm2d):
 
     _abbr_ = 'bn'  # mmcv's attribute prefix: a BN checkpoint fits key by key
     sync = False
+    #: Which of the running statistics the layer uses.
+    used_statistics = slice(None)
     #: What evaluation mode means for this norm while the network trains (stock configs carry norm_eval=True).
     norm_eval_note = 'Gamma and beta train; the normalization uses running statistics that stay as they were loaded.'
 
@@ -186,6 +188,29 @@ class PlaneNorm(nn.BatchNorm2d):
         # Bessel-corrected as torch keeps it, so that BN checkpoints and ours are interchangeable
         self.running_mean.lerp_(mean.to(self.running_mean), weight)
         self.running_var.lerp_((var * bessel).to(self.running_var), weight)
+
+    @torch.no_grad()
+    def tracked_moments(self, x):
+        """What the running statistics estimate, of one batch of this process.
+
+        Args:
+            x (Tensor): Floating point, (N, C, *S), with at least one element.
+
+        Returns:
+            tuple[Tensor, Tensor, int or Tensor]: Mean and biased variance in float64, of the running statistics' shape,
+            and the number of elements behind each of them.
+        """
+        mean, var = self._tracked_plane(x)
+        shape = self.running_mean.shape
+        # the samples, and the channels of each group where statistics are those of groups
+        grouped = len(x), shape.numel(), -1
+        mean, var = (plane.view(shape) for plane in pool(mean.reshape(grouped), var.reshape(grouped), (0, 2)))
+        return mean, var, x.numel() // shape.numel()
+
+    def _tracked_plane(self, x):
+        """The plane that :meth:`tracked_moments` pools: mean and biased variance of each channel, in float64."""
+        mean, var = moments(x)
+        return mean.double(), var.double()
 
     def running_affine(self, x):
         """Evaluate as BN: normalise by the running statistics, a constant affine per channel."""

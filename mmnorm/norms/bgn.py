@@ -64,16 +64,28 @@ class BGN(PlaneNorm):
     def forward(self, x):
         self._check_input(x)
         self._note_norm_eval()
-        positions = prod(x.shape[2:])
-        elements = self.num_features * positions
+        elements = prod(x.shape[1:])
         if self.num_groups > elements > 0:
             raise ValueError(f'{type(self).__name__}: num_groups={self.num_groups}, but a sample of shape '
                              f'{tuple(x.shape[1:])} has only {elements} elements; num_groups up to that would do')
+        runs = self._runs(x)
+        return self._by_runs(x, runs) if runs else self._by_index(x)
+
+    @torch.no_grad()
+    def tracked_moments(self, x):
+        runs = self._runs(x)
+        if not runs:
+            return self._indexed_moments(x.flatten(1).double(), self._group_index(x))
+        return super().tracked_moments(x.reshape(len(x), self.num_features * runs, -1))
+
+    def _runs(self, x):
+        """Number of equal runs that each channel is cut into so that each is in one group; None if there is none."""
         if self.num_features % self.num_groups == 0:
-            return self._by_runs(x, 1)
+            return 1
+        positions, elements = prod(x.shape[2:]), prod(x.shape[1:])
         if elements % self.num_groups or spelled_out():
-            return self._by_index(x)
-        return self._by_runs(x, positions // gcd(positions, elements // self.num_groups))
+            return None
+        return positions // gcd(positions, elements // self.num_groups)
 
     def _by_runs(self, x, runs):
         """On a plane of equal runs of elements, ``runs`` a channel, each in one channel and in one group."""
@@ -94,21 +106,27 @@ class BGN(PlaneNorm):
     def _by_index(self, x):
         """By the group index of each element: for groups that differ in size, and for exporters, of any image size."""
         flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
-        elements = flat.shape[1]
-        index = torch.arange(elements, device=x.device) * self.num_groups // elements
+        index = self._group_index(x)
         mean, var = self.running_mean, self.running_var
         if self.training and (len(x) or self._ranks()):
-            empty = flat.new_zeros(self.num_groups)
-            sizes = len(x) * empty.index_add(0, index, flat.new_ones(elements))
-            mean = empty.index_add(0, index, flat.sum(0)) / sizes.clamp(min=1)
-            var = empty.index_add(0, index, (flat - mean[index]).square().sum(0)) / sizes.clamp(min=1)
-            mean, var = self.shared_and_tracked(mean, var, sizes, len(x))
+            mean, var = self.shared_and_tracked(*self._indexed_moments(flat, index), len(x))
         y = ((flat - mean[index]) * torch.rsqrt(var + self.eps)[index]).reshape(x.shape)
         weight, bias = (p.view(-1, *[1] * (x.dim() - 2)) for p in (self.weight, self.bias))
         return like((y * weight + bias).to(x.dtype), x)
 
     def _one_value_each(self, x):
         return x.numel() == self.num_groups
+
+    def _group_index(self, x):
+        elements = prod(x.shape[1:])
+        return torch.arange(elements, device=x.device) * self.num_groups // elements
+
+    def _indexed_moments(self, flat, index):
+        """Mean, biased variance and number of the elements of each group, (G,), of (N, D) with their groups."""
+        empty = flat.new_zeros(self.num_groups)
+        sizes = len(flat) * empty.index_add(0, index, flat.new_ones(flat.shape[1]))
+        mean = empty.index_add(0, index, flat.sum(0)) / sizes.clamp(min=1)
+        return mean, empty.index_add(0, index, (flat - mean[index]).square().sum(0)) / sizes.clamp(min=1), sizes
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         _pool_bn_statistics(self, state_dict, prefix)

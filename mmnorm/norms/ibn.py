@@ -24,6 +24,10 @@ class IBN(PlaneNorm):
 
     norm_eval_note = 'IN, gamma and beta train; BN\'s half uses running statistics that stay as they were loaded.'
 
+    @property
+    def used_statistics(self):
+        return slice(self.num_features // 2, None)
+
     def statistics(self, mean, var, count):
         half = self.num_features // 2
         mixed = [torch.cat([own[:, :half], batch[half:].expand(own.shape[0], -1)], 1)

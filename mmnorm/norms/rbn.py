@@ -56,10 +56,7 @@ class RBN(PlaneNorm):
     def forward(self, x):
         self._check_input(x)
         self._note_norm_eval()
-        centered = x
-        if self.center and self.center_stat.startswith('spatial'):
-            statistic = self._spatial(self.center_stat, x)
-            centered = (x + self._per_channel(self.center_weight, x) * statistic).to(x.dtype)
+        centered = self._spatially_centered(x)
         takes_var = self.training or 'channel_std' in (self.center_stat, self.scale_stat)
         y = normalize(centered, self.statistics, self.eps, takes_var)
         if self.scale and self.scale_stat.startswith('spatial'):
@@ -70,9 +67,7 @@ class RBN(PlaneNorm):
         return y
 
     def statistics(self, mean, var, count):
-        shift = 0
-        if self.center and self.center_stat.startswith('channel'):
-            shift = self.center_weight * (mean if self.center_stat == 'channel_mean' else torch.sqrt(var + self.eps))
+        shift = self._channel_shift(mean, var)
         # x + w K is a shift of each instance, which its variance does not see
         batch_mean, batch_var = self.batch_statistics(mean + shift, var, count)
         mu = batch_mean - shift
@@ -86,6 +81,22 @@ class RBN(PlaneNorm):
         else:
             statistic = torch.sqrt(var / (batch_var + self.eps) + self.eps)
         return mu, batch_var, self.weight * self._gate(statistic, self.scale_weight, self.scale_bias), self.bias
+
+    def _tracked_plane(self, x):
+        mean, var = super()._tracked_plane(self._spatially_centered(x))
+        return mean + self._channel_shift(mean, var), var
+
+    def _spatially_centered(self, x):
+        """x after a centering calibration by a statistic of each position; x itself if there is none."""
+        if not (self.center and self.center_stat.startswith('spatial')):
+            return x
+        return (x + self._per_channel(self.center_weight, x) * self._spatial(self.center_stat, x)).to(x.dtype)
+
+    def _channel_shift(self, mean, var):
+        """What the centering calibration adds to each channel of a sample, on the plane."""
+        if not (self.center and self.center_stat.startswith('channel')):
+            return 0
+        return self.center_weight * (mean if self.center_stat == 'channel_mean' else torch.sqrt(var + self.eps))
 
     def _gate(self, statistic, weight, bias):
         return torch.sigmoid(torch.addcmul(bias, weight, statistic))

@@ -53,6 +53,10 @@ class SN(PlaneNorm):
         self.mean_weight = nn.Parameter(torch.ones(shape))
         self.var_weight = nn.Parameter(torch.ones(shape))
 
+    @property
+    def used_statistics(self):
+        return slice(None) if _BN in self._used(_IN) else slice(0)
+
     def forward(self, x):
         self._check_input(x)
         if not self.training and self.is_bn():

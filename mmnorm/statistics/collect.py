@@ -1,0 +1,195 @@
+"""The statistics of what a network's BN-like layers get: streaming, over batches and ranks, in float64."""
+import contextlib
+import functools
+from dataclasses import dataclass
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import Tensor, distributed
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmnorm.core import moments, pool
+from mmnorm.norms.base import PlaneNorm
+
+#: The name of layer 0, the network's input, among the layers.
+INPUT = 'input'
+
+
+@dataclass
+class Moments:
+    """Mean and variance of what a layer got so far, pooled over batches by Chan's update, in float64.
+
+    Memory is that of a few vectors of the running statistics' size K, however much is added.
+
+    Attributes:
+        count (Tensor): Number of elements behind each mean, (K,).
+        mean (Tensor): (K,).
+        squares (Tensor): Sum of squared distances to the mean, (K,).
+        batches (int): Number of batches; 0: nothing was added, and the others are no tensors yet.
+        batch_mean, batch_var (Tensor): Plain averages over the batches of their means and (Bessel-corrected)
+            variances, (K,).
+    """
+    count: Tensor = 0.
+    mean: Tensor = 0.
+    squares: Tensor = 0.
+    batches: int = 0
+    batch_mean: Tensor = 0.
+    batch_var: Tensor = 0.
+
+    def add(self, mean, var, count):
+        """Add a batch.
+
+        Args:
+            mean (Tensor): (K,).
+            var (Tensor): Biased, (K,).
+            count (int or Tensor): Number of elements behind each.
+        """
+        mean, var = mean.double(), var.double()
+        count = torch.as_tensor(count, dtype=torch.float64, device=mean.device).expand_as(mean)
+        self._pool(mean, var * count, count)
+        self._average(mean, var * count / (count - 1).clamp(min=1), 1)
+
+    def merge(self, other):
+        """Add what another one got."""
+        if other.batches:
+            self._pool(other.mean, other.squares, other.count)
+            self._average(other.batch_mean, other.batch_var, other.batches)
+
+    def _pool(self, mean, squares, count):
+        total = self.count + count
+        share = count / total.clamp(min=1)
+        distance = mean - self.mean
+        self.squares = self.squares + squares + distance.square() * self.count * share
+        self.mean = self.mean + distance * share
+        self.count = total
+
+    def _average(self, mean, var, batches):
+        self.batches += batches
+        share = batches / self.batches
+        self.batch_mean = self.batch_mean + (mean - self.batch_mean) * share
+        self.batch_var = self.batch_var + (var - self.batch_var) * share
+
+    @property
+    def var(self):
+        """Biased variance, (K,)."""
+        return self.squares / self.count.clamp(min=1)
+
+    @property
+    def unbiased_var(self):
+        """Bessel-corrected, as torch keeps running variances, (K,)."""
+        return self.squares / (self.count - 1).clamp(min=1)
+
+    def on_cpu(self):
+        return Moments(*(value.cpu() if torch.is_tensor(value) else value for value in vars(self).values()))
+
+
+def bn_layers(model):
+    """The layers of a network that normalise by running statistics: torch's, mmcv's and ours.
+
+    Args:
+        model (nn.Module): Any network, wrapped for several processes or not.
+
+    Returns:
+        dict[str, nn.Module]: By name, in the order of the network.
+
+    Raises:
+        ValueError: It has none.
+    """
+    layers = {name: layer for name, layer in unwrapped(model).named_modules()
+              if isinstance(layer, _BatchNorm) and layer.running_mean is not None and _used(layer).numel()}
+    if not layers:
+        raise ValueError(f'{type(unwrapped(model)).__name__} has no layer with running statistics (BN, SyncBN, or a '
+                         'norm of mmnorm that keeps them): there is nothing that this could look at')
+    return layers
+
+
+def unwrapped(model):
+    """The network itself, without what runs it on several processes."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def _used(layer):
+    return layer.running_mean[layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None)]
+
+
+@contextlib.contextmanager
+def collect_moments(model):
+    """Collect the moments of what every BN-like layer gets in the forward passes made inside.
+
+    A layer that is used several times in a pass (a head shared by FPN levels) counts each time; an empty input (a RoI
+    head without proposals) does not count. On leaving they are pooled over all ranks, so all ranks must leave.
+
+    Args:
+        model (nn.Module): Any network.
+
+    Yields:
+        dict[str, Moments]: By layer name, in the order of the network; :data:`INPUT` first, per channel of the first
+        floating point tensor that the network is called with. A layer that was not run has no ``batches``.
+
+    Raises:
+        ValueError: The network has no BN-like layer, or (on leaving) something that it got is not finite.
+    """
+    model = unwrapped(model)
+    layers = bn_layers(model)
+    collected = {name: Moments() for name in (INPUT, *layers)}
+    handles = [model.register_forward_pre_hook(functools.partial(_see_input, collected[INPUT]), with_kwargs=True)]
+    handles += [layer.register_forward_pre_hook(functools.partial(_see, collected[name]))
+                for name, layer in layers.items()]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+    _pool_ranks(collected)
+    _check_finite(collected, layers)
+
+
+@torch.no_grad()
+def _see(seen, layer, args):
+    x = args[0]
+    if x.numel():
+        seen.add(*(layer.tracked_moments(x) if isinstance(layer, PlaneNorm) else _channel_moments(x)))
+
+
+@torch.no_grad()
+def _see_input(seen, model, args, kwargs):
+    for x in (*args, *kwargs.values()):
+        if torch.is_tensor(x) and x.is_floating_point() and x.dim() > 1:
+            if x.numel():
+                seen.add(*_channel_moments(x))
+            return
+
+
+def _channel_moments(x):
+    """Mean and biased variance of each channel, (C,) in float64, and the number of elements behind each."""
+    mean, var = moments(x)
+    mean, var = pool(mean.double(), var.double(), 0)
+    return mean[0], var[0], x.numel() // x.shape[1]
+
+
+def _pool_ranks(collected):
+    """Pool in place what each rank collected, in one collective; every rank gets the same."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    of_ranks = [None] * distributed.get_world_size()
+    distributed.all_gather_object(of_ranks, {name: seen.on_cpu() for name, seen in collected.items()})
+    for name in collected:
+        collected[name] = Moments()
+        for of_rank in of_ranks:
+            collected[name].merge(of_rank[name])
+
+
+def _check_finite(collected, layers):
+    for name, seen in collected.items():
+        if seen.batches and not (seen.mean + seen.squares).isfinite().all():
+            where = 'the input of the network' if name == INPUT else f'what {name} gets'
+            raise ValueError(f'{where} has values that are not finite (NaN or inf): look at the data and at the '
+                             'checkpoint; no statistics can be taken of it')
+        # before what they make of the layers behind
+        if name in layers and not layers[name].training and not _usable(layers[name]):
+            raise ValueError(f'the running statistics of {name} are not finite and positive: the checkpoint is of a '
+                             'training that diverged; recollecting them brings others')
+
+
+def _usable(layer):
+    return bool((layer.running_mean + layer.running_var).isfinite().all() and (layer.running_var >= 0).all())

@@ -1,0 +1,61 @@
+"""Modes that a network is put into to look at its statistics, and back from whatever happens."""
+import contextlib
+
+import torch
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Evaluation mode without gradients; every module's own mode comes back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextlib.contextmanager
+def normalizing_by_batch(model, layers):
+    """These layers normalise by the statistics of each batch, everything else evaluates; no state changes.
+
+    Args:
+        model (nn.Module): A network.
+        layers (list[nn.Module]): BN-like layers of it.
+    """
+    # momentum 0 holds the running statistics that BRN looks at; torch's BN makes NaN of an empty batch all the same
+    buffers = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    counters = [(layer, name, value) for layer in layers for name, value in vars(layer).items()
+                if isinstance(value, (bool, int, float, type(None)))]
+    try:
+        with evaluating(model):
+            for layer in layers:
+                layer.training, layer.momentum = True, 0.
+            yield
+    finally:
+        for layer, name, value in counters:
+            setattr(layer, name, value)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def run(model, batches, forward, purpose):
+    """Feed a network with batches.
+
+    Args:
+        model (nn.Module): A network.
+        batches (iterable): At least one.
+        forward (callable or None): ``(model, batch) -> None``; None calls the model with the batch.
+        purpose (str): What the batches are for, to be said if there are none.
+
+    Raises:
+        ValueError: There are no batches.
+    """
+    number = 0
+    for number, batch in enumerate(batches, start=1):
+        forward(model, batch) if forward else model(batch)
+    if not number:
+        raise ValueError(f'there are no batches {purpose}')

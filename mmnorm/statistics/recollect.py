@@ -1,0 +1,57 @@
+"""New running statistics for a trained network: sn's batch average, precise BN; AdaBN on another domain's data."""
+import torch
+
+from .collect import bn_layers, collect_moments, unwrapped
+from .modes import normalizing_by_batch, run
+
+
+def recollect(model, batches, forward=None, names=None, pooled=True):
+    """Replace running statistics by those of some batches, with frozen weights.
+
+    The layers normalise each batch by its own statistics, as in training; everything else evaluates. With training
+    data it is sn's batch average, in its pooled form also called precise BN; with data of another domain it is AdaBN.
+    It is right for batches and images of any sizes, layers used several times in a pass and empty batches, and for our
+    layers, whose running statistics may be those of something else than their input (RBN, BGN). Frozen layers keep
+    theirs.
+
+    Args:
+        model (nn.Module): Trained network; only running statistics change.
+        batches (iterable): Of the training's size; on several processes each has as many of its own.
+        forward (callable): ``(model, batch) -> None``; default ``model(batch)``.
+        names (collection[str]): Layers to treat; default None: all BN-like ones.
+        pooled (bool): Variance of all elements together, ``mean of (var + mean^2) - mean^2``, weighted by their
+            number. False averages the batches' means and variances, as sn's text has it: the variance then lacks what
+            lies between batches.
+
+    Returns:
+        dict[str, Moments]: What the new statistics are made of, by layer. Layers that no batch reached are not in it
+        and keep their statistics.
+
+    Raises:
+        ValueError: There is no such layer, or no batch, or something is not finite; the network is as it was then.
+    """
+    layers = choose(bn_layers(unwrapped(model)), names)
+    with normalizing_by_batch(model, list(layers.values())), collect_moments(model) as collected:
+        run(model, batches, forward, 'to recollect statistics from')
+    reached = {name: collected[name] for name in layers if collected[name].batches}
+    with torch.no_grad():
+        for name, seen in reached.items():
+            layer = layers[name]
+            layer.running_mean.copy_(seen.mean if pooled else seen.batch_mean)
+            layer.running_var.copy_(seen.unbiased_var if pooled else seen.batch_var)
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.fill_(seen.batches)
+    return reached
+
+
+def choose(layers, names):
+    """Those of these layers that have such names (None: all) and are not frozen; ValueError if a name is unknown."""
+    unknown = set(names or ()) - layers.keys()
+    if unknown:
+        raise ValueError(f'there is no layer with running statistics named {sorted(unknown)[0]}; the first of '
+                         f'{len(layers)} that there are is {next(iter(layers))}')
+    chosen = {name: layer for name, layer in layers.items()
+              if (names is None or name in names) and not getattr(layer, 'frozen', False)}
+    if not chosen:
+        raise ValueError('every layer with running statistics is frozen: none may change')
+    return chosen

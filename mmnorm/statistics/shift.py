@@ -1,0 +1,103 @@
+"""Estimation shift: how far a trained BN's statistics are from those of its input (paper xbn, Definitions 1 and 2)."""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmnorm.norms.base import PlaneNorm
+
+from .collect import INPUT, bn_layers, collect_moments, unwrapped
+from .modes import evaluating, run
+
+
+@dataclass
+class Shift:
+    """Expected and estimated statistics of one layer; tensors are (K,), float64, on the CPU.
+
+    K is the number of channels whose running statistics the layer uses (of groups in BGN, of the BN half in IBN).
+
+    Attributes:
+        mean, var: Expected: of the layer's input over the data (Definition 1). The variance is biased.
+        running_mean, running_var: Estimated: what the layer normalises by.
+        eps (float): The layer's.
+        count (float): Number of elements behind each expected value.
+    """
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+    count: float
+
+    @property
+    def esm_mu(self):
+        """ESM_mu = ||estimated mean - expected mean||_2 (Definition 2)."""
+        return float(torch.linalg.vector_norm(self.running_mean - self.mean))
+
+    @property
+    def esm_sigma(self):
+        """ESM_sigma = ||estimated - expected standard deviation||_2 (Definition 2)."""
+        return float(torch.linalg.vector_norm(self.running_var.sqrt() - self.var.sqrt()))
+
+    @property
+    def channel_mu(self):
+        """(expected - estimated mean) / sqrt(estimated var + eps): the mean of the normalised channel, which training
+        holds at 0."""
+        return (self.mean - self.running_mean) / (self.running_var + self.eps).sqrt()
+
+    @property
+    def channel_sigma(self):
+        """(expected - estimated deviation) / sqrt(estimated var + eps): what the deviation of the normalised channel
+        has beyond the 1 that training holds it at."""
+        return (self.var.sqrt() - self.running_var.sqrt()) / (self.running_var + self.eps).sqrt()
+
+    @property
+    def relative_mu(self):
+        """Root mean square of :attr:`channel_mu`: ESM_mu in units of the layer's own scale, so that layers compare."""
+        return float(self.channel_mu.square().mean().sqrt())
+
+    @property
+    def relative_sigma(self):
+        """Root mean square of :attr:`channel_sigma`."""
+        return float(self.channel_sigma.square().mean().sqrt())
+
+
+def measure_shift(model, batches, forward=None, input_statistics=None):
+    """Measure the estimation shift of every BN-like layer in one pass of the evaluated network (xbn, Definition 2).
+
+    Args:
+        model (nn.Module): Trained network; it is put into evaluation mode for the pass, and back.
+        batches (iterable): The test set; on several processes each has its share.
+        forward (callable): ``(model, batch) -> None``. Default ``model(batch)``; for an mmengine model
+            ``lambda model, batch: model.test_step(batch)``.
+        input_statistics (tuple[Tensor, Tensor]): Mean and variance of the training set's input, per channel, which
+            layer 0 is compared with. Default None: layer 0 is left out.
+
+    Returns:
+        dict[str, Shift]: By layer name, in the order of the network, 'input' (layer 0) first. Layers that no pass
+        reached are left out.
+
+    Raises:
+        ValueError: There is no BN-like layer, or no batch, or something is not finite.
+    """
+    with evaluating(model), collect_moments(model) as collected:
+        run(model, batches, forward, 'to measure the estimation shift on')
+    return estimation_shift(model, collected, input_statistics)
+
+
+def estimation_shift(model, collected, input_statistics=None):
+    """The estimation shift from moments that :func:`collect_moments` gave in an evaluation; see measure_shift."""
+    estimated = {name: (layer.running_mean, layer.running_var, layer.eps,
+                        layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None))
+                 for name, layer in bn_layers(unwrapped(model)).items()}
+    if input_statistics is not None:
+        estimated = {INPUT: (*map(torch.as_tensor, input_statistics), 0., slice(None)), **estimated}
+    shifts = {}
+    for name, (running_mean, running_var, eps, used) in estimated.items():
+        seen = collected[name]
+        if not seen.batches:
+            continue
+        mean, var, running_mean, running_var = (
+            value.detach().double().cpu()[used] for value in (seen.mean, seen.var, running_mean, running_var))
+        shifts[name] = Shift(mean, var, running_mean, running_var, eps, float(seen.count.max()))
+    return shifts

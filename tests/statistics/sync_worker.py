@@ -1,0 +1,38 @@
+"""What test_distributed.py runs on every rank of a gloo group."""
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from mmnorm.statistics import measure_shift, recollect
+
+from .test_shift import Head, batches, trained
+
+
+def model_and_data():
+    torch.manual_seed(0)
+    return trained(Head()).double(), [batch.double() for batch in batches(((3, 6, 5), (4, 8, 8), (1, 4, 9), (5, 5, 5)))]
+
+
+def results(model, data):
+    """Shift and recollected statistics, without gradient buckets or rounding in between."""
+    shifts = measure_shift(model, data, input_statistics=(torch.zeros(3), torch.ones(3)))
+    recollect(model, data)
+    found = {name: dict(mean=s.mean, var=s.var, esm=torch.tensor(s.esm_sigma)) for name, s in shifts.items()}
+    return found | {key: value for key, value in model.state_dict().items() if 'running' in key}
+
+
+def work(rank, world, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
+    model, data = model_and_data()
+    share = data[:1] if rank == 0 else data[1:]  # unequal, on purpose
+    model = DistributedDataParallel(model, broadcast_buffers=False)  # else each pass waits for those of all ranks
+    found = results(model, share)
+    torch.save({key.removeprefix('module.'): value for key, value in found.items()}, f'{folder}/{rank}.pth')
+    try:
+        measure_shift(model, [torch.full_like(batch, torch.nan) for batch in share] if rank else share)
+        error = ''
+    except ValueError as raised:
+        error = str(raised)
+    torch.save(error, f'{folder}/error{rank}.pth')
+    distributed.destroy_process_group()

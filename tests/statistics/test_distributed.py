@@ -1,0 +1,17 @@
+"""Two gloo processes with shares of the data give what one process with all of it gives."""
+import torch
+from torch import multiprocessing
+
+from .sync_worker import model_and_data, results, work
+
+
+def test_two_processes_equal_one(tmp_path):
+    multiprocessing.spawn(work, (2, str(tmp_path)), nprocs=2)
+    expected = results(*model_and_data())
+    for rank in range(2):
+        found = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, msg=key)
+        # NaN on the second rank alone ends both, with the same message, and neither waits for the other
+        assert 'not finite' in torch.load(tmp_path / f'error{rank}.pth', weights_only=True)

@@ -1,0 +1,175 @@
+"""The estimation shift against all activations kept and computed at once (xbn, Definitions 1 and 2)."""
+import pytest
+import torch
+from torch import nn
+
+from mmnorm.statistics import INPUT, Moments, bn_layers, collect_moments, measure_shift
+from tests.norms.cases import EVERY, build, described, randomised
+
+BN_LIKE = [cfg for cfg in EVERY if isinstance(layer := build(cfg), nn.BatchNorm2d) and layer.running_mean is not None]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Head(nn.Module):
+    """A network as detectors are: maps of several sizes share a head, and what RoIs there are go through another."""
+
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm(8), nn.ReLU())
+        self.shared = nn.Sequential(nn.Conv2d(8, 8, 1), norm(8))
+        self.roi = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        x = self.stem(x)
+        levels = [self.shared(level) for level in (x, x[..., ::2, ::2])]
+        rois = levels[0].mean((2, 3))
+        return self.roi(rois[rois[:, 0] > rois[:, 0].median() - int(len(rois) > 2)])
+
+
+def trained(model):
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            randomised(layer)
+    return model
+
+
+def batches(sizes=((3, 6, 5), (1, 8, 8), (2, 4, 9)), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, 3, h, w, generator=generator) * 3 + 1 for n, h, w in sizes]
+
+
+def kept(model, data):
+    """Everything that each BN gets, as (elements, channels) in float64."""
+    seen = {name: [] for name in bn_layers(model)}
+    handles = [layer.register_forward_pre_hook(lambda m, args, name=name: seen[name].append(
+        args[0].detach().double().transpose(0, 1).flatten(1).T)) for name, layer in bn_layers(model).items()]
+    model.eval()
+    with torch.no_grad():
+        for batch in data:
+            model(batch)
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+def test_equals_all_activations_at_once():
+    model = trained(Head()).double()
+    data = [batch.double() for batch in batches()]
+    shifts = measure_shift(model, data)
+    for name, activations in kept(model, data).items():
+        layer, shift = model.get_submodule(name), shifts[name]
+        mean, var = activations.mean(0), activations.var(0, correction=0)
+        torch.testing.assert_close(shift.mean, mean)
+        torch.testing.assert_close(shift.var, var)
+        assert shift.count == len(activations)
+        assert shift.esm_mu == pytest.approx(float((layer.running_mean - mean).norm()))
+        assert shift.esm_sigma == pytest.approx(float((layer.running_var.sqrt() - var.sqrt()).norm()))
+        # relative to its scale: mean and deviation of what comes out before the affine, without eps
+        scale = (layer.running_var + layer.eps).sqrt()
+        normalized = (activations - layer.running_mean) / scale
+        torch.testing.assert_close(shift.channel_mu, normalized.mean(0))
+        expected = normalized.std(0, correction=0) - layer.running_var.sqrt() / scale
+        torch.testing.assert_close(shift.channel_sigma, expected)
+        assert shift.relative_mu == pytest.approx(float(normalized.mean(0).square().mean().sqrt()))
+
+
+def test_float32_is_as_exact_as_its_moments():
+    model, data = trained(Head()), batches()
+    shifts = measure_shift(model, data)
+    for name, activations in kept(model, data).items():
+        torch.testing.assert_close(shifts[name].mean, activations.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(shifts[name].var, activations.var(0, correction=0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_large_mean_does_not_drown_the_variance():
+    seen, data = Moments(), torch.randn(50, 40, dtype=torch.float64) * 1e-3 + 1e4
+    for part in data.split(7):
+        seen.add(part.mean(0), part.var(0, correction=0), len(part))
+    torch.testing.assert_close(seen.var, data.var(0, correction=0), rtol=1e-8, atol=0)
+    torch.testing.assert_close(seen.unbiased_var, data.var(0), rtol=1e-8, atol=0)
+
+
+def test_parts_merged_equal_the_whole():
+    data = torch.randn(30, 4, dtype=torch.float64)
+    whole, parts = Moments(), [Moments(), Moments(), Moments()]
+    for i, part in enumerate(data.split([3, 9, 1, 17])):
+        for seen in (whole, parts[i % 2]):
+            seen.add(part.mean(0), part.var(0, correction=0), len(part))
+    total = Moments()
+    for part in parts:  # the last one got nothing
+        total.merge(part)
+    for field in ('count', 'mean', 'squares', 'batch_mean', 'batch_var'):
+        torch.testing.assert_close(getattr(total, field), getattr(whole, field))
+    assert total.batches == whole.batches == 4
+
+
+@pytest.mark.parametrize('cfg', BN_LIKE, ids=described)
+def test_tracked_moments_are_what_training_tracks(cfg):
+    """The expected statistics are defined like the running ones, whatever the norm."""
+    layer = randomised(build(cfg)).double()
+    x = torch.randn(4, 8, 6, 5, dtype=torch.float64) * 2 + 1
+    mean, var, count = layer.tracked_moments(x)
+    used = layer.used_statistics
+    if not layer.running_mean[used].numel() or layer.frozen:
+        return
+    layer.momentum = 1.
+    layer.train()(x)
+    count = torch.as_tensor(count, dtype=torch.float64)
+    if getattr(layer, 'virtual_batch_size', None) or getattr(layer, 'batch_groups', 1) == 2:
+        # the running variance is the mean over the two parts of the batch, ours pools them: more by what lies between
+        torch.testing.assert_close(mean[used], layer.running_mean[used])
+        part = count / 2
+        assert (var[used] > layer.running_var[used] * (part - 1) / part).all()
+        return
+    torch.testing.assert_close(mean[used], layer.running_mean[used])
+    torch.testing.assert_close((var * count / (count - 1))[used], layer.running_var[used])
+
+
+def test_nothing_stays_behind():
+    model = trained(Head()).train()
+    model.roi.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measure_shift(model, batches())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and not model.roi.training
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(ZeroDivisionError), collect_moments(model):
+        1 / 0
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_input_is_layer_0():
+    model, data = trained(Head()), batches()
+    assert INPUT not in measure_shift(model, data)
+    shift = measure_shift(model, data, input_statistics=(torch.zeros(3), torch.ones(3)))[INPUT]
+    elements = torch.cat([x.transpose(0, 1).flatten(1) for x in data], 1).double()
+    assert shift.esm_mu == pytest.approx(float(elements.mean(1).norm()), rel=1e-5)
+    assert shift.esm_sigma == pytest.approx(float((elements.std(1, correction=0) - 1).norm()), rel=1e-5)
+
+
+def test_layers_that_never_run_are_left_out():
+    model = trained(Head())
+    assert 'roi' not in measure_shift(model, batches(), forward=lambda model, batch: model.stem(batch))
+
+
+def test_a_user_is_told_what_is_wrong():
+    with pytest.raises(ValueError, match='Sequential has no layer with running statistics'):
+        measure_shift(nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)), batches())
+    with pytest.raises(ValueError, match='there are no batches to measure the estimation shift on'):
+        measure_shift(Head(), [])
+    data = batches()
+    data[1][0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match='the input of the network has values that are not finite'):
+        measure_shift(Head(), data)
+    broken = Head()
+    broken.shared[0].weight.data[0] = torch.inf
+    with pytest.raises(ValueError, match='what shared.1 gets has values that are not finite'):
+        measure_shift(broken, batches())
+    diverged = Head()
+    diverged.stem[1].running_var.fill_(torch.nan)
+    with pytest.raises(ValueError, match='the running statistics of stem.1 are not finite'):
+        measure_shift(diverged, batches())
