@@ -33,6 +33,8 @@ setup(
         ],
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
-        'test': ['pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript'],
+        'test': [
+            'pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard'
+        ],
     },
 )

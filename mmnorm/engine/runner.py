@@ -30,7 +30,7 @@ class Runner(_Runner):
         partial.replace(partial.with_suffix(''))
 
     def load_checkpoint(self, *args, **kwargs):
-        with _log_history_allowed():
+        with log_history_allowed():
             return super().load_checkpoint(*args, **kwargs)
 
     def load_or_resume(self):
@@ -80,7 +80,7 @@ def load_safely(path):
     Raises:
         pickle.UnpicklingError: The file wants to run something else.
     """
-    with _log_history_allowed():
+    with log_history_allowed():
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -89,7 +89,7 @@ def forbid_running_checkpoints():
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
-def _log_history_allowed():
+def log_history_allowed():
     """Let ``weights_only`` take what mmengine's own checkpoints hold beside tensors, and only that.
 
     Without it the classic set cannot resume its own checkpoints on torch 2.6 and newer.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmnorm.norms.base import PlaneNorm
 
-from .collect import INPUT, bn_layers, collect_moments, unwrapped
+from .collect import INPUT, bn_layers, collect_moments
 from .modes import evaluating, run
 
 
@@ -87,17 +87,33 @@ def measure_shift(model, batches, forward=None, input_statistics=None):
 
 def estimation_shift(model, collected, input_statistics=None):
     """The estimation shift from moments that :func:`collect_moments` gave in an evaluation; see measure_shift."""
-    estimated = {name: (layer.running_mean, layer.running_var, layer.eps,
-                        layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None))
-                 for name, layer in bn_layers(unwrapped(model)).items()}
+    estimated = {name: (layer.running_mean, layer.running_var) for name, layer in bn_layers(model).items()}
     if input_statistics is not None:
-        estimated = {INPUT: (*map(torch.as_tensor, input_statistics), 0., slice(None)), **estimated}
-    shifts = {}
-    for name, (running_mean, running_var, eps, used) in estimated.items():
-        seen = collected[name]
-        if not seen.batches:
+        estimated[INPUT] = map(torch.as_tensor, input_statistics)
+    return _compare(model, collected, estimated)
+
+
+def domain_shift(model, collected, reference):
+    """As :func:`estimation_shift`, with the moments of other data in the place of the running statistics.
+
+    Args:
+        model (nn.Module): The network.
+        collected (dict[str, Moments]): Of an evaluation on some data, by :func:`collect_moments`.
+        reference (dict[str, Moments]): Of an evaluation on data of another domain, such as training images.
+
+    Returns:
+        dict[str, Shift]: By layer name; layers that one of the two did not reach are left out.
+    """
+    return _compare(model, collected, {name: (seen.mean, seen.var) for name, seen in reference.items() if seen.batches})
+
+
+def _compare(model, collected, estimated):
+    layers, shifts = bn_layers(model), {}
+    for name, seen in collected.items():
+        if not seen.batches or name not in estimated:
             continue
-        mean, var, running_mean, running_var = (
-            value.detach().double().cpu()[used] for value in (seen.mean, seen.var, running_mean, running_var))
-        shifts[name] = Shift(mean, var, running_mean, running_var, eps, float(seen.count.max()))
+        layer = layers.get(name)
+        used = layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None)
+        values = (value.detach().double().cpu()[used] for value in (seen.mean, seen.var, *estimated[name]))
+        shifts[name] = Shift(*values, eps=layer.eps if layer else 0., count=float(seen.count.max()))
     return shifts

@@ -1,0 +1,179 @@
+"""What a trained network's BN statistics do: measured, repaired in the ways that fit its training, and judged."""
+from collections import Counter
+from datetime import datetime
+
+from mmengine.registry import MODELS
+
+from mmnorm.norms import estimate_offline
+from mmnorm.norms.base import PlaneNorm
+from mmnorm.statistics import (EDGES, INPUT, apply_rule, bn_layers, collect_histograms, collect_moments, domain_shift,
+                               estimation_shift, evalnorm_config, evaluating, normalizing_by_batch, recollect,
+                               to_evalnorm, trained_by_batch, training_forward, worst_channel)
+
+from .evaluation import save_network
+from .recommend import headline, recommend
+from .record import describe_device, versions
+
+AS_IT_IS = 'as it is'
+RECOLLECT, OFFLINE, RULE = 'recollect', 'evalnorm_offline', 'evalnorm_rule'
+REPAIRS = (RECOLLECT, OFFLINE, RULE)
+HISTOGRAMS = 6  # worst layers that are drawn
+HISTOGRAM_BATCHES = 10
+
+
+class Diagnosis:
+    """The diagnosis of one network, step by step.
+
+    Args:
+        evaluation (Evaluation): The network, its test and its training data.
+        batches (int): Training batches, of each process, that repairs are computed from.
+
+    Attributes:
+        result (dict): What was found, of plain values: what the report is made of.
+        repaired (dict[str, dict[str, Tensor]]): Repair to the state dict of the repaired network.
+    """
+
+    def __init__(self, evaluation, batches):
+        self.evaluation, self.batches = evaluation, batches
+        self.network = evaluation.network
+        self.layers = bn_layers(self.network)
+        self.by_batch = trained_by_batch(self.network)
+        self.repaired = {}
+        self.result = dict(
+            config=str(evaluation.cfg.filename), checkpoint=evaluation.checkpoint,
+            date=datetime.now().astimezone().isoformat(timespec='seconds'), device=describe_device(),
+            versions=versions(), seed=evaluation.seed, batches=batches, batch_size=evaluation.batch_size, metrics={},
+            failed={}, norms=dict(Counter(type(layer).__name__ for layer in self.layers.values())),
+            layers=[], histograms=[], evalnorm={}, edges=EDGES.tolist())
+
+    def run(self):
+        """Measure, repair and judge; the network is then as the last repair left it.
+
+        Returns:
+            dict: :attr:`result`.
+        """
+        self._measure()
+        if self.by_batch:
+            for repair, attempt in ((RECOLLECT, self._recollect), (OFFLINE, self._evalnorm)):
+                try:
+                    attempt()
+                except ValueError as error:  # this network does not admit it: told, and no end of the diagnosis
+                    self.result['failed'][repair] = str(error)
+        self.result['headline'] = {repair: headline(values) for repair, values in self.result['metrics'].items()}
+        self.result['recommendation'] = recommend(self.result, self.result['config'], self.result['checkpoint'])
+        return self.result
+
+    def apply(self, repair, original, out):
+        """Write the repaired network.
+
+        Args:
+            repair (str): One of :data:`REPAIRS`, or 'recommended'.
+            original (Config): As the user's file has it.
+            out (Path): The checkpoint; for EvalNorm its config is written beside it.
+
+        Returns:
+            list[Path]: What was written.
+
+        Raises:
+            ValueError: This repair was not possible, or none is recommended.
+            FileExistsError: See :func:`~mmnorm.engine.save_network`.
+        """
+        if repair == 'recommended':
+            repair = self.result['recommendation']['repair']
+            if repair is None:
+                raise ValueError('nothing was applied: no repair is recommended')
+        if repair not in self.repaired:
+            raise ValueError(f'{repair} cannot be applied: '
+                             + self.result['failed'].get(repair, 'no layer is trained by batch statistics'))
+        note = dict(repair=repair, of=self.evaluation.checkpoint, batches=self.batches, seed=self.evaluation.seed)
+        if repair == RECOLLECT:
+            return save_network(self.repaired[repair], self.evaluation.loaded, out, note)
+        self.network.load_state_dict(self.repaired[repair])
+        cfg, network = evalnorm_config(original, self.network, MODELS.build)
+        return save_network(network.state_dict(), self.evaluation.loaded, out, note, cfg)
+
+    def _measure(self):
+        """Metrics as it is, and the shifts of every layer: of its running statistics, and from training to test."""
+        with collect_moments(self.network) as of_test:
+            self.result['metrics'][AS_IT_IS] = self.evaluation.evaluate('evaluating as it is')
+        with evaluating(self.network), collect_moments(self.network) as of_training:
+            self._feed('measuring training images')
+        inputs = of_training[INPUT]
+        shifts = estimation_shift(self.network, of_test, (inputs.mean, inputs.unbiased_var))
+        domains = domain_shift(self.network, of_test, of_training)
+        self.result['layers'] = [self._describe(name, shift, domains.get(name)) for name, shift in shifts.items()]
+        self.result['not_run'] = [name for name in self.layers if name not in shifts]
+        self._draw_channels(shifts)
+
+    def _describe(self, name, shift, domain):
+        order = (shift.channel_mu.square() + shift.channel_sigma.square()).argsort(descending=True)
+        return dict(
+            name=name, type='input' if name == INPUT else type(self.layers[name]).__name__, channels=len(shift.mean),
+            by_batch=name in self.by_batch, esm_mu=shift.esm_mu, esm_sigma=shift.esm_sigma,
+            relative_mu=shift.relative_mu, relative_sigma=shift.relative_sigma,
+            domain_mu=domain and domain.relative_mu, domain_sigma=domain and domain.relative_sigma,
+            worst_channels=[dict(channel=i, mu=float(shift.channel_mu[i]), sigma=float(shift.channel_sigma[i]))
+                            for i in order[:3].tolist()])
+
+    def _draw_channels(self, shifts):
+        """Histograms of the worst channel of the worst layers, normalised in training and in evaluation."""
+        drawable = {name: shift for name, shift in shifts.items() if name in self.layers
+                    and len(shift.mean) == self.layers[name].num_features}
+        worst = sorted(drawable, key=lambda name: -drawable[name].relative_mu**2 - drawable[name].relative_sigma**2)
+        self.channels = {name: worst_channel(drawable[name], self.layers[name]) for name in worst[:HISTOGRAMS]}
+        curves = {}
+        if self.by_batch:
+            trained = [self.layers[name] for name in self.by_batch]
+            with normalizing_by_batch(self.network, trained):
+                curves['training, by batch statistics'] = self._histograms()
+        with evaluating(self.network):
+            curves['evaluation of training images'] = self._histograms()
+            curves['evaluation of test images'] = self._histograms(self.evaluation.test_batches)
+        self.result['histograms'] = [
+            dict(layer=name, channel=channel, by_batch=name in self.by_batch,
+                 curves={title: of_layers[name] for title, of_layers in curves.items()})
+            for name, channel in self.channels.items()]
+
+    def _histograms(self, test_batches=None):
+        with collect_histograms(self.network, self.channels) as counts:
+            if test_batches:
+                for batch in test_batches(HISTOGRAM_BATCHES, 'drawing channels'):
+                    self.evaluation.model.test_step(batch)
+            else:
+                self._feed('drawing channels', HISTOGRAM_BATCHES)
+        width = float(EDGES[1] - EDGES[0])
+        return {name: (count / count.sum().clamp(min=1) / width).tolist() for name, count in counts.items()}
+
+    def _recollect(self):
+        before = {name: value.clone() for name, value in self.network.state_dict().items()}
+        recollect(self.network, self._training_batches('recollecting statistics'), training_forward, self.by_batch)
+        self._judge(RECOLLECT)
+        self.network.load_state_dict(before)
+
+    def _evalnorm(self):
+        if all(isinstance(self.layers[name], PlaneNorm) for name in self.by_batch):
+            raise ValueError('EvalNorm corrects plain BN; the layers that are trained by batch statistics are '
+                             f'{", ".join(sorted({type(self.layers[n]).__name__ for n in self.by_batch}))}')
+        to_evalnorm(self.network, self.by_batch)
+        values = estimate_offline(self.network, self._training_batches('estimating alpha and beta'), training_forward)
+        with evaluating(self.network):
+            of_layers = self._histograms()
+        for drawn in self.result['histograms']:
+            if drawn['layer'] in values:
+                drawn['curves']['evaluation of training images, EvalNorm'] = of_layers[drawn['layer']]
+        self._judge(OFFLINE)
+        sizes = apply_rule(self.network)
+        self.result['evalnorm'] = {name: dict(alpha=alpha, beta=beta, batch_size=sizes.get(name))
+                                   for name, (alpha, beta) in values.items()}
+        self._judge(RULE)
+
+    def _judge(self, repair):
+        self.repaired[repair] = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.result['metrics'][repair] = self.evaluation.evaluate(f'evaluating {repair}')
+
+    def _training_batches(self, what, number=None):
+        return self.evaluation.training_batches(number or self.batches, what)
+
+    def _feed(self, what, number=None):
+        for batch in self._training_batches(what, number):
+            training_forward(self.network, batch)

@@ -1,0 +1,260 @@
+"""A trained network as its config describes it: its weights, its test with its own metric, batches of its training."""
+import contextlib
+import io
+import itertools
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.model import is_model_wrapper
+from mmengine.runner.amp import autocast
+from mmengine.runner.checkpoint import CheckpointLoader
+from rich.console import Console
+from rich.progress import track
+
+from mmnorm.statistics import training_batches
+
+from .config import load_config, stop
+from .processes import die_with_parent, start_distributed
+from .runner import Runner, forbid_running_checkpoints, load_safely, log_history_allowed
+
+
+def open_evaluation(args):
+    """What a tool that looks at a trained network starts with.
+
+    Args:
+        args (Namespace): From a parser with :func:`~mmnorm.engine.add_common_arguments`, ``checkpoint``, ``seed`` and
+            ``batch_size`` (None: the config's).
+
+    Returns:
+        tuple[Evaluation, Config]: And the config as its file has it, with the user's options, not fit to this machine.
+
+    Raises:
+        SystemExit: Something is missing, with a message for the user; or ``--check`` asked for no more.
+    """
+    die_with_parent()
+    forbid_running_checkpoints()
+    if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
+        stop(f'checkpoint {args.checkpoint} does not exist')
+    cfg = load_config(args, ('train', 'test'))
+    if args.batch_size:
+        cfg.train_dataloader.batch_size = args.batch_size
+    if args.check:
+        raise SystemExit
+    original = Config.fromfile(args.config)
+    original.merge_from_dict(args.cfg_options or {})
+    start_distributed(args.launcher)
+    with stopping_for_the_user():
+        return Evaluation(cfg, args.checkpoint, args.seed), original
+
+
+@contextlib.contextmanager
+def stopping_for_the_user():
+    """End the process with what a ValueError or OSError says."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        stop(str(error))
+
+
+class Evaluation:
+    """A network of a config with a checkpoint's weights, in evaluation mode.
+
+    Args:
+        cfg (Config): As :func:`~mmnorm.engine.load_config` returns it; changed in place.
+        checkpoint (str): File or URL.
+        seed (int): Of the choice and augmentation of training images, and of samplers in heads.
+
+    Attributes:
+        model (nn.Module): Wrapped, if there are several processes.
+        network (nn.Module): Without the wrapper.
+        loaded (dict): What the checkpoint holds.
+
+    Raises:
+        ValueError: The checkpoint does not fit the config.
+    """
+
+    def __init__(self, cfg, checkpoint, seed=0):
+        cfg.log_level = 'WARNING'
+        cfg.load_from, cfg.resume, cfg.randomness = None, False, dict(seed=seed)
+        # a checkpoint's weights are the averaged ones already, and hooks of training have no part in this
+        cfg.custom_hooks = []
+        self._folder = tempfile.TemporaryDirectory(prefix='mmnorm_')  # for what a Runner leaves: logs, its config
+        cfg.work_dir = self._folder.name
+        for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
+            evaluator.pop('outfile_prefix', None)  # of the user's own tests
+        self.cfg, self.checkpoint, self.seed = cfg, checkpoint, seed
+        with _quiet():
+            self._runner = Runner.from_cfg(cfg)
+            self._test_loader = self._build_test_loader()
+            self._evaluator = self._runner.build_evaluator(cfg.test_evaluator)
+        self._evaluator.dataset_meta = getattr(self._test_loader.dataset, 'metainfo', None)
+        self.model = self._runner.model
+        self.network = self.model.module if is_model_wrapper(self.model) else self.model
+        self.loaded = read_checkpoint(checkpoint)
+        load_weights(self.network, self.loaded, checkpoint)
+        self.model.eval()
+
+    def evaluate(self, what='evaluating'):
+        """Run the test set through the network.
+
+        Args:
+            what (str): Shown beside the progress bar.
+
+        Returns:
+            dict[str, float]: The metrics of the config's evaluator, on every rank.
+        """
+        self.model.eval()
+        fp16 = bool((self.cfg.get('test_cfg') or {}).get('fp16'))
+        with torch.no_grad():
+            for batch in progress(self._test_loader, what):
+                with autocast(enabled=fp16):
+                    outputs = self.model.test_step(batch)
+                self._evaluator.process(data_samples=outputs, data_batch=batch)
+        with _quiet():
+            metrics = self._evaluator.evaluate(len(self._test_loader.dataset))
+        if not metrics:
+            raise ValueError("the config's test_evaluator gives no metric (format_only=True writes predictions alone): "
+                             'give it annotations, for example those of val_evaluator')
+        return metrics
+
+    def training_batches(self, number, what='training images'):
+        """Batches of the training set, of the training's size, pipeline and augmentation; the same ones each time.
+
+        Args:
+            number (int): How many at most; each process has as many of its own.
+            what (str): Shown beside the progress bar.
+
+        Yields:
+            dict: What the data loader gives.
+        """
+        with _quiet():
+            batches, number = training_batches(self.cfg.train_dataloader, number, self.seed)
+        yield from progress(batches, what, number)
+
+    def test_batches(self, number, what='test images'):
+        """As :meth:`training_batches`, of the test set."""
+        number = min(number, len(self._test_loader))
+        yield from progress(itertools.islice(self._test_loader, number), what, number)
+
+    @property
+    def batch_size(self):
+        """Images in a training batch of one process; None where the config does not say."""
+        return self.cfg.train_dataloader.get('batch_size')
+
+    def _build_test_loader(self):
+        loader_cfg = self.cfg.test_dataloader.copy()
+        sampler = dict(loader_cfg.get('sampler') or {})
+        if sampler.get('type') == 'DefaultSampler':
+            # padded so that ranks have equally many, some images would count twice in statistics
+            loader_cfg.sampler = dict(sampler, round_up=False)
+        return self._runner.build_dataloader(loader_cfg, seed=self.seed)
+
+
+def read_checkpoint(path):
+    """Load a checkpoint from a file or a URL, without running anything that it carries.
+
+    Raises:
+        ValueError: It is no checkpoint, or wants to run something.
+    """
+    try:
+        if '://' not in path:
+            return load_safely(path)
+        with log_history_allowed():
+            return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
+        reason = ''.join(str(error).splitlines()[:1])
+        raise ValueError(f'{path} does not load as a checkpoint ({type(error).__name__}: {reason[:160]})') from error
+
+
+def load_weights(model, checkpoint, path):
+    """Load weights that must fit.
+
+    Args:
+        model (nn.Module): Without wrapper.
+        checkpoint (dict): Its state_dict, or a dict that has it.
+        path (str): Where it came from, to be named.
+
+    Raises:
+        ValueError: Keys are missing or superfluous, or shapes differ; it names the first of them.
+    """
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} is no checkpoint: it holds a {type(checkpoint).__name__}')
+    weights = checkpoint.get('state_dict', checkpoint)
+    weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+    try:
+        found = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ValueError(f'{path} does not fit the config: {"; ".join(line.strip() for line in lines[1:4])}') from error
+    # what training alone needs may be kept beside (an averaged model's counter, a teacher)
+    if found.missing_keys:
+        extra = f'; it has {len(found.unexpected_keys)} others' if found.unexpected_keys else ''
+        raise ValueError(f'{path} does not fit the config: it lacks {len(found.missing_keys)} of '
+                         f'{len(model.state_dict())} keys, {found.missing_keys[0]} the first{extra}')
+    if found.unexpected_keys:
+        print(f'{path}: {len(found.unexpected_keys)} keys are not used, {found.unexpected_keys[0]} the first')
+
+
+def save_network(weights, checkpoint, out, note, cfg=None):
+    """Write a checkpoint, and beside it the config that builds its network; both or none, and over no file.
+
+    Args:
+        weights (dict[str, Tensor]): State dict of the network, without wrapper.
+        checkpoint (dict): What the network was loaded from: its ``meta`` is taken over, optimizer and log are not.
+        out (str or Path): The checkpoint, ending in .pth; its folder is made.
+        note (dict): What was done, of plain values, kept as ``meta['mmnorm']``.
+        cfg (Config or None): Written as ``out`` with .py in the place of .pth.
+
+    Returns:
+        list[Path]: What was written.
+
+    Raises:
+        ValueError: ``out`` does not end in .pth.
+        FileExistsError: A file of that name is there.
+    """
+    out = Path(out)
+    targets = check_free(out, with_config=cfg is not None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    meta = dict(checkpoint.get('meta') or {}, mmnorm=note)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
+        partial = [Path(folder, target.name) for target in targets]
+        if cfg is not None:
+            cfg.dump(partial[1])
+            meta['cfg'] = partial[1].read_text()
+        with open(partial[0], 'wb') as file:
+            torch.save(dict(meta=meta, state_dict={key: value.cpu() for key, value in weights.items()}), file)
+            file.flush()
+            os.fsync(file.fileno())
+        for source, target in zip(reversed(partial), reversed(targets)):
+            source.replace(target)
+    return targets
+
+
+def check_free(out, with_config=False):
+    """Files that a checkpoint, with its config, would be written to; see :func:`save_network` for what is raised."""
+    out = Path(out)
+    if out.suffix != '.pth':
+        raise ValueError(f'{out} would be a checkpoint: its name must end in .pth')
+    targets = [out, out.with_suffix('.py')] if with_config else [out]
+    for target in targets:
+        if target.exists():
+            raise FileExistsError(f'{target} exists already and is not overwritten: choose another name')
+    return targets
+
+
+def progress(iterable, what, total=None):
+    """Show a bar on the first rank while an iterable is gone through."""
+    console = Console(stderr=True)
+    return track(iterable, what, len(iterable) if total is None else total, console=console, transient=True,
+                 disable=get_rank() != 0 or not console.is_terminal)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without what data sets and metrics print."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,125 @@
+"""Networks from files: a config and its checkpoints, and the same hardened (sn, Table III)."""
+import copy
+import logging
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, init_default_scope
+
+from mmnorm.engine import check_free, load_weights, read_checkpoint, save_network
+from mmnorm.norms import RBN, SN, harden, ratios
+from mmnorm.statistics import replace_norm_types
+
+_LEARNED = {SN: ('mean_weight', 'var_weight'), RBN: ('center_weight', 'scale_weight', 'scale_bias')}
+
+
+def read_config(path):
+    """Read a config.
+
+    Args:
+        path (str or Path): File of mmdet or mmseg.
+
+    Returns:
+        Config: As the file has it.
+
+    Raises:
+        FileNotFoundError: The file is not there.
+        ValueError: It cannot be read, or has no model.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config {path} does not exist')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program, so anything may come
+        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
+    if 'model' not in cfg:
+        raise ValueError(f'{path} has no model')
+    return cfg
+
+
+def build_network(cfg):
+    """Build the model (nn.Module) of a config (Config), with its initial weights."""
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    return MODELS.build(cfg.model)
+
+
+def load_network(model, path):
+    """Load a checkpoint with everything that the SN and RBN layers of a network learn.
+
+    A BN checkpoint would load too, and leave that at its initial values.
+
+    Args:
+        model (nn.Module): Changed in place.
+        path (str): Checkpoint file.
+
+    Returns:
+        dict: What the file holds.
+
+    Raises:
+        FileNotFoundError: The file is not there.
+        ValueError: It is no checkpoint, or does not fit the model; the first missing key is named.
+    """
+    if '://' not in str(path) and not Path(path).is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    checkpoint = read_checkpoint(str(path))
+    load_weights(model, checkpoint, path)
+    keys = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
+    learned = [f'{name}.{key}' if name else key for name, layer in model.named_modules()
+               for kind, own in _LEARNED.items() if isinstance(layer, kind) for key in own if hasattr(layer, key)]
+    missing = [key for key in learned if key not in keys]
+    if missing:
+        raise ValueError(f'{path} lacks {len(missing)} of the {len(learned)} weights that SN and RBN layers of the '
+                         f'config learn, {missing[0]} the first: it is a checkpoint of another network, of one with BN '
+                         'perhaps')
+    return checkpoint
+
+
+def harden_files(config, checkpoint, out):
+    """Write the hardened network of a config and a checkpoint, to be fine-tuned (sn, Section 4.1.4 and Table III).
+
+    Two files are written, both or none, and none is overwritten: ``out`` with the weights, and beside it, ending in
+    .py, a full config whose SN layers are hardened and whose ``load_from`` is ``out``. Before they get their names the
+    network is built from the config and loads the weights strictly.
+
+    Args:
+        config (str or Path): Config with SN or SyncSN layers.
+        checkpoint (str or Path): Checkpoint of it.
+        out (str or Path): Ends in .pth.
+
+    Returns:
+        tuple[Path, Path, dict]: The config, the checkpoint, and what each layer picked as
+        :func:`mmnorm.norms.harden` gives it.
+
+    Raises:
+        FileNotFoundError: A file is not there.
+        FileExistsError: One of the two that would be written is.
+        ValueError: The network has no SN layers, or such as its config does not name; or the checkpoint does not fit.
+    """
+    check_free(out, with_config=True)
+    cfg = read_config(config)
+    network = build_network(cfg)
+    if not any(isinstance(layer, SN) for layer in network.modules()):
+        raise ValueError(f'{config} has no SN layers: only their ratios can be hardened')
+    loaded = load_network(network, checkpoint)
+    undecided = [name for name, of_layer in ratios(network).items()
+                 if any((values.topk(2).values.diff() == 0).any() for values in of_layer.values())]
+    if undecided:
+        print_log(f'{len(undecided)} SN layers, {undecided[0]} the first, prefer no normalizer, as before training; of '
+                  'equal ones they take the first of IN, LN and BN', 'current', logging.WARNING)
+    picks = harden(network)
+    hard = copy.deepcopy(cfg)
+    replace_norm_types(hard.model, {'SN': 'SN', 'SyncSN': 'SyncSN'}, hard=True)
+    hard.load_from, hard.resume = str(out), False
+    _check_hardened(config, build_network(hard), network)
+    note = dict(hardened_from=str(checkpoint), picks={name: list(pick) for name, pick in picks.items()})
+    written = save_network(network.state_dict(), loaded, out, note, hard)
+    return written[1], written[0], picks
+
+
+def _check_hardened(config, hardened, network):
+    soft = [name for name, layer in hardened.named_modules() if isinstance(layer, SN) and not layer.hard]
+    if soft:
+        raise ValueError(f'{config} builds {len(soft)} SN layers without naming their type, {soft[0]} the first: they '
+                         'cannot be hardened by a config; give the module that builds them a norm_cfg')
+    hardened.load_state_dict(network.state_dict())

@@ -1,0 +1,108 @@
+"""What a diagnosis comes to: one sentence, and the command that does it."""
+import math
+import shlex
+
+#: Gain, in points, from which on a repair is worth its name; below it the choice of training images decides.
+MIN_GAIN = 0.3
+#: Relative shift between training and test images from which on the domains are called different.
+DIFFERENT = 0.3
+#: By which networks are judged, in percent: the last part of an evaluator's key.
+HEADLINES = ('bbox_mAP', 'segm_mAP', 'mAP', 'mIoU', 'PQ', 'top1')
+
+TITLES = {
+    'recollect': 'recollect the running statistics',
+    'evalnorm_offline': 'turn its BNs into EN with estimated alpha and beta',
+    'evalnorm_rule': 'turn its BNs into EN with alpha = beta = 1 / B^2',
+}
+_COMMANDS = {
+    'recollect': 'recollect',
+    'evalnorm_offline': 'evalnorm --mode offline',
+    'evalnorm_rule': 'evalnorm --mode rule',
+}
+
+
+def headline(metrics):
+    """The metrics that networks are judged by, in percent; all of them where none is known.
+
+    Args:
+        metrics (dict[str, float]): Of an evaluator of mmengine.
+
+    Returns:
+        dict[str, float]: By key.
+    """
+    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+    known = {key: value for key, value in numbers.items() if key.rpartition('/')[2] in HEADLINES}
+    # mmdet gives AP as a fraction, and everything else in percent
+    return {key: 100 * value if key.endswith('mAP') else value for key, value in (known or numbers).items()}
+
+
+def recommend(result, config, checkpoint):
+    """What to do.
+
+    Args:
+        result (dict): Of :class:`~mmnorm.engine.Diagnosis`.
+        config, checkpoint (str): As the user gave them.
+
+    Returns:
+        dict: ``repair`` (None: leave it as it is), ``sentence``, ``finding`` (where the shift comes from), and
+        ``command`` (None without repair).
+    """
+    layers = [layer for layer in result['layers'] if layer['type'] != 'input']
+    trained_by_batch = [layer for layer in layers if layer['by_batch']]
+    if not trained_by_batch:
+        return dict(repair=None, command=None, **_without_repair(layers))
+    advice = dict(repair=None, command=None, finding=_finding(trained_by_batch))
+    metrics = dict(result['headline'])
+    as_it_is = metrics.pop('as it is')
+    gains = {repair: _mean(of_repair[key] - as_it_is[key] for key in as_it_is) for repair, of_repair in metrics.items()}
+    if not gains:
+        return advice | dict(sentence='Leave it as it is: no repair could be tried.')
+    best = max(gains, key=gains.get)
+    title = TITLES[best]
+    if not gains[best] >= MIN_GAIN:
+        return advice | dict(sentence=f'Leave it as it is: no repair gains {MIN_GAIN} points (the best, to {title}, '
+                             f'{gains[best]:+.1f}).')
+    changes = ', '.join(f'{key} {value:.1f} to {metrics[best][key]:.1f}' for key, value in as_it_is.items())
+    command = shlex.join(['python', 'tools/bn_statistics.py', *_COMMANDS[best].split(), config, checkpoint, '--out',
+                          f'{checkpoint.removesuffix(".pth")}_{best}.pth'])
+    return advice | dict(repair=best, command=command, sentence=f'{title[0].upper()}{title[1:]}: {changes}.')
+
+
+def _finding(layers):
+    """Whether the estimation or the data is what shifts."""
+    compared = [layer for layer in layers if layer['domain_mu'] is not None]
+    if not compared:
+        return None
+    shift, domain = (_root_mean_square(math.hypot(layer[f'{kind}_mu'], layer[f'{kind}_sigma']) for layer in compared)
+                     for kind in ('relative', 'domain'))
+    text = (f'What layers get from test images is {shift:.2f} deviations from their running statistics, and '
+            f'{domain:.2f} from what they get from training images')
+    if domain >= 0.8 * shift:
+        return f'{text}: it is the data that differ, more than the estimation.'
+    return f'{text}: the running statistics are off by more than the data differ.'
+
+
+def _without_repair(layers):
+    why = (f'All {len(layers)} layers were trained with fixed statistics (norm_eval=True, frozen stages or frozen '
+           'norms): EvalNorm has no batch size to correct for, and recollected statistics would change the function '
+           'that was trained.')
+    moved = [layer for layer in layers if layer['domain_mu'] is not None]
+    if not moved:
+        return dict(sentence='Leave the statistics as they are.', finding=why)
+    worst = max(moved, key=lambda layer: max(layer['domain_mu'], layer['domain_sigma']))
+    size = max(worst['domain_mu'], worst['domain_sigma'])
+    where = f'{size:.2f} deviations at most, at {worst["name"]}'
+    if size < DIFFERENT:
+        return dict(sentence='Leave the statistics as they are: training and test images agree in what layers get '
+                    f'({where}).', finding=why)
+    return dict(sentence='Leave the statistics as they are, and train on images more like those of the test: layers '
+                f'get something else from the one than from the other ({where}).', finding=why)
+
+
+def _root_mean_square(values):
+    return math.sqrt(_mean(value**2 for value in values))
+
+
+def _mean(values):
+    values = [value for value in values if value == value]  # COCO has no figure where there are no objects
+    return sum(values) / len(values) if values else float('nan')

@@ -1,0 +1,54 @@
+"""Histograms of normalised activations, as evalnorm's Figure 1 compares them between training and evaluation."""
+import contextlib
+
+import torch
+
+from .collect import unwrapped
+
+#: Bounds of the bins, in standard deviations.
+EDGES = torch.linspace(-4, 4, 81)
+
+
+@contextlib.contextmanager
+def collect_histograms(model, channels):
+    """Count the normalised activations, before gamma and beta, of some channels in the forward passes made inside.
+
+    Args:
+        model (nn.Module): A network; its mode is up to the caller.
+        channels (dict[str, int]): Layer name to one channel, whose gamma must not be 0.
+
+    Yields:
+        dict[str, Tensor]: Layer name to the counts in the bins of :data:`EDGES`; what lies outside is not counted.
+    """
+    counts = {name: torch.zeros(len(EDGES) - 1) for name in channels}
+
+    def see(name, layer, y):
+        channel = channels[name]
+        weight, bias = (1., 0.) if layer.weight is None else (layer.weight[channel], layer.bias[channel])
+        normalized = (y.detach()[:, channel].float() - bias) / weight
+        counts[name] += torch.histc(normalized.cpu(), len(EDGES) - 1, float(EDGES[0]), float(EDGES[-1]))
+
+    handles = [unwrapped(model).get_submodule(name).register_forward_hook(
+        lambda layer, args, y, name=name: see(name, layer, y)) for name in channels]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def worst_channel(shift, layer):
+    """The channel of a layer that is shifted most, in mean and deviation together, among those that gamma lets through.
+
+    Args:
+        shift (Shift): Of the layer.
+        layer (nn.Module): With as many channels as the shift.
+
+    Returns:
+        int: Its index.
+    """
+    size = shift.channel_mu.square() + shift.channel_sigma.square()
+    if layer.weight is not None:
+        weight = layer.weight.detach().abs().cpu()
+        size = torch.where(weight > 0.01 * weight.max(), size, -1)
+    return int(size.argmax())

@@ -1,0 +1,62 @@
+"""Checkpoints that must fit, and files that must not be lost."""
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmnorm.engine import check_free, load_weights, read_checkpoint, save_network
+
+
+def test_weights_must_fit(tmp_path, capsys):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    state = model.state_dict()
+    load_weights(model, dict(state_dict={f'module.{key}': value for key, value in state.items()}), 'x.pth')
+    lacking = {key: value for key, value in state.items() if not key.startswith('1.')}
+    with pytest.raises(ValueError, match=r'x.pth does not fit the config: it lacks 4 of 7 keys, 1.weight the first'):
+        load_weights(model, lacking, 'x.pth')
+    with pytest.raises(ValueError, match='x.pth does not fit the config: size mismatch for 0.weight'):
+        load_weights(model, dict(state, **{'0.weight': torch.zeros(2, 3, 1, 1)}), 'x.pth')
+    load_weights(model, dict(state, more=torch.zeros(1)), 'x.pth')
+    assert '1 keys are not used, more the first' in capsys.readouterr().out
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    path = tmp_path / 'a.pth'
+    path.write_bytes(b'half a checkpoint')
+    with pytest.raises(ValueError, match='a.pth does not load as a checkpoint'):
+        read_checkpoint(str(path))
+    torch.save(print, path)  # a function: loading it would be running it
+    with pytest.raises(ValueError, match='does not load as a checkpoint'):
+        read_checkpoint(str(path))
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match='is no checkpoint: it holds a list'):
+        load_weights(nn.Linear(1, 1), read_checkpoint(str(path)), path)
+
+
+def test_network_and_config_are_written_together(tmp_path):
+    weights = nn.Linear(2, 2).state_dict()
+    written = save_network(weights, dict(meta=dict(epoch=3), optimizer={}), tmp_path / 'new/a.pth', dict(repair='x'),
+                           Config(dict(model=dict(type='Linear'))))
+    assert written == [tmp_path / 'new/a.pth', tmp_path / 'new/a.py']
+    saved = torch.load(written[0], weights_only=True)
+    assert saved.keys() == {'meta', 'state_dict'}
+    assert saved['meta'] == dict(epoch=3, mmnorm=dict(repair='x'), cfg=written[1].read_text())
+    assert Config.fromfile(written[1]).model.type == 'Linear'
+    assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == ['a.pth', 'a.py']
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / 'a.py').write_text('mine')
+    with pytest.raises(FileExistsError, match='a.py exists already and is not overwritten'):
+        save_network({}, {}, tmp_path / 'a.pth', {}, Config())
+    assert [path.name for path in tmp_path.iterdir()] == ['a.py'] and (tmp_path / 'a.py').read_text() == 'mine'
+    assert check_free(tmp_path / 'a.pth') == [tmp_path / 'a.pth']
+    with pytest.raises(ValueError, match='its name must end in .pth'):
+        check_free(tmp_path / 'a')
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, 'save', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_network({}, {}, tmp_path / 'a.pth', {}, Config(dict(a=1)))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,61 @@
+"""What a diagnosis comes to."""
+import math
+
+import pytest
+
+from mmnorm.engine.recommend import headline, recommend
+
+
+def layer(name, by_batch=True, relative=0.1, domain=0.05):
+    return dict(name=name, type='BatchNorm2d', by_batch=by_batch, relative_mu=relative, relative_sigma=relative,
+                domain_mu=domain, domain_sigma=domain)
+
+
+def advise(headlines, layers=None, **more):
+    layers = layers or [layer('a'), layer('b')]
+    return recommend(dict(layers=layers, headline=headlines, failed={}, **more), 'c.py', 'dir with space/k.pth')
+
+
+def test_headlines_are_in_percent():
+    assert headline({'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'data_time': 3.}) == {'coco/bbox_mAP': 25}
+    assert headline({'mIoU': 30.5, 'aAcc': 90.}) == {'mIoU': 30.5}
+    assert headline({'own': 0.5, 'table': 'x'}) == {'own': 0.5}
+
+
+def test_the_best_repair_is_recommended_with_its_command():
+    advice = advise({'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}, 'evalnorm_rule': {'mIoU': 30.5}})
+    assert advice['repair'] == 'recollect'
+    assert advice['sentence'] == 'Recollect the running statistics: mIoU 30.0 to 31.0.'
+    assert advice['command'] == ("python tools/bn_statistics.py recollect c.py 'dir with space/k.pth' "
+                                 "--out 'dir with space/k_recollect.pth'")
+    assert advise({'as it is': {'mIoU': 30.}, 'evalnorm_rule': {'mIoU': 31.}})['command'].startswith(
+        'python tools/bn_statistics.py evalnorm --mode rule c.py')
+
+
+def test_small_gains_are_none():
+    advice = advise({'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 30.2}, 'evalnorm_rule': {'mIoU': 20.}})
+    assert advice['repair'] is None and advice['command'] is None
+    assert advice['sentence'].startswith('Leave it as it is: no repair gains 0.3 points (the best, to recollect')
+
+
+def test_several_headlines_count_equally():
+    metrics = {'as it is': {'bbox_mAP': 30., 'segm_mAP': 30., 'APl': math.nan},
+               'recollect': {'bbox_mAP': 31., 'segm_mAP': 28., 'APl': math.nan}}
+    assert advise(metrics)['repair'] is None
+
+
+@pytest.mark.parametrize('domain, finding', [(0.1, 'it is the data that differ'), (0.02, 'are off by more')])
+def test_finding_tells_estimation_from_data(domain, finding):
+    metrics = {'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}}
+    assert finding in advise(metrics, [layer('a', domain=domain), layer('b', by_batch=False)])['finding']
+
+
+@pytest.mark.parametrize('domain, says', [(0.1, 'training and test images agree'), (0.5, 'train on images more like')])
+def test_fixed_statistics_have_no_repair(domain, says):
+    advice = advise({'as it is': {'mIoU': 30.}}, [layer('a', by_batch=False, domain=domain)])
+    assert advice['repair'] is None and says in advice['sentence'] and f'{domain:.2f}' in advice['sentence']
+    assert 'norm_eval=True' in advice['finding'] and 'EvalNorm has no batch size' in advice['finding']
+
+
+def test_when_no_repair_was_possible():
+    assert 'no repair could be tried' in advise({'as it is': {'mIoU': 30.}})['sentence']

@@ -1,0 +1,240 @@
+"""tools/norm_weights.py: the page in a real browser, what hardening writes, and what it says after mistakes."""
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmnorm.engine.files import build_network, read_config
+from mmnorm.engine.runner import load_safely
+from mmnorm.norms import SN, harden, ratios
+from mmnorm.report.plots import COLOURS
+from mmnorm.report.weights import finite, write_weights
+from mmnorm.statistics.weights import measure_spread, norm_weights
+from tests.conftest import ROOT
+from tests.report.test_report_browser import BROWSER, browse, count_pixels
+
+from .test_weights import randomised
+
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
+
+NETWORK = '''
+norm = dict(type={norm!r})
+model = dict(
+    type='FasterRCNN',
+    backbone=dict(_delete_=True, type='ResNet', depth=18, base_channels=8, norm_cfg=norm, **_base_.scratch_norm),
+    neck=dict(in_channels=[8, 16, 32, 64], norm_cfg=norm),
+    roi_head=dict(
+        bbox_head=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=16, fc_out_channels=16, norm_cfg=norm),
+        mask_roi_extractor=None, mask_head=None))
+val_evaluator = dict(metric='bbox')
+test_evaluator = val_evaluator
+'''
+
+
+@pytest.fixture(scope='module')
+def main():
+    spec = importlib.util.spec_from_file_location('norm_weights_tool', ROOT / 'tools/norm_weights.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def network(digits_config):
+    """Write a config whose norms are of a type, and a checkpoint of it for each seed; return the paths."""
+
+    def write(norm, *seeds, name='project.py'):
+        config = digits_config(NETWORK.format(norm=norm), name=name)
+        model = build_network(read_config(config))
+        paths = []
+        for seed in seeds:
+            paths.append(config.with_name(f'{norm}_{seed}.pth'))
+            torch.save(dict(meta=dict(epoch=seed), state_dict=randomised(model, seed).state_dict()), paths[-1])
+        return [str(path) for path in (config, *paths)]
+
+    return write
+
+
+def network_of(config, checkpoint):
+    model = build_network(read_config(config))
+    model.load_state_dict(load_safely(checkpoint)['state_dict'])
+    return model
+
+
+def test_sn_page_and_tables(main, network, tmp_path, capsys):
+    config, *checkpoints = network('SN', 0, 1)
+    assert main(['show', config, *checkpoints, '--out', str(tmp_path / 'out')]) == 0
+    page = tmp_path / 'out/norm_weights.html'
+    assert capsys.readouterr().out.splitlines()[-1] == str(page)
+    content = json.loads(page.with_suffix('.json').read_text())
+    assert content['spread'] is None and content['notes'] == []
+    assert [snapshot['name'] for snapshot in content['snapshots']] == ['SN_0', 'SN_1']
+    for snapshot, checkpoint in zip(content['snapshots'], checkpoints):
+        expected = norm_weights(network_of(config, checkpoint))
+        for row, known in zip(snapshot['sn'], expected['sn'], strict=True):
+            assert (row['name'], row['mean'], row['var'], row['kl']) == tuple(
+                known[key] for key in ('name', 'mean', 'var', 'kl'))
+        assert snapshot['sn_by_part'] == expected['sn_by_part']
+    rows = {row['name']: row for row in content['snapshots'][0]['sn']}
+    assert rows['backbone.bn1']['receptive_field'] == 7 and rows['backbone.bn1']['field_bin'] == 'up to 49'
+    assert rows['roi_head.bbox_head.shared_convs.0.bn']['field_bin'] == 'not defined'
+    assert rows['neck.lateral_convs.3.bn']['receptive_field'] == 435  # ResNet-18's last stage
+    assert content['snapshots'][0]['sn_by_field']['over 427']['layers'] == 6
+    text = page.read_text()
+    for heading in ('Ratios by layer', 'Averages', 'Hard ratios', 'Ratios over the training'):
+        assert f'<h2>{heading}</h2>' in text
+    assert 'RBN' not in text and '<script' not in text and 'src="http' not in text and 'nan' not in text
+    if BROWSER is None:
+        pytest.skip('no Chromium or Chrome on PATH')
+    dom = browse(page, tmp_path / 'profile', '--dump-dom')
+    assert '<title>Norm weights: SN_1</title>' in dom and dom.count('<img') == 5
+    screenshot = tmp_path / 'page.png'
+    browse(page, tmp_path / 'profile', f'--screenshot={screenshot}', '--window-size=1280,3500')
+    picture = np.asarray(Image.open(screenshot).convert('RGB')).astype(int)
+    for colour in COLOURS[:3]:  # IN, LN and BN
+        assert count_pixels(picture, [int(colour[at:at + 2], 16) for at in (1, 3, 5)]) > 20000
+
+
+def test_rbn_page_with_spread(main, network, tmp_path):
+    config, checkpoint = network('RBN', 0)
+    assert main(['show', config, checkpoint, '--spread']) == 0
+    content = json.loads((tmp_path / 'norm_weights.json').read_text())  # beside the checkpoint
+    model = network_of(config, checkpoint)
+    assert [row['name'] for row in content['snapshots'][0]['rbn']] == [
+        row['name'] for row in norm_weights(model)['rbn']]
+    images = []
+    model.backbone.register_forward_pre_hook(lambda layer, args: images.append(args[0]))
+    from mmengine.runner import Runner
+    for batch in Runner.build_dataloader(read_config(config).test_dataloader):
+        with torch.no_grad():
+            model.eval().test_step(batch)
+    expected = measure_spread(model, images, lambda m, x: m.backbone(x), ['backbone.layer2.0.bn2'])
+    for stage, values in expected['backbone.layer2.0.bn2'].items():
+        assert content['spread']['backbone.layer2.0.bn2'][stage] == pytest.approx(values.tolist(), rel=1e-5)
+    text = (tmp_path / 'norm_weights.html').read_text()
+    assert '<h2>Spread around the scaling calibration</h2>' in text and text.count('<img') == 3
+    assert 'Ratios' not in text
+
+
+def test_page_of_hardened_grouped_and_few_layers(tmp_path):
+    model = randomised(torch.nn.Sequential(SN(4, groups=2), SN(4), SN(4, batch_stat=False)), seed=2)
+    harden(model)
+    tables = norm_weights(model, {'1': math.inf})
+    assert any(math.isinf(row['kl']) for row in tables['sn'])
+    content = dict(config='a<b>.py', notes=['<script>alert(1)</script>'], spread=None,
+                   snapshots=[dict(name='hard & fast', **tables)])
+    page = write_weights(content, tmp_path)
+    text = page.read_text()
+    assert '∞' in text and '<script' not in text and 'a&lt;b&gt;.py' in text and 'hard &amp; fast' in text
+    rows = json.loads(page.with_suffix('.json').read_text())['snapshots'][0]['sn']  # strict JSON, without Infinity
+    assert [row['kl'] for row in rows] == [finite(row['kl']) for row in tables['sn']]
+    assert rows[1]['receptive_field'] is None and rows[1]['field_bin'] == 'whole image'
+
+
+def test_harden_writes_a_network_that_computes_the_argmax(main, network, tmp_path, capsys):
+    config, checkpoint = network('SN', 0)
+    out = tmp_path / 'new/hard.pth'
+    assert main(['harden', config, checkpoint, str(out)]) == 0
+    said = capsys.readouterr().out
+    assert str(out.with_suffix('.py')) in said and 'layers hardened' in said
+    assert sorted(path.name for path in out.parent.iterdir()) == ['hard.py', 'hard.pth']
+    hard_config = read_config(out.with_suffix('.py'))
+    assert hard_config.load_from == str(out)
+    hard, soft = network_of(out.with_suffix('.py'), out), network_of(config, checkpoint)
+    picks = harden(soft)
+    assert all(m.hard for m in hard.modules() if isinstance(m, SN))
+    assert {name: pick for name, pick in load_safely(out)['meta']['mmnorm']['picks'].items()} == {
+        name: list(pick) for name, pick in picks.items()}
+    for name, of_layer in ratios(hard).items():
+        assert all(torch.equal(values, ratios(soft)[name][moment]) for moment, values in of_layer.items())
+    x = torch.rand(1, 3, 64, 64)
+    for model in (hard, soft):
+        model.eval()
+    with torch.no_grad():
+        for ours, theirs in zip(hard.extract_feat(x), soft.extract_feat(x)):
+            torch.testing.assert_close(ours, theirs)
+    # nothing is overwritten, the input least of all
+    before = out.read_bytes()
+    assert main(['harden', config, checkpoint, str(out)]) == 2
+    assert main(['harden', config, checkpoint, checkpoint]) == 2
+    assert 'exists already' in capsys.readouterr().err and out.read_bytes() == before
+
+
+def test_mistakes_are_told_in_one_line(main, network, digits_config, tmp_path, capsys):
+    config, checkpoint = network('SN', 0)
+    plain, of_bn = network('BN', 0, name='plain.py')
+    other = tmp_path / 'other.pth'
+    weights = load_safely(checkpoint)['state_dict']
+    torch.save(dict(state_dict={key: value for key, value in weights.items() if 'layer3.1.conv2' not in key}), other)
+    broken = tmp_path / 'broken.pth'
+    broken.write_bytes(b'no checkpoint')
+    wrong = tmp_path / 'wrong.py'
+    wrong.write_text('model = dict(')
+    out = str(tmp_path / 'hard.pth')
+    for args, message in (
+            (['show', 'gone.py', checkpoint], 'config gone.py does not exist'),
+            (['show', str(wrong), checkpoint], f'{wrong} cannot be read as a config'),
+            (['show', config, 'gone.pth'], 'checkpoint gone.pth does not exist'),
+            (['show', config, str(broken)], f'{broken} does not load as a checkpoint'),
+            (['show', config, str(other)], 'backbone.layer3.1.conv2.weight'),
+            (['show', config, of_bn], 'backbone.bn1.mean_weight'),
+            (['show', plain, of_bn], f'{plain} has neither SN nor RBN layers'),
+            (['show', config, checkpoint, '--spread'], '--spread is of RBN layers'),
+            (['show', config, checkpoint, '--out', str(other)], 'is a file, not a folder'),
+            (['harden', plain, of_bn, out], f'{plain} has no SN layers'),
+            (['harden', config, of_bn, out], 'backbone.bn1.mean_weight'),
+            (['harden', config, str(other), out], 'backbone.layer3.1.conv2.weight'),
+            (['harden', config, checkpoint, str(tmp_path / 'hard')], 'must end in .pth')):
+        assert main(args) == 2, args
+        said = capsys.readouterr().err.strip()
+        assert said.startswith('error: ') and message in said and '\n' not in said, said
+    assert not any((tmp_path / f'hard{end}').exists() for end in ('', '.pth', '.py'))
+
+
+def test_spread_names_the_missing_test_set(main, network, capsys):
+    config, checkpoint = network('RBN', 0)
+    with open(config, 'a') as file:
+        file.write("test_dataloader = dict(dataset=dict(data_root='nowhere/'))\n")
+    assert main(['show', config, checkpoint, '--spread']) == 2
+    assert 'nowhere/annotations/instances_val2017.json is not there' in capsys.readouterr().err
+
+
+def test_untrained_ratios_are_warned_about(main, network, tmp_path, caplog):
+    config, = network('SN')
+    checkpoint = tmp_path / 'untrained.pth'
+    torch.save(dict(state_dict=build_network(read_config(config)).state_dict()), checkpoint)
+    assert main(['harden', config, str(checkpoint), str(tmp_path / 'hard.pth')]) == 0
+    assert load_safely(tmp_path / 'hard.pth')['meta']['mmnorm']['picks']['backbone.bn1'] == [['IN'], ['IN']]
+
+
+@pytest.mark.parametrize('command', [[], ['show'], ['harden']], ids=str)
+def test_help_imports_nothing_heavy(command):
+    code = ('import runpy, sys\ntry:\n    runpy.run_path(sys.argv[0], run_name="__main__")\n'
+            'except SystemExit as end:\n    assert not end.code\n'
+            'assert not {"torch", "mmengine", "matplotlib"} & sys.modules.keys()')
+    script = f'import sys; sys.argv = {[str(ROOT / "tools/norm_weights.py"), *command, "--help"]!r}\n{code}'
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and 'usage:' in done.stdout, done.stderr
+
+
+@pytest.mark.e2e
+def test_hardened_network_is_fine_tuned_by_the_training_tool(network, tool, tmp_path):
+    config, checkpoint = network('SN', 0)
+    out = tmp_path / 'hard.pth'
+    done = tool('norm_weights.py', 'harden', config, checkpoint, out)
+    assert done.returncode == 0, done.stdout
+    done = tool('train.py', out.with_suffix('.py'), '--work-dir', tmp_path / 'work', '--cfg-options',
+                'train_cfg.max_epochs=1', 'train_cfg.val_interval=2', 'train_dataloader.dataset.indices=2')
+    assert done.returncode == 0 and f'Load checkpoint from {out}' in done.stdout, done.stdout[-3000:]
+    before, after = load_safely(out)['state_dict'], load_safely(tmp_path / 'work/epoch_1.pth')['state_dict']
+    assert before.keys() == after.keys()
+    for key, value in after.items():
+        if key.endswith(('mean_weight', 'var_weight')):
+            assert torch.equal(value, before[key])  # hard ratios are no parameters
+    assert not torch.equal(after['backbone.layer1.0.conv1.weight'], before['backbone.layer1.0.conv1.weight'])

@@ -1,0 +1,154 @@
+#!/usr/bin/env python
+"""The BN statistics of a trained network, one step at a time; tools/diagnose.py does them all and says what to do.
+
+  shift      measure how far running statistics are from those of the test images (paper xbn, Definitions 1 and 2)
+  recollect  replace them by those of some batches: sn's batch average, precise BN; AdaBN with --data test
+  evalnorm   turn BNs into EN and estimate alpha and beta, or set the rule (paper evalnorm, Section 3.4)
+  perturb    evaluate with noise on the first BNs of the first residual blocks (paper xbn, Eq. 5, Figures 8 and A9)
+
+Any config and checkpoint of mmdet or mmseg. tools/dist_bn_statistics.sh runs them on several processes.
+"""
+import argparse
+from pathlib import Path
+
+from mmengine.registry import MODELS
+
+from mmnorm import engine, statistics
+from mmnorm.engine.recommend import headline
+from mmnorm.norms import estimate_offline
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def add(name, run, out, suffix):
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        engine.add_common_arguments(command)
+        command.add_argument('checkpoint', help='checkpoint file; it is never changed')
+        command.add_argument('--out', required=suffix == '.pth', metavar=f'FILE{suffix}', help=out)
+        command.add_argument('--seed', type=int, default=0, help='of what is drawn (default: %(default)s)')
+        command.set_defaults(run=run, batch_size=None)
+        return command
+
+    def add_training_images(command):
+        command.add_argument('--batches', type=int, default=200, metavar='N',
+                             help='training batches of each process (default: %(default)s)')
+        command.add_argument('--batch-size', type=int, metavar='N',
+                             help='images in a training batch, where the training had others than the config says')
+
+    add('shift', shift, 'default: shift.json in WORK_DIR', '.json')
+    command = add('recollect', recollect, 'the new checkpoint', '.pth')
+    add_training_images(command)
+    command.add_argument('--data', choices=['train', 'test'], default='train',
+                         help='images to take them from; those of the test make it AdaBN (default: %(default)s)')
+    command.add_argument('--average', action='store_true',
+                         help='average the variances of the batches, as in the text of sn, instead of pooling')
+    command.add_argument('--all', action='store_true', help='also layers that training held at fixed statistics')
+    command = add('evalnorm', evalnorm, 'the new checkpoint; its config is written beside it, ending in .py', '.pth')
+    add_training_images(command)
+    command.add_argument('--mode', choices=['offline', 'rule', 'simple'], default='offline',
+                         help='alpha and beta: estimated, 1 / B^2, or 1 / B (default: %(default)s)')
+    command = add('perturb', perturb, 'default: perturb.json in WORK_DIR; a plot is drawn beside it', '.json')
+    command.add_argument('--blocks', type=int, nargs='+', default=[1, 6, 13], metavar='N',
+                         help='disturb the first N blocks (default: 1 6 13)')
+    command.add_argument('--deltas', type=float, nargs='+', default=[0, 0.1, 0.2, 0.3, 0.4, 0.5], metavar='DELTA',
+                         help='noise magnitudes, from 0 to 1 (default: 0 0.1 ... 0.5)')
+    command.add_argument('--noises', type=int, default=5, metavar='N', help='noise seeds (default: %(default)s)')
+    return parser.parse_args()
+
+
+def shift(args, evaluation, original):
+    """Measure the estimation shift of every norm layer while the test set is evaluated."""
+    with statistics.collect_moments(evaluation.model) as collected:
+        metrics = evaluation.evaluate()
+    shifts = statistics.estimation_shift(evaluation.model, collected)
+    if engine.on_first_rank():
+        keys = 'esm_mu', 'esm_sigma', 'relative_mu', 'relative_sigma'
+        found = {name: {key: getattr(of_layer, key) for key in keys} for name, of_layer in shifts.items()}
+        print(f'{"layer":50s}{"ESM mu":>10s}{"ESM sigma":>12s}{"rel. mu":>10s}{"rel. sigma":>12s}')
+        for name, values in found.items():
+            print(f'{name:50s}{values["esm_mu"]:10.3f}{values["esm_sigma"]:12.3f}{values["relative_mu"]:10.3f}'
+                  f'{values["relative_sigma"]:12.3f}')
+        write(args, evaluation, dict(metrics=metrics, layers=found))
+
+
+def recollect(args, evaluation, original):
+    """Replace running statistics by those of training batches (or of test batches: AdaBN), with frozen weights."""
+    engine.check_free(args.out)
+    by_batch = statistics.trained_by_batch(evaluation.network)
+    if not by_batch and not args.all:
+        raise ValueError('training held all running statistics fixed (norm_eval=True, frozen stages or frozen norms): '
+                         'others would change the function that was trained; --all replaces them all the same')
+    if args.data == 'test':
+        batches, forward = evaluation.test_batches(args.batches), lambda model, batch: model.test_step(batch)
+    else:
+        batches, forward = evaluation.training_batches(args.batches), statistics.training_forward
+    found = statistics.recollect(evaluation.model, batches, forward, None if args.all else by_batch, not args.average)
+    if engine.on_first_rank():
+        note = dict(repair='recollect', of=args.checkpoint, data=args.data, batches=args.batches, seed=args.seed,
+                    pooled=not args.average)
+        print(f'{len(found)} layers have new running statistics')
+        print(*engine.save_network(evaluation.network.state_dict(), evaluation.loaded, args.out, note), sep='\n')
+
+
+def evalnorm(args, evaluation, original):
+    """Turn BNs into EN, with alpha and beta estimated on training batches or set by the rule."""
+    engine.check_free(args.out, with_config=True)
+    statistics.to_evalnorm(evaluation.network)
+    values = estimate_offline(evaluation.model, evaluation.training_batches(args.batches), statistics.training_forward)
+    if args.mode != 'offline':
+        sizes = statistics.apply_rule(evaluation.network, power=2 if args.mode == 'rule' else 1)
+        values = {name: (size, ) for name, size in sizes.items()}
+    if engine.on_first_rank():
+        what = 'alpha and beta' if args.mode == 'offline' else 'normalization batch size'
+        print(f'{what} of {len(values)} layers:')
+        for name, of_layer in values.items():
+            print(f'{name:50s}' + ''.join(f'{value:10.3f}' for value in of_layer))
+        cfg, network = statistics.evalnorm_config(original, evaluation.network, MODELS.build)
+        note = dict(repair=f'evalnorm_{args.mode}', of=args.checkpoint, batches=args.batches, seed=args.seed)
+        print(*engine.save_network(network.state_dict(), evaluation.loaded, args.out, note, cfg), sep='\n')
+
+
+def perturb(args, evaluation, original):
+    """Evaluate with noise on the statistics of the first BN of each of the first residual blocks."""
+    curves = []
+    for blocks in args.blocks:
+        layers = list(statistics.first_norms(evaluation.network.backbone, blocks).values())
+        for delta in args.deltas:
+            of_seeds = []
+            for seed in range(args.seed, args.seed + (args.noises if delta else 1)):
+                with statistics.perturbed(layers, delta, seed):
+                    of_seeds.append(headline(evaluation.evaluate(f'{blocks} blocks, delta {delta}, seed {seed}')))
+            curves.append(dict(blocks=blocks, delta=delta, metrics=of_seeds))
+            if engine.on_first_rank():
+                means = {key: sum(found[key] for found in of_seeds) / len(of_seeds) for key in of_seeds[0]}
+                print(f'first {blocks} blocks, delta {delta}: '
+                      + ', '.join(f'{key} {value:.1f}' for key, value in means.items()), flush=True)
+    if engine.on_first_rank():
+        from mmnorm.report import draw_perturbation  # so late that the rest needs no report packages
+
+        path = write(args, evaluation, dict(first_seed=args.seed, curves=curves))
+        path.with_suffix('.svg').write_bytes(draw_perturbation(curves))
+        print(path.with_suffix('.svg'))
+
+
+def write(args, evaluation, found):
+    """Write what was found, with what it was found on, and say where."""
+    path = Path(args.out or Path(args.work_dir or Path('work_dirs', Path(args.config).stem), f'{args.command}.json'))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine.write_json(path, dict(config=args.config, checkpoint=args.checkpoint, device=engine.describe_device(),
+                                 versions=engine.versions(), **found))
+    print(path)
+    return path
+
+
+def main():
+    args = parse_args()
+    evaluation, original = engine.open_evaluation(args)
+    with engine.stopping_for_the_user():
+        args.run(args, evaluation, original)
+
+
+if __name__ == '__main__':
+    main()

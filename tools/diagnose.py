@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Find out what the BN statistics of a trained network do, try what mends them, and say what to do.
+
+Any config and checkpoint of mmdet or mmseg. Repairs are computed from training images and judged on the test set by
+the config's own metric. Written to --out: diagnosis.html (one self-contained page) and diagnosis.json; with --apply
+also the repaired checkpoint. The checkpoint itself is never changed. tools/dist_diagnose.sh runs it on several
+processes.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from mmnorm import engine
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    engine.add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='folder for what is written; default WORK_DIR/diagnosis')
+    parser.add_argument('--batches', type=int, default=200, metavar='N',
+                        help='training batches, of each process, that repairs are computed from (default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, metavar='N',
+                        help='images in a training batch, where the training had others than the config says')
+    parser.add_argument('--seed', type=int, default=0, help='of the choice of training images (default: %(default)s)')
+    parser.add_argument('--apply', nargs='?', const='recommended', choices=['recommended', *engine.REPAIRS],
+                        help='write the repaired checkpoint too: of the recommended repair, or of this one')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    evaluation, original = engine.open_evaluation(args)
+    if args.check:
+        return
+    out = Path(args.out or Path(evaluation.cfg.work_dir, 'diagnosis'))
+    target = out / f'{Path(args.checkpoint).stem}_{args.apply}.pth'
+    with engine.stopping_for_the_user():
+        if args.apply:
+            engine.check_free(target, with_config=True)
+        diagnosis = engine.Diagnosis(evaluation, args.batches)
+        result = diagnosis.run()
+        if not engine.on_first_rank():
+            return
+        from mmnorm.report import write_diagnosis  # so late that a run without report packages says what is missing
+
+        result['command'] = ' '.join(['tools/diagnose.py', *sys.argv[1:]])
+        out.mkdir(parents=True, exist_ok=True)
+        engine.write_json(out / 'diagnosis.json', result)
+        print(write_diagnosis(result, out))
+        print(result['recommendation']['sentence'])
+        if result['recommendation']['command']:
+            print(result['recommendation']['command'])
+        if args.apply:
+            for path in diagnosis.apply(args.apply, original, target):
+                print(path)
+
+
+if __name__ == '__main__':
+    main()
