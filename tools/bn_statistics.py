@@ -146,6 +146,8 @@ def write(args, evaluation, found):
 def main():
     args = parse_args()
     evaluation, original = engine.open_evaluation(args)
+    if engine.on_first_rank():
+        print(*evaluation.notes, sep='\n', end='\n' * bool(evaluation.notes))
     with engine.stopping_for_the_user():
         args.run(args, evaluation, original)
 

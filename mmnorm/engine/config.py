@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from mmnorm.norms.base import warn_once
+from mmnorm.statistics import SYNC_TYPES, replace_norm_types
 
 from .preflight import problems
 from .processes import on_first_rank
@@ -69,19 +70,6 @@ def fit_to_cpu(cfg):
         wrapper = dict(find_unused_parameters=cfg.get('find_unused_parameters', False), broadcast_buffers=False)
         wrapper.update(cfg.get('model_wrapper_cfg') or {})
         cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
-    replaced = _replace_sync_bn(cfg.model)  # first: the conversion at run time is asked for beside it
+    replaced = replace_norm_types(cfg.model, SYNC_TYPES)
     if cfg.pop('sync_bn', None) or replaced:
         warn_once('SyncBN needs GPUs: on this machine it is replaced by BN, with the statistics of each process alone')
-
-
-def _replace_sync_bn(tree):
-    """Replace SyncBN by BN in a config tree, in place; whether there was any."""
-    replaced = False
-    if isinstance(tree, dict):
-        if tree.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
-            tree['type'] = 'BN'
-            replaced = True
-        tree = list(tree.values())
-    for branch in tree if isinstance(tree, (list, tuple)) else ():
-        replaced |= _replace_sync_bn(branch)
-    return replaced

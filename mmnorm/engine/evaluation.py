@@ -1,5 +1,6 @@
 """A trained network as its config describes it: its weights, its test with its own metric, batches of its training."""
 import contextlib
+import copy
 import io
 import itertools
 import os
@@ -15,7 +16,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from rich.console import Console
 from rich.progress import track
 
-from mmnorm.statistics import training_batches
+from mmnorm.statistics import SYNC_TYPES, replace_norm_types, training_batches
 
 from .config import load_config, stop
 from .processes import die_with_parent, start_distributed
@@ -48,7 +49,11 @@ def open_evaluation(args):
     original.merge_from_dict(args.cfg_options or {})
     start_distributed(args.launcher)
     with stopping_for_the_user():
-        return Evaluation(cfg, args.checkpoint, args.seed), original
+        evaluation = Evaluation(cfg, args.checkpoint, args.seed)
+    if original.get('sync_bn') or replace_norm_types(copy.deepcopy(original.model), SYNC_TYPES):
+        evaluation.notes.append('Its training synchronised BN, which normalises over the images of all processes: '
+                                'unless this runs on as many GPUs, set --batch-size to their number.')
+    return evaluation, original
 
 
 @contextlib.contextmanager
@@ -72,6 +77,7 @@ class Evaluation:
         model (nn.Module): Wrapped, if there are several processes.
         network (nn.Module): Without the wrapper.
         loaded (dict): What the checkpoint holds.
+        notes (list[str]): What the user should know of what is found with it.
 
     Raises:
         ValueError: The checkpoint does not fit the config.
@@ -86,7 +92,7 @@ class Evaluation:
         cfg.work_dir = self._folder.name
         for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
             evaluator.pop('outfile_prefix', None)  # of the user's own tests
-        self.cfg, self.checkpoint, self.seed = cfg, checkpoint, seed
+        self.cfg, self.checkpoint, self.seed, self.notes = cfg, checkpoint, seed, []
         with _quiet():
             self._runner = Runner.from_cfg(cfg)
             self._test_loader = self._build_test_loader()

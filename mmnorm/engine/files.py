@@ -39,9 +39,13 @@ def read_config(path):
 
 
 def build_network(cfg):
-    """Build the model (nn.Module) of a config (Config), with its initial weights."""
+    """Build the model (nn.Module) of a config (Config), with its initial weights; ValueError if that cannot be done."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    return MODELS.build(cfg.model)
+    try:
+        return MODELS.build(cfg.model)
+    except Exception as error:  # of a class's own, or a name that is not registered
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'the model of the config cannot be built: {type(error).__name__}: {reason}') from error
 
 
 def load_network(model, path):

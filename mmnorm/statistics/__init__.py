@@ -3,7 +3,7 @@
 Free functions over a model and an iterable of batches; the hooks and tools are thin callers.
 """
 from .batches import training_batches, training_forward
-from .calibrate import apply_rule, evalnorm_config, replace_norm_types, to_evalnorm, trained_by_batch
+from .calibrate import SYNC_TYPES, apply_rule, evalnorm_config, replace_norm_types, to_evalnorm, trained_by_batch
 from .collect import INPUT, Moments, bn_layers, collect_moments
 from .histograms import EDGES, collect_histograms, worst_channel
 from .hooks import EstimationShiftHook, RecollectHook
@@ -14,8 +14,8 @@ from .shift import Shift, domain_shift, estimation_shift, measure_shift
 from .weights_hook import NormWeightsHook
 
 __all__ = [
-    'EDGES', 'INPUT', 'EstimationShiftHook', 'Moments', 'NormWeightsHook', 'RecollectHook', 'Shift', 'apply_rule',
-    'bn_layers', 'collect_histograms', 'collect_moments', 'domain_shift', 'estimation_shift', 'evalnorm_config',
-    'evaluating', 'first_norms', 'measure_shift', 'normalizing_by_batch', 'perturbed', 'recollect',
+    'EDGES', 'INPUT', 'SYNC_TYPES', 'EstimationShiftHook', 'Moments', 'NormWeightsHook', 'RecollectHook', 'Shift',
+    'apply_rule', 'bn_layers', 'collect_histograms', 'collect_moments', 'domain_shift', 'estimation_shift',
+    'evalnorm_config', 'evaluating', 'first_norms', 'measure_shift', 'normalizing_by_batch', 'perturbed', 'recollect',
     'replace_norm_types', 'to_evalnorm', 'trained_by_batch', 'training_batches', 'training_forward', 'worst_channel'
 ]

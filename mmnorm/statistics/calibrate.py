@@ -9,9 +9,9 @@ from mmnorm.norms.base import PlaneNorm
 
 from .collect import bn_layers, unwrapped
 
-#: The types in a norm_cfg that to_evalnorm's layers are built from.
-BN_TYPES = {'BN': 'EN', 'BN1d': 'EN', 'BN2d': 'EN', 'BN3d': 'EN', 'SyncBN': 'SyncEN', 'MMSyncBN': 'SyncEN',
-            'NaiveSyncBN': 'SyncEN'}
+#: Types in a norm_cfg, and what they are without synchronisation.
+SYNC_TYPES = {'SyncBN': 'BN', 'MMSyncBN': 'BN', 'NaiveSyncBN': 'BN'}
+_EVALNORM_TYPES = {'BN': 'EN', 'BN1d': 'EN', 'BN2d': 'EN', 'BN3d': 'EN', **dict.fromkeys(SYNC_TYPES, 'SyncEN')}
 
 
 def trained_by_batch(model):
@@ -61,8 +61,11 @@ def to_evalnorm(model, names=None):
     if not layers:
         raise ValueError('no BN of this network is trained by batch statistics (norm_eval=True and frozen stages fix '
                          'them): EvalNorm has no normalization batch size to correct for')
-    for name, layer in layers.items():
-        _set(model, name, _as_evalnorm(layer))
+    twins = {layer: _as_evalnorm(layer) for layer in layers.values()}
+    for name, layer in list(model.named_modules(remove_duplicate=False)):  # one layer may have several names
+        if layer in twins:
+            parent, _, attribute = name.rpartition('.')
+            setattr(model.get_submodule(parent), attribute, twins[layer])
     return list(layers)
 
 
@@ -74,11 +77,6 @@ def _as_evalnorm(layer):
         setattr(twin, name, parameter)
     twin.training = layer.training
     return twin
-
-
-def _set(model, name, layer):
-    parent, _, attribute = name.rpartition('.')
-    setattr(model.get_submodule(parent), attribute, layer)
 
 
 @torch.no_grad()
@@ -122,7 +120,7 @@ def evalnorm_config(cfg, model, build):
     imports = dict(cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
     imports['imports'] = list(dict.fromkeys([*_as_list(imports['imports']), 'mmnorm']))
     cfg.custom_imports = imports
-    replace_norm_types(cfg.model, BN_TYPES, mode='offline')
+    replace_norm_types(cfg.model, _EVALNORM_TYPES, mode='offline')
     layers = {name: layer for name, layer in unwrapped(model).named_modules() if isinstance(layer, EN)}
     for name in _still_bn(build(cfg.model), layers):
         part, layer = _config_of(cfg.model, name), layers[name]

@@ -72,6 +72,13 @@ def test_what_is_replaced():
         to_evalnorm(build(detector().model))
 
 
+def test_a_layer_of_two_names_stays_one():
+    model = trained(Head())
+    model.again = nn.Sequential(model.shared[1])
+    assert to_evalnorm(model, ['shared.1']) == ['shared.1']
+    assert type(model.again[0]) is EN and model.again[0] is model.shared[1]
+
+
 def test_estimate_then_rule():
     torch.manual_seed(1)
     model = trained(Head())

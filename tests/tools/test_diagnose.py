@@ -1,0 +1,140 @@
+"""tools/diagnose.py and tools/bn_statistics.py as a user calls them, on small data and a network that barely trained."""
+import json
+import shutil
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmnorm.norms import EN
+
+SMALL = """
+model = dict(backbone=dict(depth=50, base_channels=8, xbn=dict(norm_cfg=dict(type='GN', num_groups=8))),
+             neck=dict(in_channels=[32, 64, 128, 256]))
+"""
+FIXED = SMALL + """
+model['backbone'].update(norm_eval=True)
+"""
+WITHOUT_BN = SMALL + """
+model['backbone']['xbn'].update(scope='full')
+"""
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def checkpoint_of(config, path):
+    """A checkpoint of a config's network, with statistics as if it had been trained."""
+    cfg = Config.fromfile(config)
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    state = model.state_dict()
+    for key, value in state.items():
+        if key.endswith('running_var'):
+            value.uniform_(0.5, 2)
+        elif key.endswith('running_mean'):
+            value.normal_()
+    torch.save(dict(meta=dict(epoch=1), state_dict=state, optimizer={}), path)
+    return path
+
+
+def statistics_of(path):
+    return {key: value for key, value in torch.load(path, weights_only=True)['state_dict'].items() if 'running' in key}
+
+
+def test_diagnose_and_apply(tool, digits_config, tmp_path):
+    config = digits_config(SMALL)
+    checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
+    before = checkpoint.read_bytes()
+    done = tool('diagnose.py', config, checkpoint, '--batches', '3', '--out', 'out', '--apply', 'evalnorm_rule')
+    assert done.returncode == 0, done.stdout
+    assert checkpoint.read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'diagnosis.html', 'diagnosis.json', 'k_evalnorm_rule.pth', 'k_evalnorm_rule.py']
+    found = json.loads((tmp_path / 'out/diagnosis.json').read_text())
+    assert found['metrics'].keys() == {'as it is', 'recollect', 'evalnorm_offline', 'evalnorm_rule'}
+    assert len(found['layers']) == 1 + 37 and all(layer['by_batch'] for layer in found['layers'][1:])
+    assert {layer['batch_size'] for layer in found['evalnorm'].values()} == {2}
+    assert found['recommendation']['sentence'] in done.stdout
+    # the written config builds what the written checkpoint fits
+    cfg = Config.fromfile(tmp_path / 'out/k_evalnorm_rule.py')
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(torch.load(tmp_path / 'out/k_evalnorm_rule.pth', weights_only=True)['state_dict'])
+    layers = [layer for layer in model.modules() if isinstance(layer, EN)]
+    assert len(layers) == 37 and all(float(layer.alpha) == 0.25 for layer in layers)
+    again = tool('diagnose.py', config, checkpoint, '--out', 'out', '--apply', 'evalnorm_rule')
+    assert again.returncode == 1 and 'exists already and is not overwritten' in again.stdout
+    tested = tool('test.py', tmp_path / 'out/k_evalnorm_rule.py', tmp_path / 'out/k_evalnorm_rule.pth')
+    assert tested.returncode == 0, tested.stdout
+    evaluation = json.loads((tmp_path / 'work_dirs/k_evalnorm_rule/evaluation.json').read_text())
+    assert evaluation['metrics']['coco/bbox_mAP'] == found['metrics']['evalnorm_rule']['coco/bbox_mAP']
+
+
+def test_norm_eval_has_no_repair(tool, digits_config, tmp_path):
+    config = digits_config(FIXED)
+    checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
+    done = tool('diagnose.py', config, checkpoint, '--batches', '2', '--out', 'out')
+    assert done.returncode == 0, done.stdout
+    found = json.loads((tmp_path / 'out/diagnosis.json').read_text())
+    assert list(found['metrics']) == ['as it is'] and found['recommendation']['repair'] is None
+    assert 'EvalNorm has no batch size' in found['recommendation']['finding']
+    assert not any(layer['by_batch'] for layer in found['layers'])
+    refused = tool('bn_statistics.py', 'recollect', config, checkpoint, '--out', 'r.pth')
+    assert refused.returncode == 1 and 'would change the function that was trained' in refused.stdout
+    assert 'Traceback' not in refused.stdout and not (tmp_path / 'r.pth').exists()
+
+
+def test_two_processes_recollect_and_measure_what_one_does(tool, digits_config, tmp_path):
+    """Evaluation of the same images by one and by two processes; recollection from as many of them."""
+    config = digits_config(SMALL + 'train_dataloader.update(batch_size=1, sampler=dict(shuffle=False))')
+    checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
+    shifts = {}
+    for processes in (1, 2):
+        done = tool('dist_bn_statistics.sh', 'shift', config, checkpoint, processes, '--out', f'{processes}.json')
+        assert done.returncode == 0, done.stdout
+        shifts[processes] = json.loads((tmp_path / f'{processes}.json').read_text())['layers']
+    assert shifts[1].keys() == shifts[2].keys()
+    for name, values in shifts[1].items():
+        assert shifts[2][name] == pytest.approx(values, rel=1e-4)
+    done = tool('dist_bn_statistics.sh', 'recollect', config, checkpoint, 2, '--out', 'r.pth', '--batches', '2')
+    assert done.returncode == 0, done.stdout
+    old, new = statistics_of(checkpoint), statistics_of(tmp_path / 'r.pth')
+    assert old.keys() == new.keys() and not any(torch.equal(old[key], value) for key, value in new.items())
+
+
+def test_perturb(tool, digits_config, tmp_path):
+    config = digits_config(SMALL)
+    checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
+    done = tool('bn_statistics.py', 'perturb', config, checkpoint, '--blocks', '1', '6', '--deltas', '0', '0.5',
+                '--noises', '2', '--out', 'p.json')
+    assert done.returncode == 0, done.stdout
+    curves = json.loads((tmp_path / 'p.json').read_text())['curves']
+    assert [(c['blocks'], c['delta'], len(c['metrics'])) for c in curves] == [
+        (1, 0, 1), (1, 0.5, 2), (6, 0, 1), (6, 0.5, 2)]
+    assert (tmp_path / 'p.svg').read_text().startswith('<?xml')
+
+
+def test_a_user_is_told_what_is_wrong(tool, digits_config, tmp_path):
+    config = digits_config(SMALL)
+    checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
+    other = digits_config(WITHOUT_BN, name='full.py')
+    broken = digits_config(SMALL, name='broken.py')
+    diverged = torch.load(checkpoint, weights_only=True)
+    diverged['state_dict']['backbone.layer1.0.bn1.running_var'].fill_(torch.nan)
+    torch.save(diverged, tmp_path / 'diverged.pth')
+    for arguments, message in (
+        ((config, 'missing.pth'), 'checkpoint missing.pth does not exist'),
+        ((other, checkpoint_of(other, tmp_path / 'full.pth')), 'has no layer with running statistics'),
+        ((other, checkpoint), 'keys are not used'),
+        ((digits_config(WITHOUT_BN.replace("depth=50", "depth=101"), name='deep.py'), checkpoint),
+         'k.pth does not fit the config: it lacks'),
+        ((config, tmp_path / 'diverged.pth'), 'the running statistics of backbone.layer1.0.bn1 are not finite'),
+        ((broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
+         'the data set is not there'),
+    ):
+        done = tool('diagnose.py', *arguments, '--out', 'out', '--batches', '1')
+        assert done.returncode == 1 and message in done.stdout, done.stdout
+        assert 'Traceback' not in done.stdout and not (tmp_path / 'out').exists()
+        shutil.rmtree(tmp_path / 'work_dirs', ignore_errors=True)
