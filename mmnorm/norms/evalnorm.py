@@ -3,7 +3,7 @@ import contextlib
 from math import prod
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from mmnorm.core import moments, normalize
 
@@ -264,7 +264,18 @@ def estimate_offline(model, batches, forward=None):
             steps += 1
     if not steps:
         raise ValueError('there are no batches to estimate alpha and beta on')
+    _average_over_ranks(list(layers.values()))
     return {name: (float(layer.alpha), float(layer.beta)) for name, layer in layers.items()}
+
+
+def _average_over_ranks(layers):
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    buffers = [buffer for layer in layers for buffer in (layer.alpha, layer.beta, layer.mean_batch_size)]
+    values = torch.stack(buffers) / distributed.get_world_size()
+    distributed.all_reduce(values)
+    for buffer, value in zip(buffers, values):
+        buffer.copy_(value)
 
 
 @contextlib.contextmanager

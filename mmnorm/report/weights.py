@@ -77,17 +77,21 @@ def count_changes(earlier, later):
 def draw_ratios(rows):
     """Return the plot (SVG bytes) of SN's ratios and their divergence by layer (sn, Fig. 5 and 7c)."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 7), layout='constrained')
-        *panels, divergence = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
+        divergences = [row['kl'] for row in rows]
+        diverge = any(divergence and math.isfinite(divergence) for divergence in divergences)
+        heights = (2.5, 2.5, 2) if diverge else (2.5, 2.5)  # hardened layers have no finite one
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout='constrained')
+        panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         places = range(len(rows))
         for (moment, title), axes in zip(MOMENTS.items(), panels):
             ratios = np.array([row[moment] for row in rows])
             for index in range(len(NORMALIZERS)):
                 axes.bar(places, ratios[:, index], 0.86, ratios[:, :index].sum(axis=1), color=COLOURS[index])
             axes.set(ylabel=title, ylim=(0, 1))
-        divergence.bar(places, [row['kl'] for row in rows], 0.86, color='#5b636d')
-        divergence.set(ylabel='Divergence (nats)')
-        name_layers((*panels, divergence), rows)
+        if diverge:
+            panels[2].bar(places, divergences, 0.86, color='#5b636d')
+            panels[2].set(ylabel='Divergence (nats)')
+        name_layers(panels, rows)
         add_legend(figure, NORMALIZERS)
         return as_svg(figure)
 
@@ -116,7 +120,7 @@ def draw_hard_ratios(snapshots):
     """Return the plot (SVG bytes) of what each layer prefers, in each snapshot (sn, Fig. 8)."""
     rows = snapshots[-1]['sn']
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.9 + 0.44 * len(snapshots)), layout='constrained')
+        figure = Figure(figsize=(WIDTH, 2.4 + 0.44 * len(snapshots)), layout='constrained')
         panels = figure.subplots(2, 1, sharex=True)
         for axes, (moment, title) in zip(panels, MOMENTS.items()):
             for line, snapshot in enumerate(snapshots):

@@ -71,7 +71,7 @@ def to_evalnorm(model, names=None):
 
 def _as_evalnorm(layer):
     kind = SyncEN if isinstance(layer, nn.SyncBatchNorm) or 'Sync' in type(layer).__name__ else EN
-    twin = kind(layer.num_features, layer.eps, layer.momentum, mode='offline').to(layer.running_mean.device)
+    twin = kind(layer.num_features, layer.eps, layer.momentum, mode='offline').to(layer.running_mean)
     twin.load_state_dict(layer.state_dict(), strict=False)  # one without affine has weight 1 and bias 0
     for name, parameter in layer.named_parameters():
         setattr(twin, name, parameter)

@@ -3,7 +3,8 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from mmnorm.statistics import measure_shift, recollect
+from mmnorm.norms import estimate_offline
+from mmnorm.statistics import measure_shift, recollect, to_evalnorm
 
 from .test_shift import Head, batches, trained
 
@@ -21,6 +22,13 @@ def results(model, data):
     return found | {key: value for key, value in model.state_dict().items() if 'running' in key}
 
 
+def estimated(data):
+    """Alpha and beta by layer, as a process with these batches estimates them."""
+    model = model_and_data()[0]
+    to_evalnorm(model, ['stem.1', 'shared.1'])
+    return {name: torch.tensor(pair) for name, pair in estimate_offline(model, data * 5).items()}
+
+
 def work(rank, world, folder):
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
@@ -28,6 +36,7 @@ def work(rank, world, folder):
     share = data[:1] if rank == 0 else data[1:]  # unequal, on purpose
     model = DistributedDataParallel(model, broadcast_buffers=False)  # else each pass waits for those of all ranks
     found = results(model, share)
+    found['evalnorm'] = estimated(share)
     torch.save({key.removeprefix('module.'): value for key, value in found.items()}, f'{folder}/{rank}.pth')
     try:
         measure_shift(model, [torch.full_like(batch, torch.nan) for batch in share] if rank else share)

@@ -253,7 +253,7 @@ class Trained(BaseModel):
         return dict(loss=(self.neck(self.backbone(inputs)) * torch.arange(4.).view(4, 1, 1)).sigmoid().mean())
 
 
-def run_training(tmp_path, layers, **options):
+def run_training(tmp_path, layers, backends=('LocalVisBackend', ), **options):
     data = [dict(inputs=torch.randn(2, 5, 5)) for _ in range(10)]
     runner = Runner(
         Trained(*layers), str(tmp_path),
@@ -261,7 +261,7 @@ def run_training(tmp_path, layers, **options):
         train_cfg=dict(by_epoch=False, max_iters=5), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.)),
         custom_hooks=[dict(type='NormWeightsHook', **options)], log_level='ERROR', experiment_name=tmp_path.name,
         visualizer=dict(type='Visualizer', name=tmp_path.name,
-                        vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]))
+                        vis_backends=[dict(type=backend) for backend in backends]))
     runner.train()
     records = [json.loads(line) for line in next(tmp_path.rglob('scalars.json')).read_text().splitlines()]
     return runner, [record for record in records if any(key.startswith('norm_weights') for key in record)]
@@ -270,7 +270,8 @@ def run_training(tmp_path, layers, **options):
 @pytest.mark.filterwarnings('ignore')
 def test_hook_logs_to_every_backend(tmp_path):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    runner, records = run_training(tmp_path, [SN(4), RBN(4)], interval=2, per_layer=True)
+    backends = 'LocalVisBackend', 'TensorboardVisBackend'
+    runner, records = run_training(tmp_path, [SN(4), RBN(4)], backends, interval=2, per_layer=True)
     assert [record.pop('step') for record in records] == [2, 4, 5]  # each second, and the last
     expected = scalars(runner.model, per_layer=True)
     assert records[-1] == expected
