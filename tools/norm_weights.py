@@ -107,7 +107,7 @@ def main(argv=None):
     """Run a command and return the exit status: 0, or 2 after a user's mistake, which is told in one line."""
     args = parse_args(argv)
     logging.basicConfig(format='%(message)s', level=logging.WARNING)
-    warnings.filterwarnings('ignore', category=DeprecationWarning)
+    warnings.simplefilter('ignore')  # what networks warn of in training or without a GPU is of no concern here
     try:
         from mmnorm.engine import forbid_running_checkpoints  # so late that --help is quick
 

@@ -7,8 +7,8 @@ from mmengine.registry import MODELS
 from mmnorm.norms import estimate_offline
 from mmnorm.norms.base import PlaneNorm
 from mmnorm.statistics import (EDGES, INPUT, apply_rule, bn_layers, collect_histograms, collect_moments, domain_shift,
-                               estimation_shift, evalnorm_config, evaluating, normalizing_by_batch, recollect,
-                               to_evalnorm, trained_by_batch, training_forward, worst_channel)
+                               estimation_shift, evalnorm_config, evaluating, normalizing_by_batch, part_of,
+                               recollect, to_evalnorm, trained_by_batch, training_forward, worst_channel)
 
 from .evaluation import save_network
 from .recommend import headline, recommend
@@ -43,7 +43,8 @@ class Diagnosis:
             config=str(evaluation.cfg.filename), checkpoint=evaluation.checkpoint,
             date=datetime.now().astimezone().isoformat(timespec='seconds'), device=describe_device(),
             versions=versions(), seed=evaluation.seed, batches=batches, batch_size=evaluation.batch_size, metrics={},
-            failed={}, notes=evaluation.notes, norms=dict(Counter(type(layer).__name__ for layer in self.layers.values())),
+            failed={}, notes=evaluation.notes,
+            norms=dict(Counter(type(layer).__name__ for layer in self.layers.values())),
             layers=[], histograms=[], evalnorm={}, edges=EDGES.tolist())
 
     def run(self):
@@ -101,26 +102,29 @@ class Diagnosis:
         inputs = of_training[INPUT]
         shifts = estimation_shift(self.network, of_test, (inputs.mean, inputs.unbiased_var))
         domains = domain_shift(self.network, of_test, of_training)
-        self.result['layers'] = [self._describe(name, shift, domains.get(name)) for name, shift in shifts.items()]
+        # what is fixed in training is not estimated: there the data are all that can shift
+        judged = {name: shift if name in self.by_batch else domains.get(name, shift) for name, shift in shifts.items()}
+        self.result['layers'] = [self._describe(name, shift, domains.get(name), judged[name])
+                                 for name, shift in shifts.items()]
         self.result['not_run'] = [name for name in self.layers if name not in shifts]
-        self._draw_channels(shifts)
+        self._draw_channels(judged)
 
-    def _describe(self, name, shift, domain):
-        order = (shift.channel_mu.square() + shift.channel_sigma.square()).argsort(descending=True)
+    def _describe(self, name, shift, domain, judged):
+        order = (judged.channel_mu.square() + judged.channel_sigma.square()).argsort(descending=True)
         return dict(
             name=name, type='input' if name == INPUT else type(self.layers[name]).__name__, channels=len(shift.mean),
-            by_batch=name in self.by_batch, esm_mu=shift.esm_mu, esm_sigma=shift.esm_sigma,
+            part=part_of(name), by_batch=name in self.by_batch, esm_mu=shift.esm_mu, esm_sigma=shift.esm_sigma,
             relative_mu=shift.relative_mu, relative_sigma=shift.relative_sigma,
-            domain_mu=domain and domain.relative_mu, domain_sigma=domain and domain.relative_sigma,
-            worst_channels=[dict(channel=i, mu=float(shift.channel_mu[i]), sigma=float(shift.channel_sigma[i]))
+            domain_mu=domain and domain.relative_mu, domain_sigma=domain and domain.relative_sigma, size=judged.size,
+            worst_channels=[dict(channel=i, mu=float(judged.channel_mu[i]), sigma=float(judged.channel_sigma[i]))
                             for i in order[:3].tolist()])
 
-    def _draw_channels(self, shifts):
+    def _draw_channels(self, judged):
         """Histograms of the worst channel of the worst layers, normalised in training and in evaluation."""
-        drawable = {name: shift for name, shift in shifts.items() if name in self.layers
-                    and len(shift.mean) == self.layers[name].num_features}
-        worst = sorted(drawable, key=lambda name: -drawable[name].relative_mu**2 - drawable[name].relative_sigma**2)
-        self.channels = {name: worst_channel(drawable[name], self.layers[name]) for name in worst[:HISTOGRAMS]}
+        drawable = [name for name, shift in judged.items() if name in self.layers
+                    and len(shift.mean) == self.layers[name].num_features]
+        worst = sorted(drawable, key=lambda name: -judged[name].size)
+        self.channels = {name: worst_channel(judged[name], self.layers[name]) for name in worst[:HISTOGRAMS]}
         curves = {}
         if self.by_batch:
             trained = [self.layers[name] for name in self.by_batch]

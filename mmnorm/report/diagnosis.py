@@ -31,7 +31,6 @@ def write_diagnosis(result, out):
         Path: Of the page, which needs no other file and no network.
     """
     layers = pd.DataFrame(result['layers'])
-    layers['size'] = np.hypot(layers['relative_mu'], layers['relative_sigma'])
     of_norms = layers[layers['type'] != 'input']
     metrics = pd.DataFrame(result['headline']).T
     context = dict(
@@ -39,7 +38,9 @@ def write_diagnosis(result, out):
         worst=of_norms.sort_values('size', ascending=False).head(WORST_LAYERS).to_dict('records'),
         by_batch=int(of_norms['by_batch'].sum()), number_of_layers=len(of_norms),
         depth_plot=draw_depth(of_norms), channel_plot=draw_channels(result) if result['histograms'] else None,
-        evalnorm_plot=draw_evalnorm(result['evalnorm']) if result['evalnorm'] else None)
+        evalnorm_plot=None)
+    if result['evalnorm']:
+        context['evalnorm_plot'] = draw_evalnorm(result['evalnorm'], layers.set_index('name')['part'])
     page = Path(out) / 'diagnosis.html'
     write_atomically(page, make_environment().get_template('diagnosis.html.j2').render(context))
     return page
@@ -66,16 +67,20 @@ def draw_depth(layers):
                 axes.plot(depth, layers[domain].astype(float), 's--', markersize=2.5, linewidth=1, color=COLOURS[1],
                           label='training images to test images')
             axes.set(title=title, ylabel=unit, ylim=(0, None))
-            mark_parts(axes, list(layers['name']))
+            mark_parts(axes, list(layers['part']))
         for axes in grid[1]:
             axes.set_xlabel('Norm layer, by depth')
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside upper left', ncols=2)
         return as_svg(figure)
 
 
-def mark_parts(axes, names):
-    """Write the parts of a network (stages, neck, heads) above a plot by depth, with lines between them."""
-    parts = [part_of(name) for name in names]
+def mark_parts(axes, parts):
+    """Write the parts of a network (stages, neck, heads) above a plot by depth, with lines between them.
+
+    Args:
+        axes (Axes): With the layers at 1, 2, 3 ...
+        parts (list[str]): Of each layer, in the order of the network.
+    """
     starts = [i for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]]
     for start, end in zip(starts, [*starts[1:], len(parts)]):
         if start:
@@ -83,12 +88,6 @@ def mark_parts(axes, names):
         if end - start > len(parts) / 20:
             axes.text((start + end + 1) / 2, 0.985, parts[start].rpartition('.')[2], va='top', ha='center', fontsize=8,
                       color='#5b636d', transform=axes.get_xaxis_transform())
-
-
-def part_of(name):
-    """The part of a network that a layer is in: a backbone's stage, or a head: at most two steps of its name."""
-    steps = name.split('.')[:-1]
-    return '.'.join(steps[:2]) if steps else name
 
 
 def draw_channels(result):
@@ -115,11 +114,12 @@ def draw_channels(result):
         return as_svg(figure)
 
 
-def draw_evalnorm(values):
+def draw_evalnorm(values, parts):
     """Draw alpha and beta of all layers by depth, as SVG (bytes); evalnorm, Figure 3.
 
     Args:
         values (dict[str, dict]): Layer name to ``alpha``, ``beta`` and ``batch_size``, in the order of the network.
+        parts (Series): Layer name to the part of the network.
     """
     depth = np.arange(1, len(values) + 1)
     with matplotlib.rc_context(STYLE):
@@ -130,7 +130,7 @@ def draw_evalnorm(values):
         rule = [np.nan if not v['batch_size'] else v['batch_size']**-2 for v in values.values()]
         axes.step(depth, rule, where='mid', color='#8a9099', linewidth=1, linestyle='--', label='the rule, 1/B²')
         axes.set(ylim=(0, None), xlabel='Norm layer, by depth')
-        mark_parts(axes, list(values))
+        mark_parts(axes, [parts.get(name, '') for name in values])
         figure.legend(loc='outside upper left', ncols=3)
         return as_svg(figure)
 

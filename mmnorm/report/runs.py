@@ -20,6 +20,7 @@ COCO_NAMES = {
 }
 SEGMENTATION_METRICS = ('aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall')  # mmseg's, in percent
 NOT_METRICS = ('step', 'time', 'data_time')
+OF_HOOKS = ('norm_weights/', 'norm_weights_of_layers/', 'estimation_shift/')  # mmnorm's: neither training nor metric
 
 
 @dataclass
@@ -199,6 +200,8 @@ def merge_sessions(sessions):
     for session, records in enumerate(sessions):
         seen = dict(step=0)
         for record in records:
+            if any(key.startswith(OF_HOOKS) for key in record):
+                continue
             if 'iter' in record:
                 seen = record
                 train.append(dict(record, session=session, iteration=record['step']))

@@ -9,13 +9,16 @@ from .histograms import EDGES, collect_histograms, worst_channel
 from .hooks import EstimationShiftHook, RecollectHook
 from .modes import evaluating, normalizing_by_batch
 from .perturb import first_norms, perturbed
+from .receptive_field import receptive_fields, run_dense_part
 from .recollect import recollect
 from .shift import Shift, domain_shift, estimation_shift, measure_shift
+from .weights import measure_spread, norm_weights, part_of
 from .weights_hook import NormWeightsHook
 
 __all__ = [
     'EDGES', 'INPUT', 'SYNC_TYPES', 'EstimationShiftHook', 'Moments', 'NormWeightsHook', 'RecollectHook', 'Shift',
     'apply_rule', 'bn_layers', 'collect_histograms', 'collect_moments', 'domain_shift', 'estimation_shift',
-    'evalnorm_config', 'evaluating', 'first_norms', 'measure_shift', 'normalizing_by_batch', 'perturbed', 'recollect',
-    'replace_norm_types', 'to_evalnorm', 'trained_by_batch', 'training_batches', 'training_forward', 'worst_channel'
+    'evalnorm_config', 'evaluating', 'first_norms', 'measure_shift', 'measure_spread', 'norm_weights',
+    'normalizing_by_batch', 'part_of', 'perturbed', 'receptive_fields', 'recollect', 'replace_norm_types',
+    'run_dense_part', 'to_evalnorm', 'trained_by_batch', 'training_batches', 'training_forward', 'worst_channel'
 ]

@@ -1,4 +1,5 @@
 """Estimation shift: how far a trained BN's statistics are from those of its input (paper xbn, Definitions 1 and 2)."""
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,11 @@ class Shift:
     def relative_sigma(self):
         """Root mean square of :attr:`channel_sigma`."""
         return float(self.channel_sigma.square().mean().sqrt())
+
+    @property
+    def size(self):
+        """:attr:`relative_mu` and :attr:`relative_sigma` together, the root of their squares' sum."""
+        return math.hypot(self.relative_mu, self.relative_sigma)
 
 
 def measure_shift(model, batches, forward=None, input_statistics=None):

@@ -121,3 +121,12 @@ def test_not_a_run(tmp_path):
         load_run(tmp_path / 'nothing')
     with pytest.raises(FileNotFoundError, match='neither a config .* nor logs'):
         load_run(tmp_path)
+
+
+def test_what_hooks_log_is_neither_training_nor_validation(tmp_path):
+    hooked = {'estimation_shift/backbone.bn1/esm_mu': 0.5, 'step': 2}
+    weights = {'norm_weights/all/kl': 0.1, 'step': 2}
+    write_session(tmp_path, '20250101_120000', [train_line(1), weights, train_line(2), hooked, coco_line(1, 0.3)])
+    run = load_run(tmp_path)
+    assert len(run.train) == 2 and len(run.val) == 1
+    assert not any('/' in column for column in (*run.train, *run.val))

@@ -1,4 +1,4 @@
-"""tools/diagnose.py and tools/bn_statistics.py as a user calls them, on small data and a network that barely trained."""
+"""tools/diagnose.py and tools/bn_statistics.py as a user calls them, on small data and an untrained network."""
 import json
 import shutil
 
