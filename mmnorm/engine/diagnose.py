@@ -43,7 +43,7 @@ class Diagnosis:
             config=str(evaluation.cfg.filename), checkpoint=evaluation.checkpoint,
             date=datetime.now().astimezone().isoformat(timespec='seconds'), device=describe_device(),
             versions=versions(), seed=evaluation.seed, batches=batches, batch_size=evaluation.batch_size, metrics={},
-            failed={}, notes=evaluation.notes,
+            failed={}, notes=evaluation.notes, trained_by_batch=len(self.by_batch),
             norms=dict(Counter(type(layer).__name__ for layer in self.layers.values())),
             layers=[], histograms=[], evalnorm={}, edges=EDGES.tolist())
 

@@ -1,6 +1,7 @@
 """What a diagnosis comes to: one sentence, and the command that does it."""
 import math
 import shlex
+from numbers import Real
 
 #: Gain, in points, from which on a repair is worth its name; below it the choice of training images decides.
 MIN_GAIN = 0.3
@@ -30,10 +31,10 @@ def headline(metrics):
     Returns:
         dict[str, float]: By key.
     """
-    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
-    known = {key: value for key, value in numbers.items() if key.rpartition('/')[2] in HEADLINES}
+    figures = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
+    known = {key: value for key, value in figures.items() if key.rpartition('/')[2] in HEADLINES}
     # mmdet gives AP as a fraction, and everything else in percent
-    return {key: 100 * value if key.endswith('mAP') else value for key, value in (known or numbers).items()}
+    return {key: 100 * value if key.endswith('mAP') else value for key, value in (known or figures).items()}
 
 
 def recommend(result, config, checkpoint):

@@ -36,7 +36,7 @@ def write_diagnosis(result, out):
     context = dict(
         result=result, names=NAMES, metrics=metrics, differences=metrics - metrics.iloc[0], layers=layers,
         worst=of_norms.sort_values('size', ascending=False).head(WORST_LAYERS).to_dict('records'),
-        by_batch=int(of_norms['by_batch'].sum()), number_of_layers=len(of_norms),
+        by_batch=result['trained_by_batch'], number_of_layers=sum(result['norms'].values()),
         depth_plot=draw_depth(of_norms), channel_plot=draw_channels(result) if result['histograms'] else None,
         evalnorm_plot=None)
     if result['evalnorm']:

@@ -22,7 +22,7 @@ def layer(name, part, by_batch=True, size=0.2):
 RESULT = dict(
     config='c.py', checkpoint='<b>k</b>.pth', command='tools/diagnose.py c.py', date='2026-01-01', device='a CPU',
     versions=dict(torch='2'), seed=0, batches=10, batch_size=2, notes=['Its training <i>synchronised</i> BN.'],
-    failed=dict(evalnorm_offline='reasons'), norms=dict(BatchNorm2d=3), not_run=['head.bn'],
+    failed=dict(evalnorm_offline='reasons'), norms=dict(BatchNorm2d=3), trained_by_batch=2, not_run=['head.bn'],
     metrics={}, headline={'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.5}, 'evalnorm_rule': {'mIoU': math.nan}},
     layers=[dict(layer('input', 'input', False), type='input'), layer('backbone.bn1', 'backbone.stem'),
             layer('backbone.layer1.0.bn1', 'backbone.stage1', size=0.9), layer('head.bn', 'head', False)],
@@ -50,7 +50,7 @@ def test_page_of_fixed_statistics(tmp_path):
     fixed = copy.deepcopy(RESULT)
     for row in fixed['layers']:
         row['by_batch'] = False
-    fixed.update(headline={'as it is': {'mIoU': 30.}}, evalnorm={}, histograms=[], failed={}, notes=[],
+    fixed.update(trained_by_batch=0, headline={'as it is': {'mIoU': 30.}}, evalnorm={}, histograms=[], failed={}, notes=[],
                  recommendation=dict(repair=None, sentence='Leave them.', finding='Fixed.', command=None))
     page = write_diagnosis(fixed, tmp_path).read_text()
     assert 'none of them trained by batch statistics' in page and 'is part of the trained function' in page
