@@ -1,0 +1,165 @@
+"""The scripts behind xbn's claims at small scale: tools/claims/estimation_shift.py and perturbation.py."""
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip('sklearn')
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools/claims'))
+
+import common  # noqa: E402
+import estimation_shift as shift  # noqa: E402
+import perturbation  # noqa: E402
+from mmnorm.statistics import first_norms, measure_shift, perturbed  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def digits():
+    return common.load_digits()
+
+
+def test_the_digits_are_all_there_and_not_standardised(digits):
+    images, labels = digits
+    assert images.shape == (1797, 1, 8, 8) and labels.bincount().min() > 170
+    assert images.min() == 0 and images.max() == 1
+
+
+def test_measured_shift_is_that_of_definition_2(digits):
+    images, labels = digits
+    torch.manual_seed(0)
+    network = shift.build_network(shift.Experiment('', layers=3), 64)
+    network.train()(images[:64].flatten(1))
+    found = measure_shift(network, [images.flatten(1)])
+    x = images.flatten(1)
+    network.eval()
+    assert list(found) == ['norm1', 'norm2', 'norm3']
+    for name, module in network.named_children():
+        if isinstance(module, nn.BatchNorm1d):
+            mean, deviation = x.double().mean(0), x.double().std(0, correction=0)
+            mu, sigma = (module.running_mean - mean).norm(), (module.running_var.sqrt() - deviation).norm()
+            assert found[name].esm_mu == pytest.approx(mu.item(), rel=1e-5)
+            assert found[name].esm_sigma == pytest.approx(sigma.item(), rel=1e-5)
+        with torch.no_grad():
+            x = module(x)
+
+
+def test_no_shift_if_estimates_are_those_of_the_same_network_on_the_test_set(digits):
+    images, labels = digits
+    frozen = shift.Experiment('', lr=0., alpha=1., layers=4, iterations=2)
+    found = shift.run(frozen, 0, images, labels)
+    assert found['layers'] == [1, 2, 3, 4] and found['measured'] == [1, 2]
+    assert found['input_sigma'] == pytest.approx(0, abs=1e-5)
+    # what is left is Bessel's correction of torch's running variance
+    torch.manual_seed(0)
+    first = shift.build_network(frozen, 64).linear1(images.flatten(1)).detach()
+    bessel = math.sqrt(len(images) / (len(images) - 1)) - 1
+    assert found['esm_mu'][-1][0] < 1e-5
+    assert found['esm_sigma'][-1][0] == pytest.approx(bessel * first.std(0, correction=0).norm().item(), rel=1e-2)
+    assert max(found['esm_sigma'][-1] + found['esm_mu'][-1]) < 0.02
+    assert found['test_error'] == pytest.approx(found['train_error'], abs=0.2)
+    learning = shift.run(shift.Experiment('', alpha=1., layers=4, iterations=2), 0, images, labels)
+    assert learning['esm_mu'][-1][0] > 1e-3  # estimates are of the network before the step
+
+
+def test_shift_accumulates_with_bn_and_gn_blocks_it(digits):
+    """Section 4.2.1 and 4.2.2, on fewer layers and iterations."""
+    results = {norm: shift.summarise(experiment, [shift.run(experiment, seed, *digits) for seed in (0, 1)])
+               for norm in ('BN', 'GNBN')
+               for experiment in [shift.Experiment('', norm=norm, train_size=32, layers=8, iterations=20)]}
+    bn, gnbn = results['BN'], results['GNBN']
+    assert bn['layers'] == list(range(1, 9)) and gnbn['layers'] == list(range(2, 9, 2))
+    assert bn['train_error_end']['mean'] == gnbn['train_error_end']['mean'] == 0
+    assert bn['growth_end']['mean'] > 2 > gnbn['growth_end']['mean']
+    assert bn['esm_sigma_end']['mean'][-1] > 2 * gnbn['esm_sigma_end']['mean'][-1]
+    assert bn['test_error_end']['mean'] > gnbn['test_error_end']['mean']
+
+
+def test_layer_0_is_the_shift_of_the_input(digits):
+    images, labels = digits
+    experiment = shift.Experiment('', train_size=32, layers=4, iterations=1)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(3))[:32]
+    x = images.flatten(1)
+    expected = (x[chosen].std(0, correction=0) - x.std(0, correction=0)).norm().item()
+    assert shift.run(experiment, 3, images, labels)['input_sigma'] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_networks_are_the_papers():
+    mlp = shift.build_network(shift.EXPERIMENTS['fig4'], 64)
+    assert [type(mlp[3 * index + 1]).__name__ for index in range(20)] == ['GroupNorm', 'BatchNorm1d'] * 10
+    assert mlp.norm1.num_groups == 4 and mlp.norm2.momentum == 0.9 and mlp.linear20.weight.shape == (128, 128)
+    cnn = shift.build_network(shift.EXPERIMENTS['a5'], 1)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in cnn) == 14
+    assert cnn(torch.rand(2, 1, 8, 8)).shape == (2, 10) and cnn[:-3](torch.rand(2, 1, 8, 8)).shape == (2, 64, 2, 2)
+
+
+def test_arms_differ_only_in_the_second_norm_of_the_blocks():
+    kinds = {}
+    for arm, norm_cfg in perturbation.ARMS.items():
+        norms = {name: module for name, module in perturbation.build_classifier(norm_cfg).named_modules()
+                 if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d))}
+        kinds[arm] = {name: type(module).__name__ for name, module in norms.items()}
+        if arm == 'XBN-GN':
+            assert norms['backbone.layer1.0.bn2'].num_groups == norms['backbone.layer4.2.bn2'].num_groups == 16
+    assert set(kinds['BN'].values()) == {'BatchNorm2d'} and len(kinds['BN']) == 53
+    for arm, kind in {'XBN-GN': 'GroupNorm', 'XBN-IN': 'InstanceNorm2d'}.items():
+        changed = {name for name in kinds['BN'] if kinds[arm][name] != 'BatchNorm2d'}
+        assert changed == {name for name in kinds['BN'] if name.endswith('.bn2')} and len(changed) == 16
+        assert {kinds[arm][name] for name in changed} == {kind}
+
+
+def test_noise_of_magnitude_0_changes_nothing_and_statistics_come_back():
+    images, labels, test_images, test_labels = (values[:96] for values in perturbation.load_data())
+    model = perturbation.train(perturbation.ARMS['BN'], 0, images, labels, **perturbation.RECIPE | dict(epochs=2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = perturbation.accuracy(model, test_images, test_labels)
+    found = perturbation.accuracy_under_noise(model, 13, [0., 1.], 2, test_images, test_labels)
+    assert found[0] == plain
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        logits = model(test_images)
+        with perturbed(first_norms(model.backbone, 13).values(), 1.):
+            assert (model(test_images) - logits).abs().max() > 1e-2
+
+
+def test_training_and_test_digits_are_disjoint(digits):
+    images, labels, test_images, test_labels = perturbation.load_data()
+    assert (len(labels), len(test_labels)) == (1000, 797)
+    assert images.shape == (1000, 1, 32, 32)
+    assert torch.equal(torch.cat([labels, test_labels]).bincount(), digits[1].bincount())
+
+
+@pytest.mark.parametrize('script, plots', [
+    (shift, {'estimation_shift_setup_one.svg', 'estimation_shift_appendix.svg', 'estimation_shift_setup_two.svg'}),
+    (perturbation, {'perturbation.svg'})], ids=['estimation_shift', 'perturbation'])
+def test_scripts_write_results_and_plots_and_draw_them_again(script, plots, tmp_path):
+    script.main(['--tiny', '--seeds', '0', '--out', str(tmp_path)])
+    path = tmp_path / f'{script.NAME}.json'
+    first = path.read_text()
+    about = json.loads(first)['about']
+    assert about['seeds'] == [0] and about['versions']['torch'] == torch.__version__ and about['device']
+    assert {file.name for file in tmp_path.iterdir()} == plots | {path.name}
+    drawn = {name: (tmp_path / name).read_bytes() for name in plots}
+    for name in plots:
+        (tmp_path / name).unlink()
+    script.main(['--plot-only', '--out', str(tmp_path)])
+    assert drawn == {name: (tmp_path / name).read_bytes() for name in plots}
+    assert path.read_text() == first
+
+
+def test_the_same_seed_gives_the_same_figures(digits):
+    experiment = shift.Experiment('', norm='GNBN', train_size=128, layers=4, iterations=3)
+    assert shift.run(experiment, 1, *digits) == shift.run(experiment, 1, *digits)
+    assert shift.run(experiment, 1, *digits)['esm_mu'] != shift.run(experiment, 2, *digits)['esm_mu']
+
+
+def test_numbers_are_rounded_and_lists_of_them_take_a_line(tmp_path):
+    assert common.mean_and_std([[1., 12345.], [2., 12345.]]) == dict(mean=[1.5, 12340.0], std=[0.7071, 0.])
+    assert common.mean_and_std([3.14159]) == dict(mean=3.142, std=0.)
+    content = dict(a=[1, 2.5], b=[[1], [2, 3]], c=['x, y', 'z'], d=[])
+    common.write_results(tmp_path / 'x.json', content)
+    text = (tmp_path / 'x.json').read_text()
+    assert json.loads(text) == content and '"a": [1, 2.5]' in text and '[2, 3]' in text

@@ -1,0 +1,95 @@
+"""What scripts that show a paper's claim at small scale share: the digits, the results' header, JSON and plots."""
+import datetime
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run from a checkout without installing
+
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from mmnorm.engine.record import describe_device, versions  # noqa: E402
+from mmnorm.report.plots import STYLE, as_svg  # noqa: E402
+
+RESULTS = ROOT / 'tools/claims/results'
+DIGITS = 4  # significant ones, of every number in the results
+
+
+def load_digits():
+    """Return scikit-learn's scanned digits: images (1797, 1, 8, 8), the grey values over 16, and labels (1797,).
+
+    They are in [0, 1] and not standardised, for all arms of all experiments.
+    """
+    from sklearn.datasets import load_digits as load
+    found = load()
+    return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(found.target)
+
+
+def add_common_arguments(parser, name, seeds):
+    """Add what every claim script understands: --seeds, --tiny, --out and --plot-only."""
+    parser.add_argument('--seeds', nargs='+', type=int, default=list(range(seeds)), metavar='N',
+                        help='of initialisation and data (default: 0 to %d)' % (seeds - 1))
+    parser.add_argument('--tiny', action='store_true', help='seconds instead of minutes: to see that the script runs')
+    parser.add_argument('--out', type=Path, default=RESULTS, metavar='DIR',
+                        help=f'for {name}.json and its plots (default: tools/claims/results)')
+    parser.add_argument('--plot-only', action='store_true', help=f'draw what {name}.json in --out already holds')
+
+
+def header(script, argv, seeds):
+    """What the figures depend on: command, seeds, machine and versions."""
+    return dict(command=' '.join(['python', f'tools/claims/{script}.py', *argv]), date=str(datetime.date.today()),
+                seeds=seeds, threads=torch.get_num_threads(), device=describe_device(), versions=versions())
+
+
+def significant(values):
+    """Round an array of any shape to DIGITS significant digits, as nested lists."""
+    values = np.asarray(values, dtype=float)
+    rounded = [float(f'{value:.{DIGITS}g}') for value in values.flat]
+    return np.reshape(rounded, values.shape).tolist()
+
+
+def mean_and_std(values):
+    """Mean and standard deviation (of the sample; 0 for a single one) over the first axis, the seeds.
+
+    Args:
+        values (array): (seeds, ...).
+
+    Returns:
+        dict: ``mean`` and ``std``, rounded, each of the shape of the other axes.
+    """
+    values = np.asarray(values, dtype=float)
+    std = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
+    return dict(mean=significant(values.mean(axis=0)), std=significant(std))
+
+
+def write_results(path, content):
+    """Write a JSON file atomically, each list of numbers on one line."""
+    text = re.sub(r'\[[^\[\]{}"]*\]', lambda numbers: ' '.join(numbers.group().split()), json.dumps(content, indent=1))
+    write_atomically(path, text.replace('[ ', '[').replace(' ]', ']').encode() + b'\n')
+
+
+def write_svg(path, size, draw, note):
+    """Draw a figure in the report's style and write it atomically.
+
+    Args:
+        path (Path): Target.
+        size (tuple[float, float]): Width and height in inches.
+        draw (callable): ``draw(figure)``.
+        note (str): Stands below the panels.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout='constrained')
+        draw(figure)
+        figure.supxlabel(note, fontsize='small', color=STYLE['axes.labelcolor'])
+        write_atomically(path, as_svg(figure))
+
+
+def write_atomically(path, content):
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_bytes(content)
+    partial.replace(path)
