@@ -65,6 +65,9 @@ def normalize(x, statistics, eps, takes_var=True):
 @torch.no_grad()
 def moments(x):
     """Mean and biased variance of each channel of each sample, (N, C) in float32 at least; without gradient."""
+    if x.dim() == 2:
+        mean = x.to(_statistics_dtype(x))
+        return mean, torch.zeros_like(mean)
     return _instance_norm(x)[1:3]
 
 

@@ -2,6 +2,7 @@
 from collections import Counter
 from datetime import datetime
 
+from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 
 from mmnorm.norms import estimate_offline
@@ -145,6 +146,8 @@ class Diagnosis:
                     self.evaluation.model.test_step(batch)
             else:
                 self._feed('drawing channels', HISTOGRAM_BATCHES)
+        for count in counts.values():
+            all_reduce(count)
         width = float(EDGES[1] - EDGES[0])
         return {name: (count / count.sum().clamp(min=1) / width).tolist() for name, count in counts.items()}
 

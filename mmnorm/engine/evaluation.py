@@ -80,7 +80,7 @@ class Evaluation:
         notes (list[str]): What the user should know of what is found with it.
 
     Raises:
-        ValueError: The checkpoint does not fit the config.
+        ValueError: The checkpoint does not fit the config, or its test gives no metric.
     """
 
     def __init__(self, cfg, checkpoint, seed=0):
@@ -91,6 +91,10 @@ class Evaluation:
         self._folder = tempfile.TemporaryDirectory(prefix='mmnorm_')  # for what a Runner leaves: logs, its config
         cfg.work_dir = self._folder.name
         for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
+            if evaluator.get('format_only'):
+                raise ValueError('test_evaluator of the config has format_only=True, which writes predictions and gives '
+                                 'no metric: give it and test_dataloader a set with annotations, such as that of '
+                                 'val_evaluator and val_dataloader')
             evaluator.pop('outfile_prefix', None)  # of the user's own tests
         self.cfg, self.checkpoint, self.seed, self.notes = cfg, checkpoint, seed, []
         with _quiet():
@@ -121,11 +125,7 @@ class Evaluation:
                     outputs = self.model.test_step(batch)
                 self._evaluator.process(data_samples=outputs, data_batch=batch)
         with _quiet():
-            metrics = self._evaluator.evaluate(len(self._test_loader.dataset))
-        if not metrics:
-            raise ValueError("the config's test_evaluator gives no metric (format_only=True writes predictions alone): "
-                             'give it annotations, for example those of val_evaluator')
-        return metrics
+            return self._evaluator.evaluate(len(self._test_loader.dataset))
 
     def training_batches(self, number, what='training images'):
         """Batches of the training set, of the training's size, pipeline and augmentation; the same ones each time.

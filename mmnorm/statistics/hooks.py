@@ -41,14 +41,14 @@ class RecollectHook(Hook):
             self._recollect(runner)
 
     def _recollect(self, runner):
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        # a loader of its own: the training's is in use, and may never end
-        batches, number = training_batches(runner.cfg.train_dataloader, self.batches, self.seed)
+        states = random.getstate(), np.random.get_state()
         names = trained_by_batch(runner.model)
-        recollect(runner.model, batches, training_forward, names, self.pooled)
+        with torch.random.fork_rng():
+            # a loader of its own: the training's is in use, and may never end
+            batches, number = training_batches(runner.cfg.train_dataloader, self.batches, self.seed)
+            recollect(runner.model, batches, training_forward, names, self.pooled)
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
         runner.logger.info(f'running statistics of {len(names)} layers recollected from {number} batches a process')
 
 

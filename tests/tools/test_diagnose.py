@@ -127,10 +127,10 @@ def test_a_user_is_told_what_is_wrong(tool, digits_config, tmp_path):
     for arguments, message in (
         ((config, 'missing.pth'), 'checkpoint missing.pth does not exist'),
         ((other, checkpoint_of(other, tmp_path / 'full.pth')), 'has no layer with running statistics'),
-        ((other, checkpoint), 'keys are not used'),
         ((digits_config(WITHOUT_BN.replace("depth=50", "depth=101"), name='deep.py'), checkpoint),
          'k.pth does not fit the config: it lacks'),
         ((config, tmp_path / 'diverged.pth'), 'the running statistics of backbone.layer1.0.bn1 are not finite'),
+        ((config, checkpoint, '--cfg-options', 'test_evaluator.format_only=True'), 'gives no metric'),
         ((broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
          'the data set is not there'),
     ):
