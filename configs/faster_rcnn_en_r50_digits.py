@@ -1,4 +1,4 @@
-"""EvalNorm on embedded data: Faster R-CNN (ResNet-50's blocks, narrow) from scratch, as in paper evalnorm's Table 2 (a).
+"""EvalNorm on embedded data: Faster R-CNN (ResNet-50's blocks, narrow) from scratch, as paper evalnorm's Table 2 (a).
 
 EN in backbone and FPN and nowhere else: the normalization batch is the images of a process. EN trains as BN does, to
 the bit, and estimates alpha and beta on the way. Images are smaller than in the parent, for a CPU.

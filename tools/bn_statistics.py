@@ -81,7 +81,8 @@ def recollect(args, evaluation, original):
         raise ValueError('training held all running statistics fixed (norm_eval=True, frozen stages or frozen norms): '
                          'others would change the function that was trained; --all replaces them all the same')
     if args.data == 'test':
-        batches, forward = evaluation.test_batches(args.batches), lambda model, batch: model.test_step(batch)
+        batches = evaluation.test_batches(args.batches, batch_size=evaluation.batch_size)
+        forward = lambda model, batch: model.test_step(batch)  # noqa: E731
     else:
         batches, forward = evaluation.training_batches(args.batches), statistics.training_forward
     found = statistics.recollect(evaluation.model, batches, forward, None if args.all else by_batch, not args.average)
@@ -96,6 +97,7 @@ def evalnorm(args, evaluation, original):
     """Turn BNs into EN, with alpha and beta estimated on training batches or set by the rule."""
     engine.check_free(args.out, with_config=True)
     statistics.to_evalnorm(evaluation.network)
+    statistics.evalnorm_config(original, evaluation.network, MODELS.build)  # that one exists is asked before estimation
     values = estimate_offline(evaluation.model, evaluation.training_batches(args.batches), statistics.training_forward)
     if args.mode != 'offline':
         sizes = statistics.apply_rule(evaluation.network, power=2 if args.mode == 'rule' else 1)
@@ -112,13 +114,20 @@ def evalnorm(args, evaluation, original):
 
 def perturb(args, evaluation, original):
     """Evaluate with noise on the statistics of the first BN of each of the first residual blocks."""
+    try:
+        disturbed = {blocks: statistics.first_norms(getattr(evaluation.network, 'backbone', evaluation.network), blocks)
+                     for blocks in args.blocks}
+    except TypeError as error:
+        raise ValueError(error) from error
+    for delta in args.deltas:
+        with statistics.perturbed([], delta):  # to be told of a wrong magnitude before the first evaluation
+            pass
     curves = []
-    for blocks in args.blocks:
-        layers = list(statistics.first_norms(evaluation.network.backbone, blocks).values())
+    for blocks, layers in disturbed.items():
         for delta in args.deltas:
             of_seeds = []
             for seed in range(args.seed, args.seed + (args.noises if delta else 1)):
-                with statistics.perturbed(layers, delta, seed):
+                with statistics.perturbed(layers.values(), delta, seed):
                     of_seeds.append(headline(evaluation.evaluate(f'{blocks} blocks, delta {delta}, seed {seed}')))
             curves.append(dict(blocks=blocks, delta=delta, metrics=of_seeds))
             if engine.on_first_rank():
@@ -135,7 +144,7 @@ def perturb(args, evaluation, original):
 
 def write(args, evaluation, found):
     """Write what was found, with what it was found on, and say where."""
-    path = Path(args.out or Path(args.work_dir or Path('work_dirs', Path(args.config).stem), f'{args.command}.json'))
+    path = Path(args.out or Path(evaluation.work_dir, f'{args.command}.json'))
     path.parent.mkdir(parents=True, exist_ok=True)
     engine.write_json(path, dict(config=args.config, checkpoint=args.checkpoint, device=engine.describe_device(),
                                  versions=engine.versions(), **found))
@@ -143,9 +152,16 @@ def write(args, evaluation, found):
     return path
 
 
+def splits_of(args):
+    """Data sets that a command reads; AdaBN normalises batches of the training's size, of test images."""
+    if args.command in ('shift', 'perturb'):
+        return ('test', )
+    return ('train', 'test')
+
+
 def main():
     args = parse_args()
-    evaluation, original = engine.open_evaluation(args)
+    evaluation, original = engine.open_evaluation(args, splits_of(args))
     if engine.on_first_rank():
         print(*evaluation.notes, sep='\n', end='\n' * bool(evaluation.notes))
     with engine.stopping_for_the_user():

@@ -7,6 +7,8 @@ also the repaired checkpoint. The checkpoint itself is never changed. tools/dist
 processes.
 """
 import argparse
+import itertools
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,23 +30,33 @@ def parse_args():
     return parser.parse_args()
 
 
+def options_of(args):
+    """What a command that repeats a repair must be given."""
+    options = ['--batches', str(args.batches), '--seed', str(args.seed)]
+    if args.batch_size:
+        options += ['--batch-size', str(args.batch_size)]
+    if args.cfg_options:
+        words = sys.argv[sys.argv.index('--cfg-options') + 1:]
+        options += ['--cfg-options', *itertools.takewhile(lambda word: not word.startswith('--'), words)]
+    return options
+
+
 def main():
     args = parse_args()
     evaluation, original = engine.open_evaluation(args)
-    if args.check:
-        return
-    out = Path(args.out or Path(evaluation.cfg.work_dir, 'diagnosis'))
+    out = Path(args.out or Path(evaluation.work_dir, 'diagnosis'))
     target = out / f'{Path(args.checkpoint).stem}_{args.apply}.pth'
     with engine.stopping_for_the_user():
         if args.apply:
             engine.check_free(target, with_config=True)
-        diagnosis = engine.Diagnosis(evaluation, args.batches)
+        diagnosis = engine.Diagnosis(evaluation, original, args.batches)
+        diagnosis.result.update(command=shlex.join(['python', 'tools/diagnose.py', *sys.argv[1:]]),
+                                options=options_of(args))
         result = diagnosis.run()
         if not engine.on_first_rank():
             return
         from mmnorm.report import write_diagnosis  # so late that a run without report packages says what is missing
 
-        result['command'] = ' '.join(['tools/diagnose.py', *sys.argv[1:]])
         out.mkdir(parents=True, exist_ok=True)
         engine.write_json(out / 'diagnosis.json', result)
         print(write_diagnosis(result, out))
@@ -52,7 +64,7 @@ def main():
         if result['recommendation']['command']:
             print(result['recommendation']['command'])
         if args.apply:
-            for path in diagnosis.apply(args.apply, original, target):
+            for path in diagnosis.apply(args.apply, target):
                 print(path)
 
 

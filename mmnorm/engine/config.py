@@ -28,12 +28,13 @@ def add_common_arguments(parser):
     parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; not used')
 
 
-def load_config(args, splits):
+def load_config(args, splits, initialises=True):
     """Read the config of a tool's arguments, fit it to this machine, and stop if something that it needs is missing.
 
     Args:
         args (Namespace): From a parser with :func:`add_common_arguments`.
         splits (tuple[str]): Which of 'train', 'val', 'test' the tool reads.
+        initialises (bool): Whether a tool that reads 'train' loads pretrained weights.
 
     Returns:
         Config: With ``work_dir`` and ``launcher`` set.
@@ -49,7 +50,7 @@ def load_config(args, splits):
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     cfg.launcher = args.launcher
-    found = problems(cfg, args.check or 1, splits)
+    found = problems(cfg, args.check or 1, splits, initialises)
     if args.check and not torch.cuda.is_available():
         print(f'no GPU found: {args.check} process(es) on the CPU, with {os.cpu_count()} cores', flush=True)
     if found:

@@ -9,7 +9,7 @@ from mmnorm.norms import estimate_offline
 from mmnorm.norms.base import PlaneNorm
 from mmnorm.statistics import (EDGES, INPUT, apply_rule, bn_layers, collect_histograms, collect_moments, domain_shift,
                                estimation_shift, evalnorm_config, evaluating, normalizing_by_batch, part_of,
-                               recollect, to_evalnorm, trained_by_batch, training_forward, worst_channel)
+                               recollect, run, to_evalnorm, trained_by_batch, training_forward, worst_channel)
 
 from .evaluation import save_network
 from .recommend import headline, recommend
@@ -27,6 +27,7 @@ class Diagnosis:
 
     Args:
         evaluation (Evaluation): The network, its test and its training data.
+        original (Config): Of the network, as the user's file has it.
         batches (int): Training batches, of each process, that repairs are computed from.
 
     Attributes:
@@ -34,8 +35,8 @@ class Diagnosis:
         repaired (dict[str, dict[str, Tensor]]): Repair to the state dict of the repaired network.
     """
 
-    def __init__(self, evaluation, batches):
-        self.evaluation, self.batches = evaluation, batches
+    def __init__(self, evaluation, original, batches):
+        self.evaluation, self.original, self.batches = evaluation, original, batches
         self.network = evaluation.network
         self.layers = bn_layers(self.network)
         self.by_batch = trained_by_batch(self.network)
@@ -65,12 +66,11 @@ class Diagnosis:
         self.result['recommendation'] = recommend(self.result, self.result['config'], self.result['checkpoint'])
         return self.result
 
-    def apply(self, repair, original, out):
+    def apply(self, repair, out):
         """Write the repaired network.
 
         Args:
             repair (str): One of :data:`REPAIRS`, or 'recommended'.
-            original (Config): As the user's file has it.
             out (Path): The checkpoint; for EvalNorm its config is written beside it.
 
         Returns:
@@ -91,24 +91,33 @@ class Diagnosis:
         if repair == RECOLLECT:
             return save_network(self.repaired[repair], self.evaluation.loaded, out, note)
         self.network.load_state_dict(self.repaired[repair])
-        cfg, network = evalnorm_config(original, self.network, MODELS.build)
+        cfg, network = evalnorm_config(self.original, self.network, MODELS.build)
         return save_network(network.state_dict(), self.evaluation.loaded, out, note, cfg)
 
     def _measure(self):
         """Metrics as it is, and the shifts of every layer: of its running statistics, and from training to test."""
         with collect_moments(self.network) as of_test:
             self.result['metrics'][AS_IT_IS] = self.evaluation.evaluate('evaluating as it is')
-        with evaluating(self.network), collect_moments(self.network) as of_training:
-            self._feed('measuring training images')
-        inputs = of_training[INPUT]
-        shifts = estimation_shift(self.network, of_test, (inputs.mean, inputs.unbiased_var))
+        of_training = self._measure_training()
+        inputs = of_training.get(INPUT)
+        shifts = estimation_shift(self.network, of_test, inputs and (inputs.mean, inputs.unbiased_var))
         domains = domain_shift(self.network, of_test, of_training)
         # what is fixed in training is not estimated: there the data are all that can shift
         judged = {name: shift if name in self.by_batch else domains.get(name, shift) for name, shift in shifts.items()}
         self.result['layers'] = [self._describe(name, shift, domains.get(name), judged[name])
                                  for name, shift in shifts.items()]
         self.result['not_run'] = [name for name in self.layers if name not in shifts]
-        self._draw_channels(judged)
+        self._draw_channels(judged, bool(of_training))
+
+    def _measure_training(self):
+        """Moments of training images, evaluated, of what they reach; none where they cannot be had."""
+        try:
+            with evaluating(self.network), collect_moments(self.network) as collected:
+                self._feed('measuring training images')
+        except ValueError as error:
+            self.result['notes'].append(f'Training images were not measured: {error}.')
+            return {}
+        return {name: seen for name, seen in collected.items() if seen.batches}
 
     def _describe(self, name, shift, domain, judged):
         order = (judged.channel_mu.square() + judged.channel_sigma.square()).argsort(descending=True)
@@ -120,19 +129,20 @@ class Diagnosis:
             worst_channels=[dict(channel=i, mu=float(judged.channel_mu[i]), sigma=float(judged.channel_sigma[i]))
                             for i in order[:3].tolist()])
 
-    def _draw_channels(self, judged):
+    def _draw_channels(self, judged, of_training):
         """Histograms of the worst channel of the worst layers, normalised in training and in evaluation."""
         drawable = [name for name, shift in judged.items() if name in self.layers
                     and len(shift.mean) == self.layers[name].num_features]
         worst = sorted(drawable, key=lambda name: -judged[name].size)
         self.channels = {name: worst_channel(judged[name], self.layers[name]) for name in worst[:HISTOGRAMS]}
         curves = {}
-        if self.by_batch:
+        if of_training and self.by_batch:
             trained = [self.layers[name] for name in self.by_batch]
             with normalizing_by_batch(self.network, trained):
                 curves['training, by batch statistics'] = self._histograms()
         with evaluating(self.network):
-            curves['evaluation of training images'] = self._histograms()
+            if of_training:
+                curves['evaluation of training images'] = self._histograms()
             curves['evaluation of test images'] = self._histograms(self.evaluation.test_batches)
         self.result['histograms'] = [
             dict(layer=name, channel=channel, by_batch=name in self.by_batch,
@@ -153,15 +163,18 @@ class Diagnosis:
 
     def _recollect(self):
         before = {name: value.clone() for name, value in self.network.state_dict().items()}
-        recollect(self.network, self._training_batches('recollecting statistics'), training_forward, self.by_batch)
-        self._judge(RECOLLECT)
-        self.network.load_state_dict(before)
+        try:
+            recollect(self.network, self._training_batches('recollecting statistics'), training_forward, self.by_batch)
+            self._judge(RECOLLECT)
+        finally:
+            self.network.load_state_dict(before)
 
     def _evalnorm(self):
         if all(isinstance(self.layers[name], PlaneNorm) for name in self.by_batch):
             raise ValueError('EvalNorm corrects plain BN; the layers that are trained by batch statistics are '
                              f'{", ".join(sorted({type(self.layers[n]).__name__ for n in self.by_batch}))}')
         to_evalnorm(self.network, self.by_batch)
+        evalnorm_config(self.original, self.network, MODELS.build)  # to be told before the estimation
         values = estimate_offline(self.network, self._training_batches('estimating alpha and beta'), training_forward)
         with evaluating(self.network):
             of_layers = self._histograms()
@@ -175,12 +188,11 @@ class Diagnosis:
         self._judge(RULE)
 
     def _judge(self, repair):
-        self.repaired[repair] = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.result['metrics'][repair] = self.evaluation.evaluate(f'evaluating {repair}')
+        self.repaired[repair] = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def _training_batches(self, what, number=None):
         return self.evaluation.training_batches(number or self.batches, what)
 
     def _feed(self, what, number=None):
-        for batch in self._training_batches(what, number):
-            training_forward(self.network, batch)
+        run(self.network, self._training_batches(what, number), training_forward, f'for {what}')

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_rank
+from mmengine.dist import all_reduce, get_rank
+from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner.amp import autocast
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -19,16 +20,17 @@ from rich.progress import track
 from mmnorm.statistics import SYNC_TYPES, replace_norm_types, training_batches
 
 from .config import load_config, stop
-from .processes import die_with_parent, start_distributed
+from .processes import die_with_parent, on_first_rank, start_distributed
 from .runner import Runner, forbid_running_checkpoints, load_safely, log_history_allowed
 
 
-def open_evaluation(args):
+def open_evaluation(args, splits=('train', 'test')):
     """What a tool that looks at a trained network starts with.
 
     Args:
         args (Namespace): From a parser with :func:`~mmnorm.engine.add_common_arguments`, ``checkpoint``, ``seed`` and
             ``batch_size`` (None: the config's).
+        splits (tuple[str]): Which of 'train', 'test' it reads.
 
     Returns:
         tuple[Evaluation, Config]: And the config as its file has it, with the user's options, not fit to this machine.
@@ -40,8 +42,12 @@ def open_evaluation(args):
     forbid_running_checkpoints()
     if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
         stop(f'checkpoint {args.checkpoint} does not exist')
-    cfg = load_config(args, ('train', 'test'))
-    if args.batch_size:
+    cfg = load_config(args, splits, initialises=False)
+    needed = ['test_dataloader', 'test_evaluator', *(f'{split}_dataloader' for split in splits)]
+    missing = [key for key in dict.fromkeys(needed) if not cfg.get(key)]
+    if missing:
+        stop(f'{args.config} has no {" and no ".join(missing)}, which this needs')
+    if args.batch_size and 'train' in splits:
         cfg.train_dataloader.batch_size = args.batch_size
     if args.check:
         raise SystemExit
@@ -76,6 +82,7 @@ class Evaluation:
     Attributes:
         model (nn.Module): Wrapped, if there are several processes.
         network (nn.Module): Without the wrapper.
+        work_dir (str): Of the config or the user; nothing is written there.
         loaded (dict): What the checkpoint holds.
         notes (list[str]): What the user should know of what is found with it.
 
@@ -86,16 +93,18 @@ class Evaluation:
     def __init__(self, cfg, checkpoint, seed=0):
         cfg.log_level = 'WARNING'
         cfg.load_from, cfg.resume, cfg.randomness = None, False, dict(seed=seed)
+        self.work_dir = cfg.work_dir
         # a checkpoint's weights are the averaged ones already, and hooks of training have no part in this
         cfg.custom_hooks = []
         self._folder = tempfile.TemporaryDirectory(prefix='mmnorm_')  # for what a Runner leaves: logs, its config
         cfg.work_dir = self._folder.name
         for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
             if evaluator.get('format_only'):
-                raise ValueError('test_evaluator of the config has format_only=True, which writes predictions and gives '
-                                 'no metric: give it and test_dataloader a set with annotations, such as that of '
+                raise ValueError('test_evaluator of the config has format_only=True, which writes predictions and '
+                                 'gives no metric: give it and test_dataloader a set with annotations, such as that of '
                                  'val_evaluator and val_dataloader')
-            evaluator.pop('outfile_prefix', None)  # of the user's own tests
+            if evaluator.get('outfile_prefix'):  # that of the user's own tests stays
+                evaluator.outfile_prefix = os.path.join(cfg.work_dir, 'predictions')
         self.cfg, self.checkpoint, self.seed, self.notes = cfg, checkpoint, seed, []
         with _quiet():
             self._runner = Runner.from_cfg(cfg)
@@ -107,6 +116,15 @@ class Evaluation:
         self.loaded = read_checkpoint(checkpoint)
         load_weights(self.network, self.loaded, checkpoint)
         self.model.eval()
+        self._tell_progress_of_training()
+
+    def _tell_progress_of_training(self):
+        """Let losses that change in the course of a training (YOLOX, TOOD) be those of its end."""
+        meta, progress_of = self.loaded.get('meta') or {}, MessageHub.get_current_instance()
+        for key in ('iter', 'epoch'):
+            for name in (key, f'max_{key}s'):
+                if progress_of.get_info(name) is None:
+                    progress_of.update_info(name, int(meta.get(key) or 0))
 
     def evaluate(self, what='evaluating'):
         """Run the test set through the network.
@@ -141,18 +159,23 @@ class Evaluation:
             batches, number = training_batches(self.cfg.train_dataloader, number, self.seed)
         yield from progress(batches, what, number)
 
-    def test_batches(self, number, what='test images'):
-        """As :meth:`training_batches`, of the test set."""
-        number = min(number, len(self._test_loader))
-        yield from progress(itertools.islice(self._test_loader, number), what, number)
+    def test_batches(self, number, what='test images', batch_size=None):
+        """As :meth:`training_batches`, of the test set; of its own batch size unless another is given."""
+        loader = self._build_test_loader(batch_size) if batch_size else self._test_loader
+        number = torch.tensor(min(number, len(loader)))
+        all_reduce(number, 'min')
+        number = int(number)
+        yield from progress(itertools.islice(loader, number), what, number)
 
     @property
     def batch_size(self):
         """Images in a training batch of one process; None where the config does not say."""
         return self.cfg.train_dataloader.get('batch_size')
 
-    def _build_test_loader(self):
+    def _build_test_loader(self, batch_size=None):
         loader_cfg = self.cfg.test_dataloader.copy()
+        if batch_size:
+            loader_cfg.update(batch_size=batch_size, drop_last=True)
         sampler = dict(loader_cfg.get('sampler') or {})
         if sampler.get('type') == 'DefaultSampler':
             # padded so that ranks have equally many, some images would count twice in statistics
@@ -201,7 +224,7 @@ def load_weights(model, checkpoint, path):
         extra = f'; it has {len(found.unexpected_keys)} others' if found.unexpected_keys else ''
         raise ValueError(f'{path} does not fit the config: it lacks {len(found.missing_keys)} of '
                          f'{len(model.state_dict())} keys, {found.missing_keys[0]} the first{extra}')
-    if found.unexpected_keys:
+    if found.unexpected_keys and on_first_rank():
         print(f'{path}: {len(found.unexpected_keys)} keys are not used, {found.unexpected_keys[0]} the first')
 
 

@@ -42,7 +42,7 @@ def build_network(cfg):
     """Build the model (nn.Module) of a config (Config), with its initial weights; ValueError if that cannot be done."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     try:
-        return MODELS.build(cfg.model)
+        return MODELS.build(copy.deepcopy(cfg.model))  # models change what they are given
     except Exception as error:  # of a class's own, or a name that is not registered
         reason = ' '.join(str(error).split())
         raise ValueError(f'the model of the config cannot be built: {type(error).__name__}: {reason}') from error

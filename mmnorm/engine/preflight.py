@@ -10,13 +10,14 @@ from mmnorm.blocks import missing_pretrained, missing_pretrained_message
 DIGITS = ('tools/make_digits.py makes the embedded data set, and configs/mask_rcnn_xbn_r50_digits.py trains on it')
 
 
-def problems(cfg, num_processes, splits):
+def problems(cfg, num_processes, splits, initialises=True):
     """List what keeps a config from running.
 
     Args:
         cfg (Config): Of mmdet or mmseg.
         num_processes (int): Processes on this machine.
         splits (tuple[str]): Which of 'train', 'val', 'test' the run reads.
+        initialises (bool): Whether a run that reads 'train' loads pretrained weights.
 
     Returns:
         list[str]: A message for each problem, with what would do; empty if there is none.
@@ -31,7 +32,7 @@ def problems(cfg, num_processes, splits):
         listing = '\n'.join(f'  {path}' for path in dict.fromkeys(missing))
         found.append(f'the data set is not there. These are expected, relative to {Path.cwd()}:\n{listing}\n'
                      f'Put or link them there, or set data_root. To try without: {DIGITS}')
-    if 'train' in splits:  # also when it resumes: mmengine initialises first
+    if initialises and 'train' in splits:  # also when it resumes: mmengine initialises first
         found += missing_weights(cfg.get('model'))
     return found
 

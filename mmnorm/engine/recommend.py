@@ -8,7 +8,7 @@ MIN_GAIN = 0.3
 #: Relative shift between training and test images from which on the domains are called different.
 DIFFERENT = 0.3
 #: By which networks are judged, in percent: the last part of an evaluator's key.
-HEADLINES = ('bbox_mAP', 'segm_mAP', 'mAP', 'mIoU', 'PQ', 'top1')
+HEADLINES = ('bbox_mAP', 'segm_mAP', 'bbox_AP', 'segm_AP', 'mAP', 'mIoU', 'PQ', 'top1')
 
 TITLES = {
     'recollect': 'recollect the running statistics',
@@ -23,7 +23,7 @@ _COMMANDS = {
 
 
 def headline(metrics):
-    """The metrics that networks are judged by, in percent; all of them where none is known.
+    """The metrics that networks are judged by, in percent; all of them, as they are, where none is known.
 
     Args:
         metrics (dict[str, float]): Of an evaluator of mmengine.
@@ -34,7 +34,7 @@ def headline(metrics):
     figures = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
     known = {key: value for key, value in figures.items() if key.rpartition('/')[2] in HEADLINES}
     # mmdet gives AP as a fraction, and everything else in percent
-    return {key: 100 * value if key.endswith('mAP') else value for key, value in (known or figures).items()}
+    return {key: 100 * value if key.endswith('AP') else value for key, value in (known or figures).items()}
 
 
 def recommend(result, config, checkpoint):
@@ -53,9 +53,11 @@ def recommend(result, config, checkpoint):
     if not trained_by_batch:
         return dict(repair=None, command=None, **_without_repair(layers))
     advice = dict(repair=None, command=None, finding=_finding(trained_by_batch))
-    metrics = dict(result['headline'])
+    # a network that detects nothing has no figures
+    keys = list(dict.fromkeys(key for figures in result['headline'].values() for key in figures))
+    metrics = {repair: {key: figures.get(key, 0.) for key in keys} for repair, figures in result['headline'].items()}
     as_it_is = metrics.pop('as it is')
-    gains = {repair: _mean(of_repair[key] - as_it_is[key] for key in as_it_is) for repair, of_repair in metrics.items()}
+    gains = {repair: _mean(figures[key] - as_it_is[key] for key in keys) for repair, figures in metrics.items()}
     if not gains:
         return advice | dict(sentence='Leave it as it is: no repair could be tried.')
     best = max(gains, key=gains.get)
@@ -64,8 +66,10 @@ def recommend(result, config, checkpoint):
         return advice | dict(sentence=f'Leave it as it is: no repair gains {MIN_GAIN} points (the best, to {title}, '
                              f'{gains[best]:+.1f}).')
     changes = ', '.join(f'{key} {value:.1f} to {metrics[best][key]:.1f}' for key, value in as_it_is.items())
-    command = shlex.join(['python', 'tools/bn_statistics.py', *_COMMANDS[best].split(), config, checkpoint, '--out',
-                          f'{checkpoint.removesuffix(".pth")}_{best}.pth'])
+    # beside the checkpoint, or here where that came from a URL
+    out = checkpoint.rpartition('/')[2] if '://' in checkpoint else checkpoint
+    command = shlex.join(['python', 'tools/bn_statistics.py', *_COMMANDS[best].split(), config, checkpoint,
+                          *result.get('options', ()), '--out', f'{out.removesuffix(".pth")}_{best}.pth'])
     return advice | dict(repair=best, command=command, sentence=f'{title[0].upper()}{title[1:]}: {changes}.')
 
 

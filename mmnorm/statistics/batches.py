@@ -2,7 +2,10 @@
 import copy
 import itertools
 
+from mmengine.dist import get_world_size
 from mmengine.runner import Runner, set_random_seed
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .collect import unwrapped
 
@@ -17,13 +20,23 @@ def training_batches(dataloader, number, seed=0):
 
     Returns:
         tuple[iterator, int]: What the data loader gives, and how many.
+
+    Raises:
+        ValueError: The batches mix sources, or there is not one whole batch.
     """
     cfg = copy.deepcopy(dataloader)
+    if 'MultiSource' in str((cfg.get('sampler') or {}).get('type')):
+        raise ValueError('the training batches mix sources, labelled and unlabelled, as those of semi-supervised '
+                         'training do: give the config of the detector itself, and a train_dataloader of one source')
     cfg.update(sampler=dict(type='DefaultSampler', shuffle=True, seed=seed))
     # a smaller last batch would be normalised in another way than those of training
     (cfg.get('batch_sampler') or cfg).update(drop_last=True)
     loader = Runner.build_dataloader(cfg, seed=seed)
-    number = min(number, len(loader))
+    # grouping by aspect ratio may make one batch less of some rank's images, and ranks must have as many
+    number = min(number, len(loader) - (get_world_size() > 1 and bool(cfg.get('batch_sampler'))))
+    if number < 1:
+        raise ValueError(f'there is no whole training batch of {cfg.get("batch_size")} images for each process, or '
+                         'none was asked for')
     set_random_seed(seed, diff_rank_seed=True)
     return itertools.islice(loader, number), number
 
@@ -31,9 +44,28 @@ def training_batches(dataloader, number, seed=0):
 def training_forward(model, batch):
     """Run a training batch as training does, ground truth and sampled RoIs included; its losses are dropped.
 
+    Everything is in training mode for it, since detectors branch on that, except norms and dropout, which keep theirs.
+
     Args:
-        model (nn.Module): An mmengine model, wrapped or not; its modes stay.
+        model (nn.Module): An mmengine model, wrapped or not.
         batch (dict): Of its training data loader.
+
+    Raises:
+        ValueError: The model's loss needs something that it has in a running training alone.
     """
     model = unwrapped(model)
-    model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+    evaluated = [module for module in model.modules() if not module.training and not _keeps_mode(module)]
+    for module in evaluated:
+        module.training = True
+    try:
+        model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'{type(model).__name__} does not compute its losses outside of a training '
+                         f'({type(error).__name__}: {error})') from error
+    finally:
+        for module in evaluated:
+            module.training = False
+
+
+def _keeps_mode(module):
+    return isinstance(module, (_NormBase, nn.MultiheadAttention, nn.RNNBase)) or 'Drop' in type(module).__name__

@@ -2,6 +2,7 @@
 import copy
 
 import torch
+from mmcv.cnn import ConvModule
 from torch import nn
 
 from mmnorm.norms import EN, SyncEN
@@ -62,6 +63,9 @@ def to_evalnorm(model, names=None):
         raise ValueError('no BN of this network is trained by batch statistics (norm_eval=True and frozen stages fix '
                          'them): EvalNorm has no normalization batch size to correct for')
     twins = {layer: _as_evalnorm(layer) for layer in layers.values()}
+    for module in model.modules():
+        if isinstance(module, ConvModule) and any(child in twins for child in module.children()):
+            module.turn_on_efficient_conv_bn_eval(False)  # it would fold EN as BN
     for name, layer in list(model.named_modules(remove_duplicate=False)):  # one layer may have several names
         if layer in twins:
             parent, _, attribute = name.rpartition('.')
@@ -122,10 +126,14 @@ def evalnorm_config(cfg, model, build):
     cfg.custom_imports = imports
     replace_norm_types(cfg.model, _EVALNORM_TYPES, mode='offline')
     layers = {name: layer for name, layer in unwrapped(model).named_modules() if isinstance(layer, EN)}
-    for name in _still_bn(build(cfg.model), layers):
+    for name in _still_bn(build(copy.deepcopy(cfg.model)), layers):
         part, layer = _config_of(cfg.model, name), layers[name]
         part.setdefault('norm_cfg', dict(type='EN', eps=layer.eps, momentum=layer.momentum, mode='offline'))
-    twin = build(cfg.model)
+    try:
+        twin = build(copy.deepcopy(cfg.model))  # a copy, because detectors and segmentors change what they are given
+    except TypeError as error:
+        raise ValueError(f'a part of the network does not take norm_cfg, so no config can make its BNs EN: {error}'
+                         ) from error
     left = _still_bn(twin, layers)
     if left:
         raise ValueError(f'{len(left)} layers, {left[0]} the first, are BN in the code of their classes, which no '

@@ -132,6 +132,10 @@ def collect_moments(model):
     model = unwrapped(model)
     layers = bn_layers(model)
     collected = {name: Moments() for name in (INPUT, *layers)}
+    folding = {module: module.efficient_conv_bn_eval_forward for module in model.modules()
+               if getattr(module, 'efficient_conv_bn_eval_forward', None)}
+    for module in folding:
+        module.efficient_conv_bn_eval_forward = None  # it passes the norm by
     handles = [model.register_forward_pre_hook(functools.partial(_see_input, collected[INPUT]), with_kwargs=True)]
     handles += [layer.register_forward_pre_hook(functools.partial(_see, collected[name]))
                 for name, layer in layers.items()]
@@ -140,6 +144,8 @@ def collect_moments(model):
     finally:
         for handle in handles:
             handle.remove()
+        for module, forward in folding.items():
+            module.efficient_conv_bn_eval_forward = forward
     _pool_ranks(collected)
     _check_finite(collected, layers)
 

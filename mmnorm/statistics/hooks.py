@@ -4,11 +4,15 @@ from contextlib import ExitStack
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import EpochBasedTrainLoop
+
+from mmnorm.norms import BRN
+from mmnorm.norms.base import warn_once
 
 from .batches import training_batches, training_forward
 from .calibrate import trained_by_batch
-from .collect import collect_moments, unwrapped
+from .collect import bn_layers, collect_moments, unwrapped
 from .recollect import recollect
 from .shift import estimation_shift
 
@@ -17,39 +21,63 @@ class RecollectHook(Hook):
     """Recollect running statistics while a network trains, before it is validated and saved (sn, batch average).
 
     The training's own course does not change, random states included: it normalises by batch statistics. Layers that
-    it holds at fixed statistics (norm_eval, frozen stages) keep theirs.
+    it holds at fixed statistics (norm_eval, frozen stages) keep theirs, as does BRN, which trains with them.
 
     Args:
         batches (int): Training batches, of each process. Default 200.
-        interval (int): Epochs between recollections, or iterations. Default 1.
-        by_epoch (bool): Default True; False for iteration-based training.
+        interval (int or None): Epochs between recollections, or iterations where the training counts these. Default
+            None: each epoch, or as often as iteration-based training validates.
         pooled (bool): See :func:`~mmnorm.statistics.recollect`.
         seed (int): Of the choice of images. Default 0.
+
+    Raises:
+        ValueError: Beside an EMAHook (when training starts): it keeps statistics of its own.
     """
 
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, batches=200, interval=1, by_epoch=True, pooled=True, seed=0):
-        self.batches, self.interval, self.by_epoch, self.pooled, self.seed = batches, interval, by_epoch, pooled, seed
+    def __init__(self, batches=200, interval=None, pooled=True, seed=0):
+        self.batches, self.interval, self.pooled, self.seed = batches, interval, pooled, seed
+
+    def before_train(self, runner):
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise ValueError('RecollectHook recollects the statistics of the weights that train, EMAHook evaluates and '
+                             'saves averaged weights: leave out one of the two, and recollect for averaged weights '
+                             'when they are finished (tools/bn_statistics.py recollect)')
+        self._names = []
+        if _has_bn(runner.model, type(self).__name__):
+            layers = bn_layers(runner.model)
+            self._names = [name for name in trained_by_batch(runner.model) if not isinstance(layers[name], BRN)]
+            if not self._names:
+                warn_once('RecollectHook: training holds all running statistics fixed (norm_eval, frozen stages or '
+                          'frozen norms), none is recollected')
+        self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self._interval = self.interval or (1 if self._by_epoch else runner.val_interval)
 
     def after_train_epoch(self, runner):
-        if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
+        if self._by_epoch and (self.every_n_epochs(runner, self._interval) or self.is_last_train_epoch(runner)):
             self._recollect(runner)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if not self.by_epoch and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
+        if not self._by_epoch and (self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner)):
             self._recollect(runner)
 
     def _recollect(self, runner):
+        if not self._names:
+            return
         states = random.getstate(), np.random.get_state()
-        names = trained_by_batch(runner.model)
-        with torch.random.fork_rng():
-            # a loader of its own: the training's is in use, and may never end
-            batches, number = training_batches(runner.cfg.train_dataloader, self.batches, self.seed)
-            recollect(runner.model, batches, training_forward, names, self.pooled)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        runner.logger.info(f'running statistics of {len(names)} layers recollected from {number} batches a process')
+        try:
+            with torch.random.fork_rng():
+                # a loader of its own: the training's is in use, and may never end
+                batches, number = training_batches(runner.cfg.train_dataloader, self.batches, self.seed)
+                recollect(runner.model, batches, training_forward, self._names, self.pooled)
+            runner.logger.info(f'running statistics of {len(self._names)} layers recollected from {number} batches a '
+                               'process')
+        except ValueError as error:  # no reason to end a training
+            runner.logger.warning(f'running statistics are not recollected: {error}')
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class EstimationShiftHook(Hook):
@@ -59,14 +87,21 @@ class EstimationShiftHook(Hook):
     esm_mu, esm_sigma, relative_mu, relative_sigma.
     """
 
-    priority = 'NORMAL'
+    priority = 'ABOVE_NORMAL'  # its end is before EMAHook's, which takes the averaged weights away
 
     def before_val_epoch(self, runner):
         self._stack = ExitStack()
-        self._collected = self._stack.enter_context(collect_moments(runner.model))
+        if _has_bn(runner.model, type(self).__name__):
+            self._collected = self._stack.enter_context(collect_moments(runner.model))
 
     def after_val_epoch(self, runner, metrics=None):
-        self._stack.close()
+        if not _has_bn(runner.model, type(self).__name__):
+            return
+        try:
+            self._stack.close()
+        except ValueError as error:  # no reason to end a training
+            runner.logger.warning(f'the estimation shift is not measured: {error}')
+            return
         shifts = estimation_shift(unwrapped(runner.model), self._collected)
         if runner.rank == 0:
             keys = 'esm_mu', 'esm_sigma', 'relative_mu', 'relative_sigma'
@@ -75,3 +110,12 @@ class EstimationShiftHook(Hook):
 
     before_test_epoch = before_val_epoch
     after_test_epoch = after_val_epoch
+
+
+def _has_bn(model, hook):
+    try:
+        bn_layers(model)
+    except ValueError as error:
+        warn_once(f'{hook}: {error}')
+        return False
+    return True

@@ -39,8 +39,6 @@ def recollect(model, batches, forward=None, names=None, pooled=True):
             layer = layers[name]
             layer.running_mean.copy_(seen.mean if pooled else seen.batch_mean)
             layer.running_var.copy_(seen.unbiased_var if pooled else seen.batch_var)
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.fill_(seen.batches)
     return reached
 
 

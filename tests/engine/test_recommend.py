@@ -20,6 +20,7 @@ def advise(headlines, layers=None, **more):
 def test_headlines_are_in_percent():
     assert headline({'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'data_time': 3.}) == {'coco/bbox_mAP': 25}
     assert headline({'mIoU': np.float32(30.5), 'aAcc': np.float32(90)}) == {'mIoU': 30.5}  # as mmseg has them
+    assert headline({'lvis/bbox_AP': 0.25, 'lvis/bbox_AP50': 0.5}) == {'lvis/bbox_AP': 25}
     assert headline({'own': 0.5, 'table': 'x'}) == {'own': 0.5}
 
 
@@ -56,6 +57,19 @@ def test_fixed_statistics_have_no_repair(domain, says):
     advice = advise({'as it is': {'mIoU': 30.}}, [layer('a', by_batch=False, domain=domain)])
     assert advice['repair'] is None and says in advice['sentence'] and f'{domain:.2f}' in advice['sentence']
     assert 'norm_eval=True' in advice['finding'] and 'EvalNorm has no batch size' in advice['finding']
+
+
+def test_a_network_without_detections_has_no_figures():
+    assert advise({'as it is': {}, 'recollect': {'bbox_mAP': 30.}})['repair'] == 'recollect'
+    assert advise({'as it is': {'bbox_mAP': 30.}, 'recollect': {}})['repair'] is None
+
+
+def test_the_command_repeats_what_was_judged():
+    command = advise({'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}},
+                     options=['--batch-size', '16', '--cfg-options', 'a=1'])['command']
+    assert '--batch-size 16 --cfg-options a=1 --out' in command
+    result = dict(layers=[layer('a')], headline={'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}}, failed={})
+    assert recommend(result, 'c.py', 'https://x.org/k.pth')['command'].endswith('--out k_recollect.pth')
 
 
 def test_when_no_repair_was_possible():

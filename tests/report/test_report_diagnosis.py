@@ -29,7 +29,8 @@ RESULT = dict(
     edges=EDGES, histograms=[dict(layer='backbone.bn1', channel=3, by_batch=True, curves={
         'training, by batch statistics': np.exp(-np.array(EDGES[:-1])**2).tolist(),
         'evaluation of test images': [0.1] * 80})],
-    evalnorm={'backbone.bn1': dict(alpha=0.2, beta=0.1, batch_size=2.), 'head.bn': dict(alpha=0, beta=0, batch_size=None)},
+    evalnorm={'backbone.bn1': dict(alpha=0.2, beta=0.1, batch_size=2.),
+              'head.bn': dict(alpha=0, beta=0, batch_size=None)},
     recommendation=dict(repair='recollect', sentence='Recollect <them>.', finding='It is the data.',
                         command="python tools/bn_statistics.py recollect 'k.pth'"))
 
@@ -50,7 +51,8 @@ def test_page_of_fixed_statistics(tmp_path):
     fixed = copy.deepcopy(RESULT)
     for row in fixed['layers']:
         row['by_batch'] = False
-    fixed.update(trained_by_batch=0, headline={'as it is': {'mIoU': 30.}}, evalnorm={}, histograms=[], failed={}, notes=[],
+    fixed.update(trained_by_batch=0, headline={'as it is': {'mIoU': 30.}}, evalnorm={}, histograms=[], failed={},
+                 notes=[],
                  recommendation=dict(repair=None, sentence='Leave them.', finding='Fixed.', command=None))
     page = write_diagnosis(fixed, tmp_path).read_text()
     assert 'none of them trained by batch statistics' in page and 'is part of the trained function' in page

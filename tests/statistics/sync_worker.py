@@ -32,16 +32,20 @@ def estimated(data):
 def work(rank, world, folder):
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
+    torch.save(found_by(rank), f'{folder}/{rank}.pth')
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def found_by(rank):
+    """What one rank finds, and the error that NaN on the second rank alone brings it."""
     model, data = model_and_data()
     share = data[:1] if rank == 0 else data[1:]  # unequal, on purpose
     model = DistributedDataParallel(model, broadcast_buffers=False)  # else each pass waits for those of all ranks
-    found = results(model, share)
+    found = {key.removeprefix('module.'): value for key, value in results(model, share).items()}
     found['evalnorm'] = estimated(share)
-    torch.save({key.removeprefix('module.'): value for key, value in found.items()}, f'{folder}/{rank}.pth')
     try:
         measure_shift(model, [torch.full_like(batch, torch.nan) for batch in share] if rank else share)
-        error = ''
-    except ValueError as raised:
-        error = str(raised)
-    torch.save(error, f'{folder}/error{rank}.pth')
-    distributed.destroy_process_group()
+    except ValueError as error:
+        found['error'] = str(error)
+    return found

@@ -3,18 +3,18 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmnorm.norms import EN, FrozenBN, SyncEN, estimate_offline
-from mmnorm.statistics import apply_rule, evalnorm_config, to_evalnorm, trained_by_batch
+from mmnorm.statistics import apply_rule, evalnorm_config, measure_shift, to_evalnorm, trained_by_batch
 
 from .test_shift import Head, batches, seeded, trained  # noqa: F401
 
 
-def build(cfg):
-    return MODELS.build(copy.deepcopy(cfg))
+build = MODELS.build  # which lets models change the config that they are given
 
 
 def network(path, **changes):
@@ -33,7 +33,7 @@ def detector(**changes):
 
 def segmenter(**changes):
     return network('mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py', **{
-        'model.pretrained': None, 'model.backbone.base_channels': 4, 'model.backbone.stem_channels': 4,
+        'model.backbone.base_channels': 4, 'model.backbone.stem_channels': 4,
         'model.decode_head.in_channels': 128, 'model.decode_head.channels': 8,
         'model.auxiliary_head.in_channels': 64, 'model.auxiliary_head.channels': 8, **changes})
 
@@ -106,7 +106,7 @@ def test_estimate_then_rule():
 def test_config_builds_the_same_network(cfg, changes):
     cfg = cfg(**changes)
     before = copy.deepcopy(cfg._cfg_dict)
-    model = trained(build(cfg.model))
+    model = trained(build(copy.deepcopy(cfg.model)))
     names = to_evalnorm(model)
     for name in names:
         model.get_submodule(name).alpha.fill_(0.25)
@@ -127,7 +127,7 @@ def test_config_builds_the_same_network(cfg, changes):
 def test_own_eps_of_a_default_is_kept():
     cfg = network('mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py', **{'model.backbone.init_cfg': None})
     assert 'norm_cfg' not in cfg.model.backbone
-    model = build(cfg.model)
+    model = build(copy.deepcopy(cfg.model))
     model.backbone.conv1.bn.eps = 1e-3
     model.backbone.norm_eval = False
     to_evalnorm(model)
@@ -137,7 +137,7 @@ def test_own_eps_of_a_default_is_kept():
 
 def test_bn_in_the_code_of_a_class_is_told():
     cfg = detector(**{'model.backbone.norm_eval': False})
-    model = build(cfg.model)
+    model = build(copy.deepcopy(cfg.model))
     model.neck.extra = nn.BatchNorm2d(4)
     to_evalnorm(model)
 
@@ -148,3 +148,36 @@ def test_bn_in_the_code_of_a_class_is_told():
 
     with pytest.raises(ValueError, match='1 layers, neck.extra the first, are BN in the code of their classes'):
         evalnorm_config(cfg, model, with_own_bn)
+
+
+def test_a_part_that_takes_no_norm_cfg_is_told():
+    cfg = detector(**{'model.backbone.norm_eval': False})
+    model = build(copy.deepcopy(cfg.model))
+    model.neck.extra = nn.BatchNorm2d(4)
+    to_evalnorm(model)
+
+    def without_norm_cfg(cfg):
+        given = 'norm_cfg' in cfg.neck
+        cfg.neck.pop('norm_cfg', None)
+        if given:
+            raise TypeError("unexpected keyword argument 'norm_cfg'")
+        model = build(cfg)
+        model.neck.extra = nn.BatchNorm2d(4)
+        return model
+
+    with pytest.raises(ValueError, match='a part of the network does not take norm_cfg'):
+        evalnorm_config(cfg, model, without_norm_cfg)
+
+
+def test_folded_evaluation_is_undone():
+    """ConvModule(efficient_conv_bn_eval=True) passes its norm by in evaluation."""
+    model = trained(nn.Sequential(ConvModule(3, 4, 1, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True))).eval()
+    data = batches()
+    assert '0.bn' in measure_shift(model, data)
+    assert model[0].efficient_conv_bn_eval_forward is not None  # as it was
+    to_evalnorm(model)
+    model[0].bn.alpha.fill_(0.5)
+    model[0].bn.mean_batch_size.fill_(2)
+    with torch.no_grad():
+        expected = model[0].activate(model[0].bn(model[0].conv(data[0])))
+        torch.testing.assert_close(model(data[0]), expected)

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
+from torch import nn
+
+from mmnorm.statistics import EstimationShiftHook, RecollectHook
 
 
 EXTRA = """
@@ -29,7 +33,7 @@ def test_recollection_and_shift_in_a_training(tool, digits_config, tmp_path):
     differing = {key.rpartition('.')[2] for key, value in states['plain'].items()
                  if not torch.equal(value, states['hooked'][key])}
     # the weights are bit-identical: only what is evaluated with changed
-    assert differing == {'running_mean', 'running_var', 'num_batches_tracked'}
+    assert differing == {'running_mean', 'running_var'}
     scalars, = Path(tmp_path, 'work_dirs/hooked').glob('*/vis_data/scalars.json')
     logged = [json.loads(line) for line in scalars.read_text().splitlines()]
     of_validations = [record for record in logged if 'estimation_shift/backbone.bn1/esm_sigma' in record]
@@ -40,18 +44,42 @@ def test_recollection_and_shift_in_a_training(tool, digits_config, tmp_path):
         assert len(layers) == sum('running_mean' in key for key in states['plain'])
 
 
-def test_iterations(monkeypatch):
-    from mmnorm.statistics import RecollectHook, hooks
+@pytest.mark.e2e
+@pytest.mark.timeout(400)
+def test_iteration_based_training_and_fixed_statistics(tool, digits_config, tmp_path):
+    """Recollected before each validation; and with norm_eval=True, as stock detectors have it, no training ends."""
+    iterations = EXTRA + HOOKS + """
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2)
+param_scheduler = []
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2), logger=dict(interval=1))
+log_level = 'INFO'
+"""
+    done = tool('train.py', digits_config(iterations, name='iterations.py'))
+    assert done.returncode == 0, done.stdout
+    steps = [line for line in done.stdout.splitlines() if 'recollected from' in line or 'Iter(val)' in line
+             and 'bbox_mAP:' in line]
+    assert ['recollected' in line for line in steps] == [True, False, True, False]
+    fixed = EXTRA + HOOKS + "model['backbone'].update(norm_eval=True)\ntrain_cfg = dict(max_epochs=1)"
+    done = tool('train.py', digits_config(fixed, name='fixed.py'))
+    assert done.returncode == 0 and (tmp_path / 'work_dirs/fixed/epoch_1.pth').exists(), done.stdout
+    assert 'training holds all running statistics fixed' in done.stdout
 
-    seen = []
-    monkeypatch.setattr(hooks.RecollectHook, '_recollect', lambda self, runner: seen.append(runner.iter))
 
-    class Runner:
-        max_iters = 7
+class Runner:
+    """What hooks ask a runner for."""
 
-    for iteration in range(7):
-        runner = Runner()
-        runner.iter = iteration
-        RecollectHook(interval=3, by_epoch=False).after_train_iter(runner, iteration)
-        RecollectHook(interval=3).after_train_iter(runner, iteration)
-    assert seen == [2, 5, 6]
+    def __init__(self, model, hooks=()):
+        self.model, self.hooks, self.train_loop, self.val_interval = model, hooks, None, 3
+
+
+def test_averaged_weights_are_refused():
+    with pytest.raises(ValueError, match='leave out one of the two'):
+        RecollectHook().before_train(Runner(nn.BatchNorm2d(1), [EMAHook()]))
+
+
+def test_a_model_without_bn_trains_on():
+    runner = Runner(nn.Sequential(nn.GroupNorm(1, 3)))
+    with pytest.warns(UserWarning, match='has no layer with running statistics'):
+        RecollectHook().before_train(runner)
+        EstimationShiftHook().before_val_epoch(runner)
+    EstimationShiftHook().after_val_epoch(runner)

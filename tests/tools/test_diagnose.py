@@ -75,9 +75,10 @@ def test_diagnose_and_apply(tool, digits_config, tmp_path):
 def test_norm_eval_has_no_repair(tool, digits_config, tmp_path):
     config = digits_config(FIXED)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
-    done = tool('diagnose.py', config, checkpoint, '--batches', '2', '--out', 'out')
+    done = tool('diagnose.py', config, checkpoint, '--batches', '2')
     assert done.returncode == 0, done.stdout
-    found = json.loads((tmp_path / 'out/diagnosis.json').read_text())
+    assert (tmp_path / 'work_dirs/project/diagnosis/diagnosis.html').is_file()
+    found = json.loads((tmp_path / 'work_dirs/project/diagnosis/diagnosis.json').read_text())
     assert list(found['metrics']) == ['as it is'] and found['recommendation']['repair'] is None
     assert 'EvalNorm has no batch size' in found['recommendation']['finding']
     assert not any(layer['by_batch'] for layer in found['layers'])
@@ -131,6 +132,7 @@ def test_a_user_is_told_what_is_wrong(tool, digits_config, tmp_path):
          'k.pth does not fit the config: it lacks'),
         ((config, tmp_path / 'diverged.pth'), 'the running statistics of backbone.layer1.0.bn1 are not finite'),
         ((config, checkpoint, '--cfg-options', 'test_evaluator.format_only=True'), 'gives no metric'),
+        ((config, checkpoint, '--cfg-options', 'train_dataloader=None'), 'has no train_dataloader'),
         ((broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
          'the data set is not there'),
     ):
