@@ -1,10 +1,12 @@
 """Two gloo processes with shares of the data give what one process with all of it gives."""
+import pytest
 import torch
 from torch import multiprocessing
 
 from .sync_worker import estimated, model_and_data, results, work
 
 
+@pytest.mark.timeout(200)
 def test_two_processes_equal_one(tmp_path):
     multiprocessing.spawn(work, (2, str(tmp_path)), nprocs=2)
     expected = results(*model_and_data())
