@@ -7,7 +7,6 @@ also the repaired checkpoint. The checkpoint itself is never changed. tools/dist
 processes.
 """
 import argparse
-import itertools
 import shlex
 import sys
 from pathlib import Path
@@ -36,13 +35,16 @@ def options_of(args):
     if args.batch_size:
         options += ['--batch-size', str(args.batch_size)]
     if args.cfg_options:
-        words = sys.argv[sys.argv.index('--cfg-options') + 1:]
-        options += ['--cfg-options', *itertools.takewhile(lambda word: not word.startswith('--'), words)]
+        options += ['--cfg-options', *(f'{key}={value}' for key, value in args.cfg_options.items())]
     return options
 
 
 def main():
     args = parse_args()
+    try:
+        from mmnorm.report import write_diagnosis  # before hours of evaluation
+    except ModuleNotFoundError as error:
+        engine.stop(str(error))
     evaluation, original = engine.open_evaluation(args)
     out = Path(args.out or Path(evaluation.work_dir, 'diagnosis'))
     target = out / f'{Path(args.checkpoint).stem}_{args.apply}.pth'
@@ -55,8 +57,6 @@ def main():
         result = diagnosis.run()
         if not engine.on_first_rank():
             return
-        from mmnorm.report import write_diagnosis  # so late that a run without report packages says what is missing
-
         out.mkdir(parents=True, exist_ok=True)
         engine.write_json(out / 'diagnosis.json', result)
         print(write_diagnosis(result, out))
