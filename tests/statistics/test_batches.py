@@ -28,6 +28,7 @@ def test_detectors_that_train_in_another_way_than_they_test(path):
     for key in ('iter', 'epoch', 'max_iters', 'max_epochs'):
         MessageHub.get_current_instance().update_info(key, 1)
     model = MODELS.build(cfg.model)
+    model.init_weights()  # Deformable DETR's level embedding is whatever was in the memory before
     sample = DetDataSample(metainfo=dict(img_shape=(64, 64), batch_input_shape=(64, 64), ori_shape=(64, 64),
                                          scale_factor=(1, 1), pad_shape=(64, 64)))
     sample.gt_instances = InstanceData(bboxes=torch.tensor([[8., 8., 40., 40.]]), labels=torch.tensor([1]))
