@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -12,6 +13,13 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'e2e: trains in processes of its own; takes a minute or more')
     for module in ('torch.jit', 'pycocotools'):  # of no concern here, and hundreds of lines
         config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """What a tool that runs in this process sets (forbidding checkpoints that run code) ends with the test."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope='session')
