@@ -131,12 +131,17 @@ def perturb(args, evaluation, original):
                     of_seeds.append(headline(evaluation.evaluate(f'{blocks} blocks, delta {delta}, seed {seed}')))
             curves.append(dict(blocks=blocks, delta=delta, metrics=of_seeds))
             if engine.on_first_rank():
-                means = {key: sum(found[key] for found in of_seeds) / len(of_seeds) for key in of_seeds[0]}
+                # a network that detects nothing has no figures: 0
+                means = {key: sum(found.get(key, 0.) for found in of_seeds) / len(of_seeds)
+                         for key in set().union(*of_seeds)}
                 print(f'first {blocks} blocks, delta {delta}: '
                       + ', '.join(f'{key} {value:.1f}' for key, value in means.items()), flush=True)
     if engine.on_first_rank():
         from mmnorm.report import draw_perturbation  # so late that the rest needs no report packages
 
+        keys = set().union(*(found for curve in curves for found in curve['metrics']))
+        for curve in curves:
+            curve['metrics'] = [{key: found.get(key, 0.) for key in sorted(keys)} for found in curve['metrics']]
         path = write(args, evaluation, dict(first_seed=args.seed, curves=curves))
         path.with_suffix('.svg').write_bytes(draw_perturbation(curves))
         print(path.with_suffix('.svg'))
