@@ -27,6 +27,7 @@ from . import norms
 from .fuse import fuse_conv_norm
 from .norms import EN, FrozenBN
 from .norms.base import PlaneNorm, warn_once
+from .norms.modes import keeping_modes
 
 _TWINS = {getattr(norms, name): getattr(norms, f'Sync{name}') for name in ('SN', 'RBN', 'EN', 'BGN')}
 
@@ -104,11 +105,9 @@ def _fold_by_our_rules(fuse):
     def guarded(module):
         if not _has_ours(module):
             return fuse(module)
-        modes = {m: m.training for m in module.modules()}
-        module.eval()
-        warn_once(f'fuse_conv_bn: {fuse_conv_norm(module)}')
-        for m, training in modes.items():
-            m.training = training
+        with keeping_modes(module):
+            module.eval()
+            warn_once(f'fuse_conv_bn: {fuse_conv_norm(module)}')
         return module
 
     return guarded

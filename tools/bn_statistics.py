@@ -64,8 +64,7 @@ def shift(args, evaluation, original):
         metrics = evaluation.evaluate()
     shifts = statistics.estimation_shift(evaluation.model, collected)
     if engine.on_first_rank():
-        keys = 'esm_mu', 'esm_sigma', 'relative_mu', 'relative_sigma'
-        found = {name: {key: getattr(of_layer, key) for key in keys} for name, of_layer in shifts.items()}
+        found = {name: of_layer.figures for name, of_layer in shifts.items()}
         print(f'{"layer":50s}{"ESM mu":>10s}{"ESM sigma":>12s}{"rel. mu":>10s}{"rel. sigma":>12s}')
         for name, values in found.items():
             print(f'{name:50s}{values["esm_mu"]:10.3f}{values["esm_sigma"]:12.3f}{values["relative_mu"]:10.3f}'
@@ -97,7 +96,7 @@ def evalnorm(args, evaluation, original):
     """Turn BNs into EN, with alpha and beta estimated on training batches or set by the rule."""
     engine.check_free(args.out, with_config=True)
     statistics.to_evalnorm(evaluation.network)
-    statistics.evalnorm_config(original, evaluation.network, MODELS.build)  # that one exists is asked before estimation
+    cfg, network = statistics.evalnorm_config(original, evaluation.network, MODELS.build)  # or told before estimation
     values = estimate_offline(evaluation.model, evaluation.training_batches(args.batches), statistics.training_forward)
     if args.mode != 'offline':
         sizes = statistics.apply_rule(evaluation.network, power=2 if args.mode == 'rule' else 1)
@@ -107,7 +106,7 @@ def evalnorm(args, evaluation, original):
         print(f'{what} of {len(values)} layers:')
         for name, of_layer in values.items():
             print(f'{name:50s}' + ''.join(f'{value:10.3f}' for value in of_layer))
-        cfg, network = statistics.evalnorm_config(original, evaluation.network, MODELS.build)
+        network.load_state_dict(evaluation.network.state_dict())
         note = dict(repair=f'evalnorm_{args.mode}', of=args.checkpoint, batches=args.batches, seed=args.seed)
         print(*engine.save_network(network.state_dict(), evaluation.loaded, args.out, note, cfg), sep='\n')
 
@@ -137,13 +136,13 @@ def perturb(args, evaluation, original):
                 print(f'first {blocks} blocks, delta {delta}: '
                       + ', '.join(f'{key} {value:.1f}' for key, value in means.items()), flush=True)
     if engine.on_first_rank():
-        from mmnorm.report import draw_perturbation  # so late that the rest needs no report packages
+        from mmnorm.report import draw_perturbation, write_atomically  # so late that the rest needs no report packages
 
         keys = set().union(*(found for curve in curves for found in curve['metrics']))
         for curve in curves:
             curve['metrics'] = [{key: found.get(key, 0.) for key in sorted(keys)} for found in curve['metrics']]
         path = write(args, evaluation, dict(first_seed=args.seed, curves=curves))
-        path.with_suffix('.svg').write_bytes(draw_perturbation(curves))
+        write_atomically(path.with_suffix('.svg'), draw_perturbation(curves).decode())
         print(path.with_suffix('.svg'))
 
 

@@ -43,9 +43,9 @@ def load_config(args, splits, initialises=True):
         SystemExit: With one message for the user, on the first rank.
     """
     try:
-        cfg = Config.fromfile(args.config)
-    except Exception as error:  # a config is a program, so anything may come
-        stop(f'{args.config} cannot be read as a config: {type(error).__name__}: {error}')
+        cfg = parse_config(args.config)
+    except ValueError as error:
+        stop(error)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
@@ -58,6 +58,14 @@ def load_config(args, splits, initialises=True):
     if not torch.cuda.is_available():
         fit_to_cpu(cfg)
     return cfg
+
+
+def parse_config(path):
+    """Read a config file; ValueError, with what went wrong, if it cannot be read."""
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is a program, so anything may come
+        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
 
 
 def stop(message):

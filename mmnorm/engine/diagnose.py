@@ -90,8 +90,8 @@ class Diagnosis:
         note = dict(repair=repair, of=self.evaluation.checkpoint, batches=self.batches, seed=self.evaluation.seed)
         if repair == RECOLLECT:
             return save_network(self.repaired[repair], self.evaluation.loaded, out, note)
-        self.network.load_state_dict(self.repaired[repair])
-        cfg, network = evalnorm_config(self.original, self.network, MODELS.build)
+        cfg, network = self._evalnorm_files
+        network.load_state_dict(self.repaired[repair])
         return save_network(network.state_dict(), self.evaluation.loaded, out, note, cfg)
 
     def _measure(self):
@@ -123,8 +123,7 @@ class Diagnosis:
         order = (judged.channel_mu.square() + judged.channel_sigma.square()).argsort(descending=True)
         return dict(
             name=name, type='input' if name == INPUT else type(self.layers[name]).__name__, channels=len(shift.mean),
-            part=part_of(name), by_batch=name in self.by_batch, esm_mu=shift.esm_mu, esm_sigma=shift.esm_sigma,
-            relative_mu=shift.relative_mu, relative_sigma=shift.relative_sigma,
+            part=part_of(name), by_batch=name in self.by_batch, **shift.figures,
             domain_mu=domain and domain.relative_mu, domain_sigma=domain and domain.relative_sigma, size=judged.size,
             worst_channels=[dict(channel=i, mu=float(judged.channel_mu[i]), sigma=float(judged.channel_sigma[i]))
                             for i in order[:3].tolist()])
@@ -174,7 +173,7 @@ class Diagnosis:
             raise ValueError('EvalNorm corrects plain BN; the layers that are trained by batch statistics are '
                              f'{", ".join(sorted({type(self.layers[n]).__name__ for n in self.by_batch}))}')
         to_evalnorm(self.network, self.by_batch)
-        evalnorm_config(self.original, self.network, MODELS.build)  # to be told before the estimation
+        self._evalnorm_files = evalnorm_config(self.original, self.network, MODELS.build)  # or told before estimation
         values = estimate_offline(self.network, self._training_batches('estimating alpha and beta'), training_forward)
         with evaluating(self.network):
             of_layers = self._histograms()

@@ -3,13 +3,14 @@ import copy
 import logging
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 
-from mmnorm.engine import check_free, load_weights, read_checkpoint, save_network
 from mmnorm.norms import RBN, SN, harden, ratios
 from mmnorm.statistics import replace_norm_types
+
+from .config import parse_config
+from .evaluation import check_free, load_weights, read_checkpoint, save_network
 
 _LEARNED = {SN: ('mean_weight', 'var_weight'), RBN: ('center_weight', 'scale_weight', 'scale_bias')}
 
@@ -29,10 +30,7 @@ def read_config(path):
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'config {path} does not exist')
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program, so anything may come
-        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
+    cfg = parse_config(path)
     if 'model' not in cfg:
         raise ValueError(f'{path} has no model')
     return cfg

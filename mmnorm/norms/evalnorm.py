@@ -8,6 +8,7 @@ from torch import distributed, nn
 from mmnorm.core import moments, normalize
 
 from .base import PlaneNorm, warn_once
+from .modes import evaluating, run
 
 _MODES = ('rule', 'simple', 'online', 'offline')
 # What an estimation step looks at: whole samples up to so many elements (one at least), and in them so many positions.
@@ -257,13 +258,8 @@ def estimate_offline(model, batches, forward=None):
               if isinstance(layer, EN) and layer.mode in ('online', 'offline')}
     if not layers:
         raise ValueError("the network has no EN layer to estimate: set mode='offline' in its norm_cfg")
-    steps = 0
-    with _estimating(model, list(layers.values())), torch.no_grad():
-        for batch in batches:
-            forward(model, batch) if forward else model(batch)
-            steps += 1
-    if not steps:
-        raise ValueError('there are no batches to estimate alpha and beta on')
+    with evaluating(model), _estimating(list(layers.values())):
+        run(model, batches, forward, 'to estimate alpha and beta on')
     _average_over_ranks(list(layers.values()))
     return {name: (float(layer.alpha), float(layer.beta)) for name, layer in layers.items()}
 
@@ -279,14 +275,12 @@ def _average_over_ranks(layers):
 
 
 @contextlib.contextmanager
-def _estimating(model, layers):
-    """Normalise by batch statistics and estimate in these layers, evaluate the rest; put everything back after."""
-    modes = {module: module.training for module in model.modules()}
+def _estimating(layers):
+    """Normalise by batch statistics and estimate in these layers of an evaluated network; put the rest back after."""
     attributes = 'momentum', '_estimate_every', '_knows_batch_size', '_seen_batch_size'
     buffers = 'num_batches_tracked', 'mean_batch_size'
     before = {layer: ({name: getattr(layer, name) for name in attributes},
                       {name: getattr(layer, name).clone() for name in buffers}) for layer in layers}
-    model.eval()
     for layer in layers:
         layer.training, layer.momentum, layer._estimate_every = True, 0., 1
         layer.squared_gradients.zero_()
@@ -301,8 +295,6 @@ def _estimating(model, layers):
             layer.num_batches_tracked.copy_(values['num_batches_tracked'])
             if not unknown:
                 layer.mean_batch_size.copy_(values['mean_batch_size'])
-        for module, training in modes.items():
-            module.training = training
 
 
 def _exporting():

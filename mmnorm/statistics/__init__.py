@@ -2,12 +2,13 @@
 
 Free functions over a model and an iterable of batches; the hooks and tools are thin callers.
 """
+from mmnorm.norms.modes import evaluating, normalizing_by_batch, run
+
 from .batches import training_batches, training_forward
 from .calibrate import SYNC_TYPES, apply_rule, evalnorm_config, replace_norm_types, to_evalnorm, trained_by_batch
 from .collect import INPUT, Moments, bn_layers, collect_moments
 from .histograms import EDGES, collect_histograms, worst_channel
 from .hooks import EstimationShiftHook, RecollectHook
-from .modes import evaluating, normalizing_by_batch, run
 from .perturb import first_norms, perturbed
 from .receptive_field import receptive_fields, run_dense_part
 from .recollect import recollect

@@ -7,6 +7,7 @@ from torch import nn
 
 from mmnorm.norms import EN, SyncEN
 from mmnorm.norms.base import PlaneNorm
+from mmnorm.norms.modes import keeping_modes
 
 from .collect import bn_layers, unwrapped
 
@@ -31,12 +32,9 @@ def trained_by_batch(model):
         ValueError: The network has no BN-like layer.
     """
     model = unwrapped(model)
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    names = [name for name, layer in bn_layers(model).items() if layer.training]
-    for module, training in modes.items():
-        module.training = training
-    return names
+    with keeping_modes(model):
+        model.train()
+        return [name for name, layer in bn_layers(model).items() if layer.training]
 
 
 def to_evalnorm(model, names=None):

@@ -96,7 +96,8 @@ def bn_layers(model):
         ValueError: It has none.
     """
     layers = {name: layer for name, layer in unwrapped(model).named_modules()
-              if isinstance(layer, _BatchNorm) and layer.running_mean is not None and _used(layer).numel()}
+              if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+              and layer.running_mean[used_statistics(layer)].numel()}
     if not layers:
         raise ValueError(f'{type(unwrapped(model)).__name__} has no layer with running statistics (BN, SyncBN, or a '
                          'norm of mmnorm that keeps them): there is nothing that this could look at')
@@ -108,8 +109,9 @@ def unwrapped(model):
     return model.module if is_model_wrapper(model) else model
 
 
-def _used(layer):
-    return layer.running_mean[layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None)]
+def used_statistics(layer):
+    """Which of its running statistics (a slice) a layer uses: all of them but for some of ours."""
+    return layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None)
 
 
 @contextlib.contextmanager

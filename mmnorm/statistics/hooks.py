@@ -104,9 +104,9 @@ class EstimationShiftHook(Hook):
             return
         shifts = estimation_shift(unwrapped(runner.model), self._collected)
         if runner.rank == 0:
-            keys = 'esm_mu', 'esm_sigma', 'relative_mu', 'relative_sigma'
-            runner.visualizer.add_scalars({f'estimation_shift/{name}/{key}': getattr(shift, key)
-                                           for name, shift in shifts.items() for key in keys}, step=runner.iter)
+            scalars = {f'estimation_shift/{name}/{key}': value for name, shift in shifts.items()
+                       for key, value in shift.figures.items()}
+            runner.visualizer.add_scalars(scalars, step=runner.iter)
 
     before_test_epoch = before_val_epoch
     after_test_epoch = after_val_epoch

@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mmnorm.norms.modes import evaluating
+
 from .collect import unwrapped
-from .modes import evaluating
 
 # A field is (size, jump): how many pixels an element sees along the width, and how many lie between two neighbours.
 # None is a tensor of which that cannot be said.

@@ -1,8 +1,9 @@
 """New running statistics for a trained network: sn's batch average, precise BN; AdaBN on another domain's data."""
 import torch
 
+from mmnorm.norms.modes import normalizing_by_batch, run
+
 from .collect import bn_layers, collect_moments, unwrapped
-from .modes import normalizing_by_batch, run
 
 
 def recollect(model, batches, forward=None, names=None, pooled=True):

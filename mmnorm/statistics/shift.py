@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmnorm.norms.base import PlaneNorm
+from mmnorm.norms.modes import evaluating, run
 
-from .collect import INPUT, bn_layers, collect_moments
-from .modes import evaluating, run
+from .collect import INPUT, bn_layers, collect_moments, used_statistics
 
 
 @dataclass
@@ -61,6 +60,12 @@ class Shift:
     def relative_sigma(self):
         """Root mean square of :attr:`channel_sigma`."""
         return float(self.channel_sigma.square().mean().sqrt())
+
+    @property
+    def figures(self):
+        """The four figures of the layer by name (dict[str, float]), as they are logged and written."""
+        return dict(esm_mu=self.esm_mu, esm_sigma=self.esm_sigma, relative_mu=self.relative_mu,
+                    relative_sigma=self.relative_sigma)
 
     @property
     def size(self):
@@ -119,7 +124,7 @@ def _compare(model, collected, estimated):
         if not seen.batches or name not in estimated:
             continue
         layer = layers.get(name)
-        used = layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None)
+        used = used_statistics(layer)
         values = (value.detach().double().cpu()[used] for value in (seen.mean, seen.var, *estimated[name]))
         shifts[name] = Shift(*values, eps=layer.eps if layer else 0., count=float(seen.count.max()))
     return shifts

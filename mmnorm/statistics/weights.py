@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from mmnorm.norms import RBN, ratios
+from mmnorm.norms.modes import evaluating, run
 
 from .collect import Moments, unwrapped
-from .modes import evaluating, run
 
 NORMALIZERS = ('IN', 'LN', 'BN')  # the order of SN's weights
 FIELD_BOUNDS = (49, 199, 299, 427)  # pixels; where sn's Section 4.1.4 divides the layers of ResNet-50

@@ -135,25 +135,24 @@ def test_own_eps_of_a_default_is_kept():
     assert type(twin.backbone.conv1.bn) is EN and twin.backbone.conv1.bn.eps == 1e-3
 
 
+def with_own_bn(cfg):
+    """A detector with a BN that is in the code of its neck and not in its config."""
+    model = build(cfg)
+    model.neck.extra = nn.BatchNorm2d(4)
+    return model
+
+
 def test_bn_in_the_code_of_a_class_is_told():
     cfg = detector(**{'model.backbone.norm_eval': False})
-    model = build(copy.deepcopy(cfg.model))
-    model.neck.extra = nn.BatchNorm2d(4)
+    model = with_own_bn(copy.deepcopy(cfg.model))
     to_evalnorm(model)
-
-    def with_own_bn(cfg):
-        model = build(cfg)
-        model.neck.extra = nn.BatchNorm2d(4)
-        return model
-
     with pytest.raises(ValueError, match='1 layers, neck.extra the first, are BN in the code of their classes'):
         evalnorm_config(cfg, model, with_own_bn)
 
 
 def test_a_part_that_takes_no_norm_cfg_is_told():
     cfg = detector(**{'model.backbone.norm_eval': False})
-    model = build(copy.deepcopy(cfg.model))
-    model.neck.extra = nn.BatchNorm2d(4)
+    model = with_own_bn(copy.deepcopy(cfg.model))
     to_evalnorm(model)
 
     def without_norm_cfg(cfg):
@@ -161,9 +160,7 @@ def test_a_part_that_takes_no_norm_cfg_is_told():
         cfg.neck.pop('norm_cfg', None)
         if given:
             raise TypeError("unexpected keyword argument 'norm_cfg'")
-        model = build(cfg)
-        model.neck.extra = nn.BatchNorm2d(4)
-        return model
+        return with_own_bn(cfg)
 
     with pytest.raises(ValueError, match='a part of the network does not take norm_cfg'):
         evalnorm_config(cfg, model, without_norm_cfg)

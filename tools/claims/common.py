@@ -14,9 +14,11 @@ import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from mmnorm.engine.record import describe_device, versions  # noqa: E402
+from mmnorm.report import write_atomically  # noqa: E402
 from mmnorm.report.plots import STYLE, as_svg  # noqa: E402
 
 RESULTS = ROOT / 'tools/claims/results'
+THREADS = 1  # so that a training gives the same figures wherever it runs
 DIGITS = 4  # significant ones, of every number in the results
 
 
@@ -38,6 +40,13 @@ def add_common_arguments(parser, name, seeds):
     parser.add_argument('--out', type=Path, default=RESULTS, metavar='DIR',
                         help=f'for {name}.json and its plots (default: tools/claims/results)')
     parser.add_argument('--plot-only', action='store_true', help=f'draw what {name}.json in --out already holds')
+
+
+def begin(args, name):
+    """Make the folder of the results and take :data:`THREADS`; returns where the results of a script are (Path)."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(THREADS)
+    return args.out / f'{name}.json'
 
 
 def header(script, argv, seeds):
@@ -70,7 +79,7 @@ def mean_and_std(values):
 def write_results(path, content):
     """Write a JSON file atomically, each list of numbers on one line."""
     text = re.sub(r'\[[^\[\]{}"]*\]', lambda numbers: ' '.join(numbers.group().split()), json.dumps(content, indent=1))
-    write_atomically(path, text.replace('[ ', '[').replace(' ]', ']').encode() + b'\n')
+    write_atomically(path, text.replace('[ ', '[').replace(' ]', ']') + '\n')
 
 
 def write_svg(path, size, draw, note):
@@ -86,10 +95,4 @@ def write_svg(path, size, draw, note):
         figure = Figure(figsize=size, layout='constrained')
         draw(figure)
         figure.supxlabel(note, fontsize='small', color=STYLE['axes.labelcolor'])
-        write_atomically(path, as_svg(figure))
-
-
-def write_atomically(path, content):
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_bytes(content)
-    partial.replace(path)
+        write_atomically(path, as_svg(figure).decode())

@@ -28,14 +28,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 # first of ours: it puts the checkout on the path
-from common import add_common_arguments, header, load_digits, mean_and_std, write_results, write_svg
+from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_results, write_svg
 
 from mmnorm.report.plots import COLOURS
 from mmnorm.statistics import measure_shift
 
 NAME = 'estimation_shift'
 SEEDS = 3
-THREADS = 1  # so that a training gives the same figures wherever it runs
 TRAIN_SIZES = (32, 128, 256, 512, 1024)
 SHOWN_SIZE = 128  # whose shifts are drawn over iterations
 EARLY, LATE = 30, 10  # iterations: "the first 30 epochs" of Section 4.2.1, and the last ones
@@ -376,10 +375,8 @@ def draw_setup_two(figure, results):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f'{NAME}.json'
+    path = begin(args, NAME)
     if not args.plot_only:
-        torch.set_num_threads(THREADS)
         images, labels = load_digits()
         experiments = EXPERIMENTS
         if args.tiny:

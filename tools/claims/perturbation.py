@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 # first of ours: it puts the checkout on the path
-from common import add_common_arguments, header, load_digits, mean_and_std, write_results, write_svg
+from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_results, write_svg
 
 from mmnorm.blocks.mmdet_backbones import XBNResNet
 from mmnorm.report.plots import line_style
@@ -31,7 +31,6 @@ NAME = 'perturbation'
 SEEDS = 3
 NOISE_SEEDS = 5  # as in the paper
 DELTAS = [step / 10 for step in range(11)]
-THREADS = 1  # so that a training gives the same figures wherever it runs
 # At a quarter of the width 16 groups have as many channels as the paper's 64: one in stage 1 (GN is IN there) to eight
 ARMS = {'BN': None, 'XBN-GN': dict(type='GN', num_groups=16), 'XBN-IN': dict(type='IN', affine=True)}
 BLOCKS = {1: 'Figure A9 (a)', 6: 'Figure 8', 13: 'Figure A9 (c)'}
@@ -192,10 +191,8 @@ def draw(content, figure):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f'{NAME}.json'
+    path = begin(args, NAME)
     if not args.plot_only:
-        torch.set_num_threads(THREADS)
         deltas, noise_seeds, recipe, data = DELTAS, NOISE_SEEDS, RECIPE, load_data()
         if args.tiny:
             deltas, noise_seeds, recipe = [0., 1.], 1, RECIPE | dict(epochs=1)

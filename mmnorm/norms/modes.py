@@ -1,20 +1,26 @@
-"""Modes that a network is put into to look at its statistics, and back from whatever happens."""
+"""Modes that a network is put into to look at its norms, and back from whatever happens."""
 import contextlib
 
 import torch
 
 
 @contextlib.contextmanager
-def evaluating(model):
-    """Evaluation mode without gradients; every module's own mode comes back."""
+def keeping_modes(model):
+    """Every module of a network is in the mode afterwards that it is in now."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Evaluation mode without gradients; every module's own mode comes back."""
+    with keeping_modes(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 @contextlib.contextmanager
