@@ -22,7 +22,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmnorm', 'mmnorm.*']),
-    package_data={'mmnorm.report': ['*.j2']},
+    # .mim links to configs, tools and model-index.yml, where mim and `_base_ = 'mmnorm::...'` look for them
+    package_data={'mmnorm': ['.mim/*', '.mim/**/*'], 'mmnorm.report': ['*.j2']},
+    exclude_package_data={'mmnorm': ['.mim/**/__pycache__/*']},
     install_requires=['torch>=2.5', 'numpy'],
     extras_require={
         'onedl': [
@@ -34,7 +36,8 @@ setup(
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
         'test': [
-            'pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard'
+            'pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard',
+            'model-index'
         ],
     },
 )

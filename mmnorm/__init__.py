@@ -16,6 +16,7 @@ from .registry import register_all
 __version__ = '0.1.0'
 __all__ = ['Fused', 'estimate_offline', 'fuse_conv_norm', 'harden', 'ratios']
 
+MODULE2PACKAGE.setdefault('mmnorm', 'mmnorm')  # `_base_ = 'mmnorm::...'`
 # `_base_ = 'mmseg::...'` looks for a distribution that the onedl set does not carry; the module's own name does
 if find_spec('mmseg') is not None and not is_installed(MODULE2PACKAGE['mmseg']):
     MODULE2PACKAGE['mmseg'] = 'mmseg'

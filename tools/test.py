@@ -17,6 +17,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     engine.add_common_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation by tta_model and tta_pipeline')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth into this folder')
     return parser.parse_args()
 
@@ -31,6 +32,17 @@ def keep_predictions(cfg):
     return None
 
 
+def augment(cfg, path):
+    """Have the test go through the config's test-time augmentation."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        engine.stop(f'--tta needs tta_model and tta_pipeline in {path}')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+
+
 def main():
     args = parse_args()
     engine.die_with_parent()
@@ -41,6 +53,8 @@ def main():
     cfg.load_from = args.checkpoint
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
+    if args.tta:
+        augment(cfg, args.config)
     prefix = keep_predictions(cfg)
     if args.check:
         return
@@ -53,7 +67,7 @@ def main():
                 part.replace(part.with_name(part.name.replace('partial', 'predictions', 1)))
         engine.write_json(
             Path(cfg.work_dir, 'evaluation.json'),
-            dict(checkpoint=args.checkpoint, config=args.config, metrics=metrics,
+            dict(checkpoint=args.checkpoint, config=args.config, tta=args.tta, metrics=metrics,
                  finished=datetime.now().astimezone().isoformat(timespec='seconds')))
 
 

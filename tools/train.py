@@ -6,6 +6,7 @@ import os
 from mmengine.registry import RUNNERS
 
 from mmnorm import engine
+from mmnorm.zoo import find_model
 
 
 def parse_args():
@@ -17,6 +18,19 @@ def parse_args():
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='go on from CHECKPOINT, or from the newest checkpoint of the work dir that loads')
     return parser.parse_args()
+
+
+def show_papers_figures(work_dir, config):
+    """Print the run beside its paper, if the config is a row of one."""
+    model = find_model(config)
+    if model is None or not model.published:
+        return
+    try:
+        from mmnorm.report import summarize  # so late that training needs no report packages
+        print(summarize(work_dir))
+    except ImportError:
+        print('\n'.join(f'{row.table}, {row.row}, {row.data}: {row.headline}' for row in model.published))
+    print(f'tools/report.py {work_dir} writes a report', flush=True)
 
 
 def main():
@@ -48,6 +62,8 @@ def main():
         runner.train()
     except KeyboardInterrupt:
         engine.stop(f'interrupted; go on with --resume --work-dir {cfg.work_dir}')
+    if runner.rank == 0:
+        show_papers_figures(cfg.work_dir, args.config)
 
 
 if __name__ == '__main__':

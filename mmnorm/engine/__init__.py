@@ -1,5 +1,5 @@
 """Runs: what the tools share. Nothing here is needed to use mmnorm with mmdet's or mmseg's own tools."""
-from .config import add_common_arguments, load_config, stop
+from .config import add_common_arguments, load_config, parse_config, stop
 from .diagnose import REPAIRS, Diagnosis
 from .evaluation import (Evaluation, check_free, load_weights, open_evaluation, progress, read_checkpoint,
                          save_network, stopping_for_the_user)
@@ -10,6 +10,6 @@ from .runner import Runner, forbid_running_checkpoints
 __all__ = [
     'REPAIRS', 'Diagnosis', 'Evaluation', 'RunRecordHook', 'Runner', 'add_common_arguments', 'check_free',
     'describe_device', 'die_with_parent', 'forbid_running_checkpoints', 'load_config', 'load_weights', 'on_first_rank',
-    'open_evaluation', 'progress', 'read_checkpoint', 'save_network', 'start_distributed', 'stop',
+    'open_evaluation', 'parse_config', 'progress', 'read_checkpoint', 'save_network', 'start_distributed', 'stop',
     'stopping_for_the_user', 'versions', 'write_json'
 ]

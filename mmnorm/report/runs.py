@@ -18,7 +18,11 @@ COCO_NAMES = {
     for iou_type, mark in MARKS.items()
     for metric, suffix in zip(COCO_METRICS, ('', '_50', '_75', '_s', '_m', '_l'))
 }
-SEGMENTATION_METRICS = ('aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall')  # mmseg's, in percent
+# The papers' name of each panoptic figure, which mmdet's CocoPanopticMetric logs in percent
+PANOPTIC_NAMES = {f'coco_panoptic/{name}': name for name in ('PQ', 'SQ', 'RQ')}
+MULTI_SCALE = 'mIoU (ms)'  # mIoU of a test with test-time augmentation
+# mmseg's, in percent
+SEGMENTATION_METRICS = ('aAcc', 'mIoU', MULTI_SCALE, 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall')
 NOT_METRICS = ('step', 'time', 'data_time')
 OF_HOOKS = ('norm_weights/', 'norm_weights_of_layers/', 'estimation_shift/')  # mmnorm's: neither training nor metric
 
@@ -58,10 +62,7 @@ class Run:
     @property
     def test_dataset(self):
         """The config of the test set, without wrappers around it; {} if there is none."""
-        dataset = (self.config.get('test_dataloader') or {}).get('dataset') or {}
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
-        return dataset
+        return test_dataset(self.config)
 
     @property
     def test_command(self):
@@ -86,6 +87,14 @@ class Run:
         training was started, from the repository and from the current folder."""
         roots = [self.info.get('cwd') or '.', REPOSITORY, '.']
         return next((place for root in roots if (place := Path(root, path)).exists()), None)
+
+
+def test_dataset(config):
+    """Return the config (dict) of a config's test set, without wrappers around it; {} if there is none."""
+    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
 
 
 def load_run(work_dir, name=None):
@@ -118,7 +127,10 @@ def load_run(work_dir, name=None):
     run.train, run.val = merge_sessions([read_scalars(path, run.notes) for path in logs])
     run.test = read_test(work_dir, logs[-1].parts[-3] if logs else '', run.notes)
     if (work_dir / 'evaluation.json').exists():
-        run.checkpoint = read_json(work_dir / 'evaluation.json', run.notes).get('checkpoint')
+        evaluation = read_json(work_dir / 'evaluation.json', run.notes)
+        run.checkpoint = evaluation.get('checkpoint')
+        if evaluation.get('tta') and 'mIoU' in run.test:
+            run.test[MULTI_SCALE] = run.test.pop('mIoU')
     check_training(run)
     return run
 
@@ -243,13 +255,13 @@ def validation_iteration(val, length):
 
 def as_metrics(record):
     """Return the metrics of a logged record: COCO's as 'AP^bbox' ... 'APl^mask' in percent, NaN where there are no
-    objects of that size; all others under their key with the value that was logged."""
+    objects of that size, and 'PQ', 'SQ', 'RQ'; all others under their key with the value that was logged."""
     metrics = {}
     for key, value in record.items():
         if key in COCO_NAMES:
             metrics[COCO_NAMES[key]] = percent(value)
         elif key not in NOT_METRICS and isinstance(value, (int, float)):
-            metrics[key] = value
+            metrics[PANOPTIC_NAMES.get(key, key)] = value
     return metrics
 
 

@@ -3,7 +3,7 @@ import html
 
 import pandas as pd
 
-from .runs import COCO_NAMES, MARKS, SEGMENTATION_METRICS
+from .runs import COCO_NAMES, MARKS, PANOPTIC_NAMES, SEGMENTATION_METRICS
 
 MEMORY_KINDS = {'rss': 'resident', 'cuda': 'CUDA'}
 
@@ -56,7 +56,8 @@ def group_metrics(results):
     titles = {'^bbox': 'Boxes, AP in %', '^mask': 'Masks, AP in %'}
     groups = {}
     for name in results:
-        groups.setdefault(titles[name[-5:]] if name in COCO_NAMES.values() else 'Metrics', []).append(name)
+        title = 'Panoptic quality in %' if name in PANOPTIC_NAMES.values() else 'Metrics'
+        groups.setdefault(titles[name[-5:]] if name in COCO_NAMES.values() else title, []).append(name)
     return groups
 
 
@@ -137,7 +138,7 @@ def format_difference(value, name):
 
 def number_format(name):
     """Return the format of a metric's values: decimals as in the papers, or four digits of what is not known."""
-    if name in COCO_NAMES.values():
+    if name in COCO_NAMES.values() or name in PANOPTIC_NAMES.values():
         return '.1f'
     return '.2f' if name in SEGMENTATION_METRICS else '.4g'
 
@@ -158,6 +159,15 @@ def results_markdown(results):
         cells[name] = [format_metric(first, name)] + [
             format_metric(value, name) + (f' ({difference})' if difference else '')
             for value, difference in zip(others, differences)]
+    return to_markdown(cells)
+
+
+def paper_markdown(table):
+    """Return the figures of a run, of a paper and their difference as a Markdown table."""
+    cells = table.astype(object)
+    for name in table:
+        run, paper, difference = table[name]
+        cells[name] = [format_metric(run, name), f'{paper:g}', format_difference(difference, name)]
     return to_markdown(cells)
 
 

@@ -1,0 +1,199 @@
+"""Whether a config is what its entry says: norms counted, one training and one test step, the right layers fixed."""
+import contextlib
+import copy
+import io
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from mmnorm.engine import parse_config
+from mmnorm.norms.base import PlaneNorm
+
+SIDE = 64  # pixels of the synthetic images
+_NAMES = {'BatchNorm2d': 'BN', 'SyncBatchNorm': 'SyncBN', 'GroupNorm': 'GN', 'InstanceNorm2d': 'IN'}
+# What keeps a step on synthetic images small: proposals and samples of heads
+_SMALL = dict(nms_pre=64, max_per_img=16, num=16)
+
+
+@dataclass
+class Check:
+    """What was found of a config.
+
+    Attributes:
+        name: Of the entry.
+        norms: As :func:`count_norms` gives them; {} if the network was not built.
+        problems: A sentence each; empty if the config is what its entry says.
+        seconds: What all took.
+    """
+    name: str
+    norms: dict = field(default_factory=dict)
+    problems: list = field(default_factory=list)
+    seconds: float = 0.
+
+
+def check_model(model):
+    """Parse and build a config, count its norms, train one step and test one on synthetic images.
+
+    Nothing is loaded: weights are random. SyncBN runs as BN where there is no GPU, after it was counted.
+
+    Args:
+        model (Model): Entry of the metafile.
+
+    Returns:
+        Check: With every problem that was found.
+    """
+    check, start = Check(model.name), time.perf_counter()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        try:
+            _check(model, check)
+        except Exception as error:  # of any class that a config names: the others are to be checked all the same
+            check.problems.append(f'{type(error).__name__}: {" ".join(str(error).split())}')
+    check.seconds = time.perf_counter() - start
+    return check
+
+
+def _check(model, check):
+    torch.manual_seed(0)
+    cfg = parse_config(model.path)
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    scale = cfg.get('auto_scale_lr') or {}
+    if not (scale.get('enable') and scale.get('base_batch_size')):
+        check.problems.append('auto_scale_lr is not enabled with a base_batch_size')
+    for row in model.published:
+        copy.deepcopy(cfg).merge_from_dict(row.options)
+    network = build_untrained(cfg)
+    network.train()
+    check.norms = count_norms(network)
+    if check.norms != model.norms:
+        check.problems.append(f'its norms are {check.norms}, its entry says {model.norms}')
+    network = revert_sync_batchnorm(network)
+    step(network, cfg, check.problems)
+
+
+def build_untrained(cfg):
+    """Build the model (nn.Module) of a config (Config) with random weights and few proposals; cfg is changed."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    for part in _dicts(cfg.model):
+        for key in part.keys() & _SMALL.keys():
+            part[key] = min(part[key], _SMALL[key])
+        part.pop('pretrained', None)
+        if 'checkpoint' in (part.get('init_cfg') or {}):
+            part['init_cfg'] = None
+    return MODELS.build(cfg.model)
+
+
+def _dicts(tree):
+    if isinstance(tree, dict):
+        yield tree
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from _dicts(branch)
+
+
+def count_norms(network):
+    """Count norm layers.
+
+    Args:
+        network (nn.Module): In training mode.
+
+    Returns:
+        dict[str, dict[str, str]]: By part of the network (its direct children that have any) and by type: '17', or
+        '13 + 4 fixed'. Fixed layers train neither statistics nor parameters; held ones normalise by running
+        statistics and train gamma and beta; those by batch normalise by batch statistics and train nothing.
+    """
+    norms = {}
+    for part, module in network.named_children():
+        counts = Counter((_type_name(layer), _state(layer)) for layer in _norm_layers(module).values())
+        if counts:
+            norms[part] = {kind: ' + '.join(f'{counts[kind, state]} {state}'.strip()
+                                            for state in ('', 'by batch', 'held', 'fixed') if counts[kind, state])
+                           for kind in sorted({kind for kind, _ in counts})}
+    return norms
+
+
+def _norm_layers(network):
+    layers = {}
+    for name, module in network.named_modules():
+        inside = any(name.startswith(f'{outer}.') for outer in layers)  # IBN's halves are no layers of their own
+        if isinstance(module, (PlaneNorm, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)) and not inside:
+            layers[name] = module
+    return layers
+
+
+def _type_name(layer):
+    return _NAMES.get(type(layer).__name__, type(layer).__name__)
+
+
+def _state(layer):
+    parameters = list(layer.parameters())
+    trains = any(parameter.requires_grad for parameter in parameters)
+    if getattr(layer, 'running_mean', None) is None:
+        return '' if trains or not parameters else 'fixed'
+    if layer.training and not getattr(layer, 'frozen', False):
+        return '' if trains else 'by batch'
+    return 'held' if trains else 'fixed'
+
+
+def step(network, cfg, problems):
+    """Train one step and test one on synthetic images, and see that fixed layers stayed as they were.
+
+    Args:
+        network (nn.Module): In training mode; changed in place.
+        cfg (Config): With its optimizer.
+        problems (list[str]): Gets a sentence for whatever is wrong.
+    """
+    fixed = {name: copy.deepcopy(layer.state_dict()) for name, layer in _norm_layers(network).items()
+             if _state(layer) == 'fixed'}
+    MessageHub.get_instance('mmnorm_zoo')  # losses that change in the course of a training ask it for the iteration
+    optim_wrapper = build_optim_wrapper(network, cfg.optim_wrapper)
+    losses = network.train_step(synthetic_batch(cfg), optim_wrapper)
+    bad = [key for key, value in losses.items() if not torch.isfinite(value).all()]
+    if bad:
+        problems.append(f'{", ".join(bad)} of the first training step is not finite')
+    for name, state in fixed.items():
+        now = network.get_submodule(name).state_dict()
+        if any(not torch.equal(now[key], value) for key, value in state.items()):
+            problems.append(f'{name} is fixed and was changed by a training step')
+    network.eval()
+    with torch.no_grad():
+        if not network.test_step(synthetic_batch(cfg)):
+            problems.append('a test step gave nothing')
+
+
+def synthetic_batch(cfg, batch_size=2):
+    """Make a batch (dict) of random images with the annotations that the config's task trains on."""
+    if cfg.get('default_scope') == 'mmseg':
+        return _segmentation_batch(cfg, batch_size)
+    from mmdet.testing import demo_mm_inputs
+    roi_head = cfg.model.get('roi_head') or {}
+    num_classes = (roi_head.get('bbox_head') or cfg.model.get('bbox_head')).num_classes
+    return demo_mm_inputs(
+        batch_size, (3, SIDE, SIDE), num_items=[2] * batch_size, num_classes=num_classes,
+        with_mask=bool(roi_head.get('mask_head')), with_semantic='semantic_head' in cfg.model,
+        sem_seg_output_strides=4)
+
+
+def _segmentation_batch(cfg, batch_size):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for _ in range(batch_size):
+        classes = torch.randint(cfg.model.decode_head.num_classes, (1, SIDE, SIDE), generator=generator)
+        sample = SegDataSample(metainfo=dict(img_shape=(SIDE, SIDE), ori_shape=(SIDE, SIDE)))
+        sample.gt_sem_seg = PixelData(data=classes)
+        samples.append(sample)
+    images = torch.randint(256, (batch_size, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    return dict(inputs=list(images), data_samples=samples)

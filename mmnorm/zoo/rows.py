@@ -1,0 +1,118 @@
+"""The papers' tables: every config, what it should contain, and what the paper measured. Knows no network."""
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+HOME = Path(__file__).resolve().parents[1] / '.mim'  # of configs and model-index, in a checkout and installed
+METAFILE = HOME / 'configs/metafile.yml'
+PAPERS = ('xbn', 'evalnorm', 'sn', 'rbn', 'bgn')
+TASKS = ('object detection', 'instance segmentation', 'panoptic segmentation', 'semantic segmentation')
+MODES = ('frozen', 'live', 'scratch')
+DATA = ('COCO', 'ADE20K', 'Cityscapes', 'digits')
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of a paper's table.
+
+    Attributes:
+        table: Paper and number, 'xbn Table 4, A4'.
+        row: What the paper calls it.
+        data: What it was measured on, 'COCO val2017'.
+        metrics: Figures in percent under the names that reports use, 'AP^bbox' or 'mIoU (ms)'.
+        options: What its test adds to the config by ``--cfg-options``.
+    """
+    table: str
+    row: str
+    data: str
+    metrics: dict
+    options: dict = field(default_factory=dict)
+
+    @property
+    def headline(self):
+        """What a list shows of the metrics (str): the first of boxes, of masks, of panoptic and of semantic maps."""
+        shown = [key for key in ('AP^bbox', 'AP^mask', 'PQ', 'mIoU', 'mIoU (ms)') if key in self.metrics]
+        return ', '.join(f'{key} {self.metrics[key]}' for key in shown)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One config of the zoo; the header of ``configs/metafile.yml`` says what each value means."""
+    name: str
+    config: str
+    paper: str
+    task: str
+    norm: str
+    mode: str
+    backbone: str
+    data: str
+    norms: dict
+    pretrained: dict = field(default_factory=dict)
+    published: tuple = ()
+    sweep: dict = field(default_factory=dict)
+    note: str = ''
+
+    @property
+    def path(self):
+        """Where the config is (Path)."""
+        return HOME / self.config
+
+
+def load_zoo(path=METAFILE):
+    """Read the metafile.
+
+    Args:
+        path (str or Path): Default: that of this checkout or installation.
+
+    Returns:
+        dict[str, Model]: By name, in the order of the file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: An entry is incomplete or has a key or value that is not known; it is named.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path} does not exist: the list of configs comes with mmnorm, install it again')
+    entries = yaml.safe_load(Path(path).read_text())['Models']
+    models = [_read_model(entry) for entry in entries]
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'{path} has two entries of the name {double}')
+    return dict(zip(names, models))
+
+
+def _read_model(entry):
+    name = entry.get('Name', entry)
+    try:
+        entry = dict(entry)
+        metadata = dict(entry.pop('Metadata'))
+        model = Model(
+            entry.pop('Name'), entry.pop('Config'), entry.pop('In Collection'), metadata.pop('Task'),
+            metadata.pop('Norm'), metadata.pop('Mode'), metadata.pop('Backbone'), metadata.pop('Data'),
+            _norms_as_text(entry.pop('Norms')), entry.pop('Pretrained', {}),
+            tuple(Published(**{key.lower(): value for key, value in row.items()})
+                  for row in entry.pop('Published', ())), entry.pop('Sweep', {}), entry.pop('Note', ''))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'entry {name} of the metafile is incomplete: {error}') from error
+    if entry or metadata:
+        raise ValueError(f'entry {name} of the metafile has unknown keys: {", ".join([*entry, *metadata])}')
+    for value, known in ((model.paper, PAPERS), (model.task, TASKS), (model.mode, MODES), (model.data, DATA)):
+        if value not in known:
+            raise ValueError(f'entry {name} of the metafile: {value!r} is none of {", ".join(known)}')
+    return model
+
+
+def _norms_as_text(norms):
+    return {part: {kind: str(count) for kind, count in kinds.items()} for part, kinds in norms.items()}
+
+
+def find_model(config, zoo=None):
+    """Find the entry (Model) that a config file is; None if it is none of the zoo's.
+
+    Args:
+        config (str or Path): Its path, wherever the repository is, or only its name.
+        zoo (dict[str, Model] or None): Default: :func:`load_zoo`.
+    """
+    return (load_zoo() if zoo is None else zoo).get(Path(config).stem)

@@ -1,0 +1,86 @@
+"""The check of a config finds what is wrong with it."""
+from dataclasses import replace
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmnorm.norms import IBN, SN, FrozenBN
+from mmnorm.zoo import load_zoo
+from mmnorm.zoo.check import check_model, count_norms, step
+
+
+@pytest.fixture(scope='module')
+def owners():
+    """The entry of the owner's config."""
+    return load_zoo()['mask_rcnn_xbn_r50']
+
+
+def variant(model, tmp_path, text):
+    """The entry with a config that inherits the entry's own and goes on with a text."""
+    path = tmp_path / 'variant.py'
+    path.write_text(f'_base_ = {str(model.path)!r}\n{text}\n')
+    return replace(model, config=str(path))
+
+
+def test_what_its_entry_says(owners):
+    assert not check_model(owners).problems
+
+
+@pytest.mark.parametrize(('text', 'problem'), [
+    ('model = dict(backbone=dict(xbn=dict(stem=False)))', r"37 fixed.*its entry says .*36 fixed"),
+    ('model = dict(backbone=dict(frozen_stages=-1))', r"'GN': '17'.*13 \+ 4 fixed"),
+    ('model = dict(backbone=dict(depth=49))', 'KeyError'),
+    ('model = dict(rpn_head=dict(loss_cls=dict(loss_weight=float("inf"))))', 'loss_rpn_cls.* is not finite'),
+    ('auto_scale_lr = dict(enable=False)', 'auto_scale_lr'),
+    ('syntax error', 'cannot be read'),
+])
+def test_problems_are_named(owners, tmp_path, text, problem):
+    found = check_model(variant(owners, tmp_path, text)).problems
+    assert len(found) == 1
+    with pytest.raises(AssertionError, match=problem):
+        raise AssertionError(found[0])
+
+
+def test_options_of_a_row_must_fit(owners, tmp_path):
+    row = replace(owners.published[0], options={'model.backbone.no.such': 1, 'model.backbone.depth.x': 2})
+    assert 'no' in check_model(replace(owners, published=(row, ))).problems[0]
+
+
+def test_counts_by_state():
+    backbone = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4), FrozenBN(4), SN(4), SN(4),
+                             nn.GroupNorm(2, 4), nn.GroupNorm(2, 4), IBN(4))
+    model = nn.ModuleDict(dict(backbone=backbone, neck=nn.Conv2d(3, 4, 1)))
+    model.train()
+    backbone[1].eval()
+    backbone[2].eval().requires_grad_(False)
+    backbone[5].requires_grad_(False)
+    backbone[7].requires_grad_(False)
+    assert count_norms(model) == {'backbone': {
+        'BN': '1 + 1 held + 1 fixed', 'FrozenBN': '1 fixed', 'SN': '1 + 1 by batch', 'GN': '1 + 1 fixed', 'IBN': '1'}}
+
+
+class Leaky(nn.Module):
+    """A network whose training step changes a layer that is fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.BatchNorm2d(2).eval().requires_grad_(False)
+        self.head = nn.Conv2d(2, 2, 1)
+
+    def train_step(self, data, optim_wrapper):
+        self.backbone.weight.data += 1
+        return dict(loss=torch.zeros(()))
+
+    def test_step(self, data):
+        return ['something']
+
+
+def test_fixed_layer_that_changes_is_named():
+    cfg = Config(dict(
+        default_scope='mmseg', model=dict(decode_head=dict(num_classes=2)),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))))
+    problems = []
+    step(Leaky(), cfg, problems)
+    assert problems == ['backbone is fixed and was changed by a training step']
