@@ -97,4 +97,4 @@ def _has(config, options):
             tree = tree.get(key) if isinstance(tree, dict) else None
         return tree
 
-    return all(value(config, path) == wanted for path, wanted in options.items())
+    return all(value(config, path) == wanted for path, wanted in options.items() if not path.endswith('_delete_'))

@@ -1,0 +1,205 @@
+"""Where other code keeps the tensors of a ResNet: the names, as data.
+
+The papers' authors and torchvision train on RGB images normalised by ImageNet's mean and deviation, and have the
+stride in the 3 x 3 convolution: the defaults of mmdet and mmseg (``style='pytorch'``).
+"""
+import re
+from typing import NamedTuple
+
+import torch
+
+from .norms import kinds
+
+SN_LICENCE = "CC-BY-NC-4.0 for the authors' release: no commercial use"
+_SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
+
+
+class Layout(NamedTuple):
+    """Names of one code base.
+
+    Attributes:
+        about (str): Whose, and what of it.
+        sign (str): Regular expression of a name that it has.
+        norms (set[str]): The kinds of norms that its backbone has (see :mod:`mmnorm.convert.norms`); empty: any.
+        rename (dict[str, str]): Regular expressions and what stands in their place, applied in order. What comes out
+            are the names of mmdet's and mmseg's ResNet, which are torchvision's.
+        drop (dict[str, str]): Regular expressions of what has no place in a backbone, and what it is.
+        licence (str): Of the weights that are known in this layout.
+    """
+
+    about: str
+    sign: str
+    norms: frozenset = frozenset()
+    rename: dict = {}
+    drop: dict = {}
+    licence: str = "the checkpoint's own"
+
+
+_CLASSIFIER = {r'^fc\.': 'ImageNet classifier'}
+
+#: 'auto' finds the first that fits; mmdet's, which may have any norm, is the last.
+LAYOUTS = {
+    # (8,1) weights, without BN's part, have mean_weight of shape (2,) and no running statistics
+    'sn': Layout(
+        "SN's authors, Switchable-Normalization (ResNet v1) and SwitchNorm_Segmentation",
+        sign=r'^layer1\.0\.sn1\.mean_weight$', norms=frozenset({'SN'}),
+        rename={r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.', **_SN_NAMES},  # layer0 is the segmenter's stem
+        drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'}, licence=SN_LICENCE),
+    # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
+    'sn-detectron': Layout(
+        "SN's authors, SwitchNorm_Detection (Detectron.pytorch): pretrained backbones and whole detectors",
+        sign=r'^Conv_Body\.(conv_body\.)?res2\.0\.sn1\.mean_weight$', norms=frozenset({'SN'}),
+        rename={
+            r'^Conv_Body\.(conv_body\.)?res1\.': '',
+            r'^Conv_Body\.(conv_body\.)?res2\.': 'layer1.',
+            r'^Conv_Body\.(conv_body\.)?res3\.': 'layer2.',
+            r'^Conv_Body\.(conv_body\.)?res4\.': 'layer3.',
+            r'^Conv_Body\.(conv_body\.)?res5\.': 'layer4.',
+            r'^Box_Head\.res5\.': 'layer4.',
+            **_SN_NAMES,
+        },
+        drop={
+            r'^Conv_Body\.(conv_body\.)?classifier\.': 'ImageNet classifier',
+            r'^Conv_Body\.(conv_top|topdown_lateral_modules|posthoc_modules|extra_pyramid_modules)\.': 'FPN',
+            r'^RPN\.': 'RPN', r'^Box_(Head|Outs)\.': 'box head', r'^Mask_(Head|Outs)\.': 'mask head',
+            r'^Keypoint_(Head|Outs)\.': 'keypoint head',
+        }, licence=SN_LICENCE),
+    'rbn': Layout(
+        "RBN's authors, RBN (torchvision's ResNet and ResNeXt)",
+        sign=r'^layer1\.0\.bn1\.scale_bias$', norms=frozenset({'RBN'}), drop=_CLASSIFIER,
+        licence="research and education only for the authors' code"),
+    # the stem's norm and those of the placement are GN, of weight and bias alone
+    'xbn': Layout(
+        "XBN's authors, XBNBlock (ResNet and ResNeXt)",
+        sign=r'^layer1\.0\.conv1\.weight$', norms=frozenset({'BN', 'GN'}),
+        drop={**_CLASSIFIER, r'^last_bn\.': 'norm before the classifier'}, licence='none stated by the authors'),
+    'torchvision': Layout(
+        "torchvision's ResNet and ResNeXt, alone or in its detectors",
+        sign=r'^(backbone\.body\.)?layer1\.0\.bn1\.running_mean$', norms=frozenset({'BN'}), drop=_CLASSIFIER,
+        licence='BSD-3-Clause for torchvision'),
+    # with C4 the last stage is the heads' shared one
+    'mmdet': Layout(
+        'mmdet, mmseg and this package: a backbone alone, or a whole network; of any norm',
+        sign=r'(^|\.)layer1\.0\.bn1\.weight$', rename={r'^roi_head\.shared_head\.': 'backbone.'},
+        drop={**_CLASSIFIER,
+              r'^ema_': "the EMA hook's other weights (mmcv 1.x): the averaged ones have the plain names"}),
+}
+
+_NETWORK_KEYS = ('state_dict', 'model')
+_TRUNK = re.compile(r'(.*?)layer1\.0\.conv1\.weight')
+
+
+def unwrap(checkpoint):
+    """Find the network's tensors in what a checkpoint file holds.
+
+    Args:
+        checkpoint (dict): A state dict, or a dict that has it as ``state_dict`` or ``model``.
+
+    Returns:
+        tuple[dict[str, Tensor], dict[str, list[str]]]: The tensors, without ``module.``; and what was left out, the
+        names by what they are.
+
+    Raises:
+        ValueError: It holds no tensors, or two networks.
+    """
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'it is no checkpoint: it holds a {type(checkpoint).__name__}')
+    held = [key for key in _NETWORK_KEYS if isinstance(checkpoint.get(key), dict)]
+    if len(held) > 1:
+        raise ValueError(f'it is ambiguous: it holds a network as {" and another as ".join(held)}')
+    entries = checkpoint[held[0]] if held else checkpoint
+    tensors = {key: value for key, value in entries.items() if isinstance(key, str) and torch.is_tensor(value)}
+    if not tensors:
+        raise ValueError(f'it holds no tensors by name, only {", ".join(map(str, list(checkpoint)[:5])) or "nothing"}')
+    weights = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    if len(weights) < len(tensors):
+        raise ValueError('it is ambiguous: it has some names both with module. and without')
+    others = {'no tensor': [str(key) for key in entries if key not in tensors]}
+    if held and 'ema_state_dict' in checkpoint:
+        others["mmengine's other weights of an averaged model: state_dict has the averaged ones"] = ['ema_state_dict']
+    return weights, {what: names for what, names in others.items() if names}
+
+
+def select(weights, prefix):
+    """Keep the tensors below a prefix, without it, and the names of the others."""
+    inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    if not inside:
+        raise ValueError(f'it has no tensor whose name starts with {prefix}')
+    return inside, [key for key in weights if not key.startswith(prefix)]
+
+
+def find_layout(weights):
+    """Find the layout that tensors are in, the first of ``LAYOUTS`` whose sign and kinds of norms they have.
+
+    Args:
+        weights (dict[str, Tensor]): As :func:`unwrap` returns them.
+
+    Returns:
+        str: Key of ``LAYOUTS``.
+
+    Raises:
+        ValueError: There is none; or they are ambiguous, as of :func:`take_backbone`.
+    """
+    for name, layout in LAYOUTS.items():
+        if _has_sign(weights, layout):
+            if not layout.norms or layout.norms == kinds(take_backbone(weights, name)[0]):
+                return name
+    raise ValueError('it is in none of the known layouts: it has no ResNet that names its first norm layer1.0.bn1 or '
+                     f'layer1.0.sn1 (res2.0.sn1 in Detectron); its first tensor is {next(iter(weights))}')
+
+
+def take_backbone(weights, layout):
+    """Take a backbone out of a network and name its tensors as mmdet's and mmseg's ResNet does.
+
+    Args:
+        weights (dict[str, Tensor]): As :func:`unwrap` returns them.
+        layout (str): Key of ``LAYOUTS``.
+
+    Returns:
+        tuple[dict[str, Tensor], dict[str, str], dict[str, list[str]]]: The tensors by their new names; the old names
+        by the new; and the names that were left out, by what they are.
+
+    Raises:
+        ValueError: The names are not of that layout; there is no backbone, or there are several; or two tensors get
+            the same name.
+    """
+    if not _has_sign(weights, LAYOUTS[layout]):
+        raise ValueError(f'it is not in the layout {layout}, which has names such as {LAYOUTS[layout].sign}')
+    renamed, dropped = _sort_out(weights, LAYOUTS[layout].rename, LAYOUTS[layout].drop)
+    trunks = list(dict.fromkeys(match[1] for match in map(_TRUNK.fullmatch, renamed) if match))
+    if len(trunks) != 1:
+        raise ValueError(f'it is ambiguous: it has {len(trunks)} backbones, under '
+                         f'{" and ".join(trunk or "no prefix" for trunk in trunks)}; choose one with --source-prefix'
+                         if trunks else f'it has no ResNet by the names of {layout}: no layer1.0.conv1.weight')
+    outside = [old for new, old in renamed.items() if not new.startswith(trunks[0])]
+    if outside:
+        dropped['no part of the backbone'] = outside
+    origin = {new.removeprefix(trunks[0]): old for new, old in renamed.items() if new.startswith(trunks[0])}
+    return {new: weights[old] for new, old in origin.items()}, origin, dropped
+
+
+def take_network(weights):
+    """As :func:`take_backbone`, but the whole of a network of mmdet or mmseg, under its names."""
+    origin, dropped = _sort_out(weights, {}, LAYOUTS['mmdet'].drop)
+    return {name: weights[name] for name in origin}, origin, dropped
+
+
+def _has_sign(weights, layout):
+    return any(map(re.compile(layout.sign).search, weights))
+
+
+def _sort_out(weights, rename, drop):
+    """Old names by new, and what is dropped; see :class:`Layout`."""
+    renamed, dropped = {}, {}
+    for old in weights:
+        new = old
+        for pattern, replacement in rename.items():
+            new = re.sub(pattern, replacement, new)
+        what = next((what for pattern, what in drop.items() if re.search(pattern, new)), None)
+        if what:
+            dropped.setdefault(what, []).append(old)
+        elif new in renamed:
+            raise ValueError(f'it is ambiguous: {renamed[new]} and {old} would both become {new}')
+        else:
+            renamed[new] = old
+    return renamed, dropped

@@ -1,0 +1,218 @@
+"""What the tensors of one norm become for another: pure functions on state dicts.
+
+A layer's kind is known by what it keeps:
+
+| kind | beside weight and bias                                | to BN                   | from BN               |
+|------|-------------------------------------------------------|-------------------------|-----------------------|
+| BN   | running_mean, running_var                             |                         |                       |
+| EN   | BN's, alpha, beta, mean_batch_size, squared_gradients | always; alpha, beta go  | as it is              |
+| RBN  | BN's, center_weight, scale_weight, scale_bias         | if both weights are 0   | weight / sigmoid(1)   |
+| SN   | BN's, mean_weight, var_weight                         | if the ratios select BN | ratios that select BN |
+| GN   | nothing: GN, IN and GW, batch-free, as XBN has them   | never                   | statistics go         |
+
+All of it is for evaluation: what a converted network computes there is what the network computed before, but for GN.
+Whatever else has BN's tensors (SyncBN, FrozenBN, BRN, BGN, IBN) is of kind BN here.
+
+SN from BN. With ``bn_share=1`` the ratios are (0, 0, 1) to the last bit: the logits are (0, 0, 128), and exp(-128) is
+0 in float32. So evaluation is BN's, up to the rounding of the arithmetic; but the softmax is saturated there, its
+gradient is 0, and fine-tuning cannot leave BN: it trains a BN network at SN's price. A smaller share s gives logits
+that train, (0, 0, log(2 s / (1 - s))), with gradients in proportion to s (1 - s); but then IN and LN have (1 - s) / 2
+each of every mean and variance, and over 53 layers that adds up. Outputs of the last stage of a ResNet-50 with random
+weights and recollected statistics move by 0.6 % (s = 0.9999), 6 % (0.999), 37 % (0.99) and 80 % (0.9) of their norm: a
+smaller share is a start for training, not the same network.
+
+SN of the authors. Their running_var is a moving average of mean_n(v' + m^2) - mean_n(m)^2, where v' is the unbiased
+variance of each channel of each sample, over its L positions; ours is BN's, (NL / (NL - 1)) times the biased variance
+over samples and positions. Theirs is larger by less than 1 / (L - 1), at L = 49 (the last stage, 224 pixels) 2 % of
+a variance, and smaller by at most 1 / (NL). A correction would need N, L and how much of the variance lies within
+samples, none of which a checkpoint has; and evaluation needs none, since both take the running statistics as they are.
+The other trace of it remains: their IN and LN divide by v', ours by the biased variance (the paper's), so a trained
+network's outputs differ by the order of 1 / L, less in larger images. Recollecting the statistics makes them ours
+(tools/bn_statistics.py recollect).
+"""
+import math
+
+import torch
+from torch.nn import functional as F
+
+#: What each kind of norm learns or keeps beside BN's tensors.
+OWN = {
+    'SN': ('mean_weight', 'var_weight'),
+    'RBN': ('center_weight', 'scale_weight', 'scale_bias'),
+    'EN': ('alpha', 'beta', 'mean_batch_size', 'squared_gradients'),
+}
+_BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
+# sums that SN's authors' detector fills while it tests
+_IGNORED = ('batch_mean', 'batch_var')
+_LEAVES = {*_BN, *_IGNORED, *(leaf for own in OWN.values() for leaf in own)}
+_SATURATED = 128.
+_RATIO_TOLERANCE = 1e-6  # below what float32 statistics resolve
+
+_REFUSED = {
+    'SN': 'SN whose ratios do not select BN for mean and variance (if they are hardened, say so: --hard)',
+    'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
+    'GN': 'batch-free, without the running statistics that another norm needs (an XBN backbone has to have batch-free '
+          "norms in the same places; the authors' have xbn=dict(stem=True))",
+}
+
+
+def norm_layers(weights):
+    """Find the norm layers of a state dict.
+
+    Args:
+        weights (dict[str, Tensor]): Of any network; weight and bias of its norms may be (C,) or (1, C, 1, 1).
+
+    Returns:
+        dict[str, dict[str, Tensor]]: Layer name to its tensors, by the last part of their names.
+    """
+    layers = {}
+    for key, value in weights.items():
+        name, _, leaf = key.rpartition('.')
+        if leaf in _LEAVES:
+            layers.setdefault(name, {})[leaf] = value
+    return {name: layer for name, layer in layers.items() if _is_norm(layer)}
+
+
+def kind_of(layer):
+    """The kind (str) of a layer of :func:`norm_layers`, as in the table above."""
+    return next((kind for kind, own in OWN.items() if any(leaf in layer for leaf in own)),
+                'BN' if 'running_mean' in layer else 'GN')
+
+
+def kinds(weights):
+    """The kinds (set[str]) of the norms of a state dict."""
+    return {kind_of(layer) for layer in norm_layers(weights).values()}
+
+
+def convert_norms(weights, reference, bn_share=1., hard=False):
+    """Turn the norms of a network into those of another.
+
+    Args:
+        weights (dict[str, Tensor]): State dict to convert; stays as it is. What is no norm is taken over.
+        reference (dict[str, Tensor]): State dict of the network that it is for; its layers say what each norm becomes.
+            Layers that it lacks are taken over.
+        bn_share (float): Of SN from BN: the share of BN in mean and variance, in (0, 1].
+        hard (bool): SN layers are hardened: the largest of their ratios counts 1.
+
+    Returns:
+        tuple[dict[str, Tensor], dict[str, tuple[str, str]], list[str]]: The new state dict, its norms' tensors of
+        shape (C,); the kinds that each layer had and has; and what the user should know.
+
+    Raises:
+        ValueError: A norm cannot become what it should; all such layers are named. Or ``bn_share`` is out of range.
+    """
+    if not 0 < bn_share <= 1:
+        raise ValueError(f'the share of BN must be above 0 and at most 1, got {bn_share}')
+    references = norm_layers(reference)
+    targets = {name: kind_of(layer) for name, layer in references.items()}
+    converted, changed, refused = dict(weights), {}, {}
+    sources = {name: layer for name, layer in norm_layers(weights).items() if name in targets}
+    for name, source in sources.items():
+        kind, target = kind_of(source), targets[name]
+        layer = {leaf: value if leaf in OWN['SN'] or not value.dim() else value.flatten()
+                 for leaf, value in source.items() if leaf not in _IGNORED}
+        if kind != target:
+            layer = _to_bn(kind, layer, hard)
+            if layer is None:
+                refused.setdefault(kind, []).append(name)
+                continue
+            layer = _from_bn(target, layer, references[name], bn_share)
+        if target != 'GN':
+            layer = _completed(layer)
+        prefix = f'{name}.' if name else ''
+        for leaf in source:
+            del converted[prefix + leaf]
+        converted.update({prefix + leaf: value for leaf, value in layer.items()})
+        changed[name] = kind, target
+    if refused:
+        wanted = ', '.join(sorted({targets[name] for names in refused.values() for name in names}))
+        raise ValueError(f'its norms cannot become {wanted}: ' + '; '.join(
+            f'{len(names)} are {_REFUSED[kind]}: {", ".join(names)}' for kind, names in refused.items()))
+    return converted, changed, list(_notes(sources, changed, bn_share))
+
+
+def _is_norm(layer):
+    weight, bias = layer.get('weight'), layer.get('bias')
+    return (weight is not None and bias is not None and weight.shape == bias.shape and weight.dim() > 0
+            and weight.numel() == max(weight.shape))
+
+
+def _to_bn(kind, layer, hard):
+    """BN's tensors of a layer; None if BN cannot compute what it computes."""
+    bn = {leaf: layer[leaf] for leaf in _BN if leaf in layer}
+    if kind == 'GN' or kind == 'SN' and not all(_selects_bn(layer.get(leaf), hard) for leaf in OWN['SN']):
+        return None
+    if kind == 'RBN':
+        if any(layer[leaf].any() for leaf in ('center_weight', 'scale_weight') if leaf in layer):
+            return None
+        if 'scale_bias' in layer:
+            bn['weight'] = bn['weight'] * torch.sigmoid(layer['scale_bias'])
+    return bn
+
+
+def _selects_bn(logits, hard):
+    if logits is None or logits.shape[-1:] != (3, ):  # trained without BN's part
+        return False
+    ratios = F.one_hot(logits.argmax(-1), 3) if hard else logits.double().softmax(-1)
+    return bool((1 - ratios[..., 2] <= _RATIO_TOLERANCE).all())
+
+
+def _from_bn(kind, bn, reference, bn_share):
+    """A layer that computes what BN computed, with the tensors that the layer it is for has."""
+    if kind == 'GN':
+        return {leaf: bn[leaf] for leaf in ('weight', 'bias')}
+    if kind == 'SN':
+        gap = _SATURATED if bn_share == 1 else math.log(2 * bn_share / (1 - bn_share))
+        logits = bn['weight'].new_tensor([0., 0., gap])
+        return {**bn, **{leaf: logits.expand(*reference[leaf].shape[:-1], 3).clone() for leaf in OWN['SN']}}
+    if kind == 'RBN':
+        start = {'center_weight': torch.zeros_like, 'scale_weight': torch.zeros_like, 'scale_bias': torch.ones_like}
+        own = {leaf: make(bn['weight']) for leaf, make in start.items() if leaf in reference}
+        gate = torch.sigmoid(own['scale_bias']) if 'scale_bias' in own else 1
+        return {**bn, 'weight': bn['weight'] / gate, **own}
+    return bn  # EN starts from its norm_cfg, as it does from any BN checkpoint
+
+
+def _completed(layer):
+    """A layer with the buffers that the authors' files lack: the counter, and without BN's part the statistics."""
+    layer = dict(layer)
+    layer.setdefault('num_batches_tracked', torch.tensor(0))
+    if _without_bn(layer):
+        layer.setdefault('running_mean', torch.zeros_like(layer['weight']))
+        layer.setdefault('running_var', torch.ones_like(layer['weight']))
+    return layer
+
+
+def _without_bn(layer):
+    """Whether an SN layer mixes IN and LN alone."""
+    return 'mean_weight' in layer and layer['mean_weight'].shape[-1:] == (2, )
+
+
+def _notes(sources, changed, bn_share):
+    """What the user should know of a conversion."""
+    def layers(condition):
+        return [sources[name] for name, kinds_of_layer in changed.items() if condition(sources[name], *kinds_of_layer)]
+
+    evalnorm = [max(float(layer[leaf].abs().max()) if leaf in layer else 0 for leaf in ('alpha', 'beta'))
+                for layer in layers(lambda layer, kind, target: kind == 'EN' != target)]
+    if any(evalnorm):
+        yield (f'alpha and beta of {sum(map(bool, evalnorm))} EN layers are not 0 (up to {max(evalnorm):.3g}) and are '
+               'dropped: evaluation is now by the running statistics alone')
+    placed = layers(lambda layer, kind, target: kind != 'GN' == target)
+    if placed:
+        yield (f'{len(placed)} norms become batch-free and lose only their running statistics, as XBN backbones load '
+               'BN checkpoints anyway: what the network computes changes, so train it with live BNs '
+               '(configs/_base_/live_norm.py)')
+    if layers(lambda layer, kind, target: kind != 'SN' == target):
+        yield ('the ratios of SN select BN to the last bit and so never train; --bn-share below 1 gives ratios that do'
+               if bn_share == 1 else f'IN and LN have {(1 - bn_share) / 2:.3g} each of every mean and variance: the '
+               'network does not compute what it computed with BN, and has to be trained')
+    if layers(lambda layer, kind, target: target == 'SN' and _without_bn(layer)):
+        yield "its SN layers have no BN part, as (8,1) weights: they need norm_cfg=dict(type='SN', batch_stat=False)"
+    untaken = layers(lambda layer, *_: 'running_var' in layer and not layer['running_var'].any())
+    if untaken:
+        yield (f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever taken. Recollect them '
+               '(tools/bn_statistics.py recollect)')
+    if layers(lambda layer, *_: any(leaf in layer for leaf in _IGNORED)):
+        yield ('batch_mean and batch_var, the sums of a batch average that the authors take when they test, are '
+               'dropped: recollect the statistics (tools/bn_statistics.py recollect)')

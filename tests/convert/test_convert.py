@@ -1,0 +1,413 @@
+"""Checkpoints in the layouts of other code, converted, loaded strictly, and compared in what they compute."""
+import argparse
+import functools
+import os
+import warnings
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
+
+from mmnorm.blocks.mmdet_backbones import XBNResNet
+from mmnorm.convert import convert_file, convert_norms
+from mmnorm.engine.runner import load_safely
+from mmnorm.norms import RBN, SN
+
+from . import networks
+from .networks import WIDTH, forward, resnet50, with_classifier
+
+X = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """Save what a checkpoint holds, convert it, and return the report and the new state dict."""
+    def run(checkpoint, norm, **options):
+        number = len(list(tmp_path.iterdir()))
+        source, out = tmp_path / f'source_{number}.pth', tmp_path / f'out_{number}.pth'
+        torch.save(checkpoint, source)
+        report = convert_file(str(source), out, norm, **options)
+        return report, load_safely(out)['state_dict']
+    return run
+
+
+def bn_resnet50():
+    return resnet50(lambda name, channels: networks.bn_tensors(channels))
+
+
+@torch.no_grad()
+def outputs(weights, host=ResNet, depth=50, **cfg):
+    """What a backbone computes into which all of the weights, and no others, are loaded."""
+    model = host(depth, base_channels=WIDTH, **cfg).double()
+    model.eval()
+    assert weights.keys() <= model.state_dict().keys()
+    model.load_state_dict(weights, strict=True)
+    return model(X)
+
+
+def assert_same(ours, theirs, tolerance=1e-9):
+    for ours_of_stage, theirs_of_stage in zip(ours, theirs, strict=True):
+        assert (ours_of_stage - theirs_of_stage).abs().max() <= tolerance * theirs_of_stage.abs().max()
+
+
+@pytest.mark.parametrize('norm', ['RBN', 'SN', 'EN', 'BN'])
+def test_bn_to_another_norm_and_back_computes_the_same(convert, norm):
+    bn = bn_resnet50()
+    report, weights = convert(with_classifier(bn), norm)
+    assert report.layout == 'torchvision' and report.dropped == {'ImageNet classifier': ['fc.weight', 'fc.bias']}
+    assert report.norms == {f'BN -> {norm}': 53} and list(report.mapped) == [key for key in weights if key in bn]
+    expected = forward(bn, X, networks.bn)
+    assert_same(outputs(weights, norm_cfg=dict(type=norm)), expected)
+    if norm == 'RBN':  # said in the file: it does not matter how the layer takes BN checkpoints
+        assert_same(outputs(weights, norm_cfg=dict(type='RBN', fold_bn=False)), expected)
+    report, back = convert(weights, 'BN')
+    assert report.layout == dict(RBN='rbn', BN='torchvision').get(norm, 'torchvision' if norm == 'EN' else 'mmdet')
+    assert back.keys() == bn.keys()
+    for key, value in back.items():
+        torch.testing.assert_close(value, bn[key], rtol=0 if norm != 'RBN' else 1e-15, atol=0)
+    assert_same(outputs(back), expected)
+
+
+def test_float32_is_as_near_as_its_rounding(convert):
+    bn = {key: value.float() if value.is_floating_point() else value for key, value in bn_resnet50().items()}
+    expected = forward({key: value.double() for key, value in bn.items()}, X, networks.bn)
+    for norm in ('RBN', 'SN'):
+        weights = convert(bn, norm)[1]
+        if norm == 'SN':
+            assert torch.equal(weights['bn1.mean_weight'].softmax(0), torch.tensor([0., 0., 1.]))
+        model = ResNet(50, base_channels=WIDTH, norm_cfg=dict(type=norm))
+        model.load_state_dict(weights)
+        model.eval()
+        with torch.no_grad():
+            assert_same([y.double() for y in model(X.float())], expected, 1e-5)
+
+
+@pytest.mark.parametrize('layout, name, first', [
+    ('sn', lambda key: f'module.{key.replace("bn", "sn")}', 'module.layer1.0.sn1.weight'),
+    ('sn', lambda key: key.replace('bn', 'sn') if 'layer' in key else f'layer0.{0 if "conv" in key else 1}.'
+     + key.partition('.')[2], 'layer0.1.mean_weight'),
+    ('sn-detectron', lambda key: detectron(key, 'Conv_Body.conv_body.', 'Conv_Body.conv_body.'),
+     'Conv_Body.conv_body.res5.2.sn3.running_var'),
+    ('sn-detectron', lambda key: detectron(key, 'Conv_Body.', 'Box_Head.'), 'Box_Head.res5.0.downsample.1.mean_weight'),
+], ids=['classifier', 'segmenter', 'detector, FPN', 'detector, C4'])
+def test_sn_of_the_authors(convert, layout, name, first):
+    sn = resnet50(lambda _, channels: networks.sn_tensors(channels))
+    theirs = {name(key): value for key, value in sn.items()}
+    assert first in theirs
+    heads = {'sn': ['module.fc.weight', 'cls.0.weight', 'aux.1.mean_weight'],
+             'sn-detectron': ['Conv_Body.conv_top.1.mean_weight', 'Conv_Body.posthoc_modules.0.0.weight',
+                              'RPN.FPN_RPN_conv.weight', 'Box_Outs.cls_score.bias', 'Mask_Head.conv_fcn.0.weight']}
+    theirs.update({key: torch.ones(3) for key in heads[layout]})
+    report, weights = convert(dict(model='resnetv1sn50', state_dict=theirs) if layout == 'sn' else dict(model=theirs),
+                              'SN')
+    assert report.layout == layout and report.norms == {'SN -> SN': 53}
+    dropped = [key for keys in report.dropped.values() for key in keys]
+    assert sorted(dropped) == sorted(key.removeprefix('module.') for key in heads[layout])
+    assert len(report.mapped) + len(dropped) == len(theirs)
+    ours = outputs(weights, norm_cfg=dict(type='SN'))
+    assert_same(ours, forward(sn, X, networks.sn))
+    # the authors' instance variance is the unbiased one, which at 2 x 2 positions of this small image is much
+    unbiased = forward(sn, X, functools.partial(networks.sn, correction=1))
+    assert not torch.allclose(ours[-1], unbiased[-1], rtol=1e-2)
+
+
+def detectron(key, body, last_stage):
+    key = key.replace('bn', 'sn')
+    for ours, theirs in (('layer1', 'res2'), ('layer2', 'res3'), ('layer3', 'res4'), ('layer4', 'res5')):
+        if key.startswith(ours):
+            return (last_stage if ours == 'layer4' else body) + key.replace(ours, theirs)
+    return f'{body}res1.{key}'
+
+
+def test_unbiased_variances_of_sn_differ_by_the_order_of_one_over_the_positions():
+    layer, state = SN(4).double().eval(), networks.sn_tensors(4)
+    layer.load_state_dict(state)
+    state = {key: value.double() for key, value in state.items()}
+    differences = []
+    for size in (7, 14, 28):
+        x = torch.randn(2, 4, size, size, dtype=torch.float64)
+        with torch.no_grad():
+            ours = layer(x)
+        torch.testing.assert_close(ours, networks.sn(state, x))
+        differences.append(float((ours / networks.sn(state, x, correction=1) - 1).abs().median()) * size ** 2)
+        assert differences[-1] < 1
+    assert max(differences) < 2 * min(differences)
+
+
+def test_running_var_of_the_authors_is_within_one_over_the_positions_of_ours():
+    n, positions = 4, 49
+    x = torch.randn(n, 6, 7, 7, dtype=torch.float64) + torch.tensor([0., 1, 2, 3]).view(4, 1, 1, 1)
+    layer = SN(6, momentum=1.).double()
+    layer(x)
+    # what the authors' code pools: unbiased variances of instances, then E[x^2] - mean^2
+    mean = x.mean((2, 3))
+    theirs = (x.var((2, 3)) + mean ** 2).mean(0) - mean.mean(0) ** 2
+    ratio = theirs / layer.running_var
+    assert (ratio < 1 + 1 / (positions - 1)).all() and (ratio > 1 - 1 / (n * positions)).all()
+    assert not torch.allclose(ratio, torch.ones_like(ratio), rtol=1e-4)
+
+
+def test_sn_weights_without_bn(convert):
+    sn = resnet50(lambda _, channels: networks.sn_tensors(channels, sources=2))
+    report, weights = convert({key.replace('bn', 'sn'): value for key, value in sn.items()}, 'SN')
+    assert any('batch_stat=False' in note for note in report.notes)
+    assert_same(outputs(weights, norm_cfg=dict(type='SN', batch_stat=False)), forward(sn, X, networks.sn))
+    with pytest.raises(ValueError, match='53 are SN whose ratios do not select BN'):
+        convert({key.replace('bn', 'sn'): value for key, value in sn.items()}, 'BN')
+
+
+def test_statistics_that_were_never_taken_are_told_of(convert):
+    sn = resnet50(lambda _, channels: networks.sn_tensors(channels))
+    sn = {key.replace('bn', 'sn'): value * 0 if 'running' in key else value for key, value in sn.items()}
+    sn['layer1.0.sn1.batch_mean'] = torch.ones(1, WIDTH, 1)
+    report = convert(sn, 'SN')[0]
+    assert any(note.startswith('running_var of 53 layers is 0') for note in report.notes)
+    assert any(note.startswith('batch_mean and batch_var') for note in report.notes)
+    assert report.dropped == {'not in the new norm': ['layer1.0.sn1.batch_mean']}
+
+
+def test_rbn_of_the_authors(convert):
+    rbn = resnet50(lambda _, channels: networks.rbn_tensors(channels))
+    # as their training script writes it
+    report, weights = convert(dict(model=with_classifier(rbn), epoch=99, args=argparse.Namespace(lr=0.1)), 'RBN')
+    assert report.layout == 'rbn' and weights['layer1.0.bn1.center_weight'].shape == (WIDTH, )
+    assert_same(outputs(weights, norm_cfg=dict(type='RBN')), forward(rbn, X, networks.rbn))
+
+
+def test_xbn_of_the_authors(convert):
+    def tensors_of(name, channels):
+        batch_free = name == 'bn1' or name.endswith('.bn2')
+        return networks.gn_tensors(channels) if batch_free else networks.bn_tensors(channels)
+
+    xbn = resnet50(tensors_of)
+    theirs = {f'module.{key}': value for key, value in with_classifier(xbn).items()}
+    theirs['module.last_bn.weight'] = torch.ones(32 * WIDTH)
+    report, weights = convert(dict(state_dict=theirs), 'XBN')
+    assert report.layout == 'xbn' and report.norms == {'GN -> GN': 17, 'BN -> BN': 36}
+    assert_same(outputs(weights, XBNResNet, xbn=dict(stem=True)), forward(xbn, X, networks.bn_or_gn))
+    with pytest.raises(ValueError, match='its norms cannot become BN: 17 are batch-free.*: bn1, layer1.0.bn2'):
+        convert(dict(state_dict=theirs), 'BN')
+
+
+@pytest.mark.parametrize('depth, xbn', [
+    (50, dict(position=1)), (50, dict(position=(1, 3), every=2)), (50, dict(norm_cfg=dict(type='GW'))),
+    (50, dict(norm_cfg=dict(type='IN'), stem=True)), (18, dict(stem=True))], ids=str)
+def test_xbn_placements_are_found(convert, depth, xbn):
+    state = XBNResNet(depth, base_channels=WIDTH, xbn=xbn).state_dict()
+    report, weights = convert(state, 'XBN', layout='xbn')
+    assert weights.keys() == state.keys() and report.missing == []
+
+
+def test_bn_to_xbn_drops_statistics_of_the_batch_free_only(convert):
+    bn = bn_resnet50()
+    report, weights = convert(bn, 'XBN')
+    assert report.norms == {'BN -> BN': 37, 'BN -> GN': 16} and 'live BNs' in report.notes[0]
+    assert set(bn) - set(weights) == set(report.dropped['not in the new norm'])
+    # what the backbone makes of the BN checkpoint itself
+    assert_same(outputs(weights, XBNResNet), outputs(bn_checkpoint_in_xbn(bn), XBNResNet))
+
+
+def bn_checkpoint_in_xbn(bn):
+    model = XBNResNet(50, base_channels=WIDTH).double()
+    model.load_state_dict(bn)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize('norm', ['SN', 'XBN', 'RBN'])
+@pytest.mark.parametrize('host, cfg, name', [
+    (ResNet, dict(depth=18, base_channels=8), 'ResNet-18 (width 8)'),
+    (ResNet, dict(depth=101, base_channels=4), 'ResNet-101 (width 4)'),
+    (ResNet, dict(depth=50, base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, )),
+     'ResNet-50 (width 8)'),
+    (ResNet, dict(depth=50, base_channels=8, deep_stem=True, stem_channels=16),
+     'ResNet-50 (deep stem, width 8)'),
+    (ResNetV1d, dict(depth=50, base_channels=8), 'ResNet-50 (deep stem, width 8)'),
+    (ResNeXt, dict(depth=50, base_channels=8, groups=4, base_width=2), 'ResNeXt-50 4x2d (width 8)'),
+], ids=['18', '101', 'three stages', 'V1c', 'V1d', 'ResNeXt'])
+def test_backbones_are_found_by_their_shapes(convert, host, cfg, name, norm):
+    state = host(**cfg).state_dict()
+    report, weights = convert(state, norm)
+    assert report.network == f'{norm} {name}' and all(key in state for key in report.mapped.values())
+
+
+@pytest.mark.parametrize('share', [0.9, 1 / 3])
+def test_share_of_bn(share):
+    weights, reference = networks.bn_tensors(4), SN(4)
+    converted, changed, notes = convert_norms(weights, reference.state_dict(), bn_share=share)
+    assert changed == {'': ('BN', 'SN')} and 'has to be trained' in notes[0]
+    reference.load_state_dict(converted)
+    for ratios in reference.ratios():
+        torch.testing.assert_close(ratios, torch.tensor([(1 - share) / 2, (1 - share) / 2, share]))
+
+
+def test_ratios_train_unless_they_select_bn_to_the_last_bit():
+    gradients = []
+    for share in (1, 0.99, 0.9):
+        layer = SN(4)
+        layer.load_state_dict(convert_norms(networks.bn_tensors(4), layer.state_dict(), bn_share=share)[0])
+        layer(torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(1)) + 1).pow(3).sum().backward()
+        gradients.append(float(layer.mean_weight.grad.norm()))
+    assert gradients[0] == 0 and 0 < gradients[1] < gradients[2]
+
+
+def test_sn_with_groups_gets_ratios_for_each():
+    reference = SN(4, groups=2)
+    converted = convert_norms(networks.bn_tensors(4), reference.state_dict())[0]
+    reference.load_state_dict(converted)
+    assert torch.equal(reference.ratios()[0], torch.tensor([[0., 0., 1.]] * 2))
+
+
+@pytest.mark.parametrize('cfg, own', [(dict(center=False), {'scale_weight', 'scale_bias'}),
+                                      (dict(scale=False), {'center_weight'})], ids=str)
+def test_rbn_with_one_calibration(cfg, own):
+    bn, layer, x = networks.bn_tensors(4), RBN(4, **cfg).eval(), torch.randn(2, 4, 5, 5)
+    converted = convert_norms(bn, layer.state_dict())[0]
+    assert converted.keys() - bn.keys() == own
+    layer.load_state_dict(converted)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), networks.bn(bn, x), rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_computes_bn_becomes_bn(convert):
+    sn = convert(bn_resnet50(), 'SN')[1]
+    soft = {**sn, 'layer2.0.bn3.var_weight': torch.tensor([0., 3., 4.])}
+    with pytest.raises(ValueError, match=r'cannot become BN: 1 are SN whose ratios .*--hard\): layer2.0.bn3$'):
+        convert(soft, 'BN')
+    hard = convert(soft, 'BN', hard=True)[1]
+    assert torch.equal(hard['layer2.0.bn3.weight'], sn['layer2.0.bn3.weight'])
+    picked = dict(meta=dict(mmnorm=dict(picks={})), state_dict=soft)  # as harden_files writes it
+    assert convert(picked, 'BN')[1].keys() == hard.keys()
+    with pytest.raises(ValueError, match='layer2.0.bn3'):
+        convert({**soft, 'layer2.0.bn3.var_weight': torch.tensor([0., 5., 4.])}, 'BN', hard=True)
+    rbn = convert(bn_resnet50(), 'RBN')[1]
+    biased = {**rbn, 'bn1.scale_bias': torch.randn(WIDTH)}
+    torch.testing.assert_close(convert(biased, 'BN')[1]['bn1.weight'],
+                               rbn['bn1.weight'] * torch.sigmoid(biased['bn1.scale_bias']))
+    for leaf in ('center_weight', 'scale_weight'):
+        with pytest.raises(ValueError, match='1 are RBN whose center_weight or scale_weight is not 0.*: bn1$'):
+            convert({**rbn, f'bn1.{leaf}': torch.eye(WIDTH)[0]}, 'BN')
+
+
+def test_en_to_bn_says_what_goes(convert):
+    bn = bn_resnet50()
+    en = {**bn, 'bn1.alpha': torch.tensor(0.25), 'bn1.beta': torch.tensor(0.), 'layer1.0.bn2.alpha': torch.tensor(0.),
+          'layer1.0.bn2.beta': torch.tensor(0.)}
+    report, weights = convert(en, 'BN')
+    assert 'alpha and beta of 1 EN layers are not 0 (up to 0.25)' in report.notes[0]
+    assert report.dropped['not in the new norm'] == ['bn1.alpha', 'bn1.beta', 'layer1.0.bn2.alpha', 'layer1.0.bn2.beta']
+    assert all(torch.equal(value, bn[key]) for key, value in weights.items())
+
+
+def test_detectors_of_mmdet_and_prefixes(convert):
+    bn = bn_resnet50()
+    detector = {f'module.backbone.{key}': value for key, value in bn.items()}
+    detector.update({f'module.{key}': torch.ones(1)
+                     for key in ('neck.fpn_convs.0.conv.weight', 'ema_backbone_conv1_weight')})
+    report, weights = convert(dict(meta=dict(epoch=3), state_dict=detector, ema_state_dict={}, optimizer={}), 'BN',
+                              prefix='backbone.')
+    assert report.layout == 'mmdet' and weights.keys() == {f'backbone.{key}' for key in bn}
+    assert sorted(key for keys in report.dropped.values() for key in keys) == [
+        'ema_backbone_conv1_weight', 'ema_state_dict', 'neck.fpn_convs.0.conv.weight']
+    both = {f'{who}.{key}': value for who in ('student', 'teacher') for key, value in detector.items()}
+    both = {key.replace('module.', ''): value for key, value in both.items()}
+    with pytest.raises(ValueError, match='2 backbones, under student.backbone. and teacher.backbone.; choose one'):
+        convert(both, 'BN')
+    report, weights = convert(both, 'BN', source_prefix='teacher.')
+    assert weights.keys() == bn.keys() and len(report.dropped['not under --source-prefix']) == len(detector)
+
+
+def test_meta_and_note_are_kept(convert, tmp_path):
+    checkpoint = dict(meta=dict(epoch=3), state_dict=resnet50(lambda _, channels: networks.rbn_tensors(channels)))
+    convert(checkpoint, 'RBN')
+    meta = load_safely(tmp_path / 'out_0.pth')['meta']
+    assert meta['epoch'] == 3 and meta['mmnorm']['layout'] == 'rbn' and 'research' in meta['mmnorm']['licence']
+    assert meta['mmnorm']['converted_from'].endswith('source_0.pth')
+
+
+def test_the_file_initialises_a_backbone(convert, tmp_path):
+    weights = convert(bn_resnet50(), 'SN')[1]
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'out_0.pth'))
+    model = ResNet(50, base_channels=WIDTH, norm_cfg=dict(type='SN'), init_cfg=init_cfg)
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key].to(value))
+
+
+def sn_names(bn):
+    return {key.replace('bn', 'sn'): value for key, value in resnet50(
+        lambda _, channels: networks.sn_tensors(channels)).items()} | {'layer1.0.bn1.weight': bn['bn1.weight']}
+
+
+@pytest.mark.parametrize('change, options, message', [
+    (lambda bn: {key: value for key, value in bn.items() if 'layer3.5' not in key}, {},
+     r'its stages have \(3, 4, 5, 3\) bottleneck blocks: the known are .*\(3, 4, 6, 3\) of ResNet-50'),
+    (lambda bn: {**bn, 'layer1.0.se.weight': bn['bn1.weight']}, {},
+     '1 of its tensors have no place there, layer1.0.se.weight the first'),
+    (lambda bn: {**bn, 'extra': bn['bn1.weight']}, {}, 'extra the first'),
+    (lambda bn: {key: value for key, value in bn.items() if key != 'layer2.1.conv2.weight'}, {},
+     'it lacks 1 of 424 tensors, layer2.1.conv2.weight the first'),
+    (lambda bn: {**bn, 'layer2.1.conv2.weight': torch.ones(3)}, {},
+     r'1 tensors have other shapes: size mismatch for layer2.1.conv2.weight'),
+    (lambda bn: {key: value for key, value in bn.items() if key != 'conv1.weight'}, {},
+     'it has no convolution stem.0.weight, as every ResNet with a deep stem has'),
+    (lambda bn: {'features.0.weight': torch.ones(2)}, {}, 'in none of the known layouts.* features.0.weight'),
+    (lambda bn: dict(state_dict=bn, model=bn), {}, 'a network as state_dict and another as model'),
+    (lambda bn: dict(epoch=3), {}, 'it holds no tensors by name, only epoch'),
+    (lambda bn: [bn], {}, 'it holds a list'),
+    (lambda bn: {**bn, 'module.conv1.weight': bn['conv1.weight']}, {}, 'some names both with module. and without'),
+    (lambda bn: {**bn, 'layer1.0.conv2.weight': bn['bn1.weight']}, {}, 'it has no convolution layer1.0.conv2.weight'),
+    # nothing that a network depends on is made up
+    (lambda bn: {key: value for key, value in bn.items() if key != 'bn1.running_var'}, {}, 'bn1.running_var the first'),
+    (sn_names, {}, 'layer1.0.sn1.weight and layer1.0.bn1.weight would both become layer1.0.bn1.weight'),
+    (lambda bn: {**bn, **{detectron(key, 'Conv_Body.', 'Conv_Body.'): value for key, value in resnet50(
+        lambda _, channels: networks.sn_tensors(channels)).items()}}, {},
+     'it is ambiguous: conv1.weight and Conv_Body.res1.conv1.weight would both'),
+    (lambda bn: bn, dict(layout='sn-detectron', source_prefix='gone.'), 'no tensor whose name starts with gone.'),
+    (lambda bn: bn, dict(bn_share=0), 'share of BN must be above 0'),
+    (lambda bn: bn, dict(whole=True), '--whole is of the whole network of a config'),
+])
+def test_what_is_refused(convert, tmp_path, change, options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(change(bn_resnet50()), 'SN', **options)
+    assert not list(tmp_path.glob('*out*'))
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ('ran', )
+
+
+def test_files_that_run_something_or_are_damaged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict=bn_resnet50(), extra=Malicious()), 'malicious.pth')
+    with open('malicious.pth', 'rb') as file:
+        whole = file.read()
+    (tmp_path / 'truncated.pth').write_bytes(whole[:len(whole) // 2])
+    for name in ('malicious', 'truncated'):
+        with pytest.raises(ValueError, match=f'{name}.pth does not load as a checkpoint'):
+            convert_file(f'{name}.pth', 'out.pth', 'SN')
+    with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):
+        convert_file('gone.pth', 'out.pth', 'SN')
+    assert not os.path.exists('ran') and not os.path.exists('out.pth')
+
+
+def test_files_of_old_pytorch(tmp_path):
+    torch.save(dict(state_dict=bn_resnet50()), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    assert convert_file(str(tmp_path / 'old.pth'), tmp_path / 'out.pth', 'EN').layout == 'torchvision'
+
+
+def test_nothing_is_overwritten(convert, tmp_path):
+    convert(bn_resnet50(), 'SN')
+    before = (tmp_path / 'out_0.pth').read_bytes()
+    for out in ('source_0.pth', 'out_0.pth'):
+        with pytest.raises(FileExistsError, match='is not overwritten'):
+            convert_file(str(tmp_path / 'source_0.pth'), tmp_path / out, 'RBN')
+    assert (tmp_path / 'out_0.pth').read_bytes() == before

@@ -1,0 +1,198 @@
+"""tools/convert_checkpoint.py, and conversion against the network of a config."""
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet
+
+from mmnorm.convert import LAYOUTS, TARGETS, convert_file
+from mmnorm.engine.files import build_network, read_config
+from mmnorm.engine.runner import load_safely
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
+
+RETINANET = '''
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
+norm = dict(type={norm!r})
+model = dict(
+    backbone=dict(depth=18, base_channels=8, norm_cfg=norm, init_cfg=None),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16, norm_cfg=norm),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1, norm_cfg=norm))
+'''
+C4 = '''
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
+custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
+norm = dict(type='SN')
+model = dict(
+    backbone=dict(depth=18, norm_cfg=norm, init_cfg=None), rpn_head=dict(in_channels=256),
+    roi_head=dict(shared_head=dict(depth=18, norm_cfg=norm, init_cfg=None)))
+'''
+SEGMENTER = '''
+default_scope = 'mmseg'
+custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
+model = dict(
+    type='EncoderDecoder', backbone=dict({backbone}),
+    decode_head=dict(type='FCNHead', in_channels=64, channels=8, num_classes=2, in_index=3, norm_cfg=dict(type='BN')))
+'''
+
+
+@pytest.fixture
+def main():
+    spec = importlib.util.spec_from_file_location('convert_checkpoint_tool', ROOT / 'tools/convert_checkpoint.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # its own lists, so that --help is quick
+    assert set(module.LAYOUTS) == {*LAYOUTS, 'auto'} and set(module.NORMS) == set(TARGETS)
+    return module.main
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text, name='config.py', **fields):
+        path = tmp_path / name
+        path.write_text(text.format(**fields))
+        return str(path)
+    return write
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A ResNet-18 with BN, and its state dict."""
+    torch.manual_seed(0)
+    model = ResNet(18, base_channels=8)
+    torch.save(model.state_dict(), tmp_path / 'source.pth')
+    return str(tmp_path / 'source.pth'), model.state_dict()
+
+
+def test_backbone_of_a_config(config, source, tmp_path):
+    path, state = source
+    detector = config(RETINANET, norm='RBN')
+    report = convert_file(path, tmp_path / 'out.pth', 'RBN', config=detector)
+    assert report.network == f'the backbone of {detector}' and report.norms == {'BN -> RBN': 20}
+    network = build_network(read_config(detector))
+    network.backbone.load_state_dict(load_safely(tmp_path / 'out.pth')['state_dict'], strict=True)
+    with pytest.raises(ValueError, match='config.py has no SN layers: those that it has are of kind RBN'):
+        convert_file(path, tmp_path / 'other.pth', 'SN', config=detector)
+    with pytest.raises(ValueError, match='does not fit .*config.py: it lacks 80 of 324 tensors, layer1.2.conv1'):
+        convert_file(path, tmp_path / 'other.pth', 'RBN',
+                     config=config(RETINANET.replace('depth=18', 'depth=34'), norm='RBN'))
+    assert not (tmp_path / 'other.pth').exists()
+
+
+def test_norms_follow_the_config_layer_by_layer(config, source, tmp_path):
+    xbn = config(RETINANET.replace('depth=18', "type='XBNResNet', xbn=dict(stem=True, position=2, every=2), depth=18"),
+                 norm='EN')
+    report = convert_file(source[0], tmp_path / 'out.pth', 'XBN', config=xbn)
+    assert report.norms == {'BN -> GN': 5, 'BN -> EN': 15}
+    free = [key for key in source[1] if key not in load_safely(tmp_path / 'out.pth')['state_dict']]
+    assert {key.rpartition('.')[0] for key in free} == {'bn1', *(f'layer{i}.1.bn2' for i in (1, 2, 3, 4))}
+
+
+def test_c4_has_the_last_stage_in_its_head(config, tmp_path):
+    torch.save(ResNet(18).state_dict(), tmp_path / 'source.pth')
+    detector = config(C4)
+    report = convert_file(str(tmp_path / 'source.pth'), tmp_path / 'out.pth', 'SN', config=detector)
+    assert report.norms == {'BN -> SN': 20}
+    network = build_network(read_config(detector))
+    weights = load_safely(tmp_path / 'out.pth')['state_dict']
+    # as a detector's checkpoint has it, it comes back
+    trained = {f'backbone.{key}': value for key, value in network.backbone.state_dict().items()}
+    trained.update({f'roi_head.shared_head.{key}': value
+                    for key, value in network.roi_head.shared_head.state_dict().items()})
+    torch.save(dict(state_dict=trained), tmp_path / 'trained.pth')
+    report = convert_file(str(tmp_path / 'trained.pth'), tmp_path / 'back.pth', 'SN', config=detector)
+    assert report.layout == 'mmdet' and load_safely(tmp_path / 'back.pth')['state_dict'].keys() == weights.keys()
+
+
+@torch.no_grad()
+def test_whole_network_from_en_to_bn(config, tmp_path):
+    torch.manual_seed(0)
+    of_en, of_bn = config(RETINANET, norm='EN'), config(RETINANET, 'bn.py', norm='BN')
+    network, x = build_network(read_config(of_en)), torch.randn(1, 3, 160, 160)
+    network.train()
+    network(x)
+    network.eval()
+    expected = network(x)
+    state = network.state_dict()
+    torch.save(dict(meta=dict(epoch=12), state_dict=state), tmp_path / 'en.pth')
+    with pytest.raises(ValueError, match='config.py has no BN layers'):
+        convert_file(str(tmp_path / 'en.pth'), tmp_path / 'bn.pth', 'BN', config=of_en, whole=True)
+    report = convert_file(str(tmp_path / 'en.pth'), tmp_path / 'bn.pth', 'BN', config=of_bn, whole=True)
+    assert report.norms == {'EN -> BN': 30} and report.missing == []
+    # the backbone's 20 were held by norm_eval and have seen no batch
+    assert report.notes[0].startswith('alpha and beta of 10 EN layers are not 0 (up to 1)')
+    without = build_network(read_config(of_bn))
+    without.load_state_dict(load_safely(tmp_path / 'bn.pth')['state_dict'], strict=True)
+    without.eval()
+    with torch.enable_grad():  # EN by its running statistics
+        held = network(x)
+    for ours, theirs, corrected in zip(flat(without(x)), flat(held), flat(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(theirs, corrected)
+
+
+def flat(outputs):
+    return [y for level in outputs for y in level]
+
+
+def test_deep_stems_of_mmseg(config, source, tmp_path):
+    pytest.importorskip('mmseg')
+    deep = "type='ResNetV1c', depth=18, base_channels=8, stem_channels=8, norm_cfg=dict(type='SN')"
+    with pytest.raises(ValueError, match='stem.0.weight the first; .*, conv1.weight the first. The stem of the network '
+                                         'has three convolutions, a deep stem, that of the checkpoint one of 7 x 7'):
+        convert_file(source[0], tmp_path / 'out.pth', 'SN', config=config(SEGMENTER, backbone=deep))
+    flat_stem = config(SEGMENTER, 'flat.py', backbone=deep.replace('V1c', ''))
+    convert_file(source[0], tmp_path / 'out.pth', 'SN', config=flat_stem)
+    network = build_network(read_config(config(SEGMENTER, backbone=deep)))
+    torch.save(network.state_dict(), tmp_path / 'deep.pth')
+    report = convert_file(str(tmp_path / 'deep.pth'), tmp_path / 'deep_out.pth', 'SN')
+    assert report.network == 'SN ResNet-18 (deep stem, width 8)' and report.layout == 'mmdet'
+    with pytest.raises(ValueError, match='network has one of 7 x 7, that of the checkpoint three convolutions'):
+        convert_file(str(tmp_path / 'deep.pth'), tmp_path / 'other.pth', 'SN', config=flat_stem)
+
+
+def test_command_line(tool, source, tmp_path):
+    done = tool('convert_checkpoint.py', source[0], 'new/sn.pth', '--to', 'SN', '--bn-share', 0.9)
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert 'source.pth: layout torchvision, ' in lines[0]
+    assert lines[1] == '  fits SN ResNet-18 (width 8), every tensor used; norm layers: 20 BN -> SN'
+    assert '  tensors mapped: 120 (conv1.weight, bn1.weight, bn1.bias ...)' in lines and lines[-1] == 'new/sn.pth'
+    assert (tmp_path / 'new/sn.pth').is_file()
+
+
+def test_every_name_is_printed_if_asked_for(main, source, tmp_path, capsys):
+    assert main([source[0], str(tmp_path / 'rbn.pth'), '--to', 'RBN', '--prefix', 'backbone.', '--verbose']) == 0
+    said = capsys.readouterr().out
+    assert all(f'    {key} -> backbone.{key}\n' in said for key in source[1])
+    assert '    backbone.layer4.1.bn2.scale_bias\n' in said and ' ...' not in said
+
+
+def test_mistakes_are_told_in_one_line(main, source, tmp_path, capsys):
+    out = str(tmp_path / 'out.pth')
+    soft = tmp_path / 'soft.pth'
+    torch.save(ResNet(18, base_channels=8, norm_cfg=dict(type='SN')).state_dict(), soft)
+    for args, message in (
+            (['gone.pth', out, '--to', 'SN'], 'checkpoint gone.pth does not exist'),
+            ([source[0], source[0], '--to', 'SN'], 'is not overwritten'),
+            ([source[0], str(tmp_path / 'out.pt'), '--to', 'SN'], 'must end in .pth'),
+            ([source[0], out, '--to', 'SN', '--from', 'sn'], 'source.pth: it is not in the layout sn, which has'),
+            ([source[0], out, '--to', 'SN', '--config', 'gone.py'], 'config gone.py does not exist'),
+            ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: 20 are SN whose ratios do not')):
+        assert main(args) == 2, args
+        said = capsys.readouterr().err.strip()
+        assert said.startswith('error: ') and message in said and '\n' not in said, said
+    assert not (tmp_path / 'out.pth').exists()
+
+
+def test_help_imports_nothing_heavy():
+    code = ('import runpy, sys\ntry:\n    runpy.run_path(sys.argv[0], run_name="__main__")\n'
+            'except SystemExit as end:\n    assert not end.code\n'
+            'assert not {"torch", "mmengine"} & sys.modules.keys()')
+    script = f'import sys; sys.argv = [{str(ROOT / "tools/convert_checkpoint.py")!r}, "--help"]\n{code}'
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and 'sn-detectron' in done.stdout, done.stderr
