@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
-from . import guards
+from . import guards, panoptic
 from .fuse import Fused, fuse_conv_norm
 from .norms import estimate_offline, harden, ratios
 from .registry import register_all
@@ -21,5 +21,6 @@ MODULE2PACKAGE.setdefault('mmnorm', 'mmnorm')  # `_base_ = 'mmnorm::...'`
 if find_spec('mmseg') is not None and not is_installed(MODULE2PACKAGE['mmseg']):
     MODULE2PACKAGE['mmseg'] = 'mmseg'
 
+panoptic.install()
 register_all()
 guards.install()

@@ -1,7 +1,8 @@
 """Every name that a config can use.
 
-Normalizers and hooks go to mmengine's root registries, which every other OpenMMLab project falls back on; backbones to
-the registries of mmdet and mmseg. Each of the two may be missing.
+Normalizers, hooks, the initializer and our own ShuffleNetV2 go to mmengine's root registries, which every other
+OpenMMLab project falls back on; twins of backbones to the registries of mmdet and mmseg. Each of the two may be
+missing.
 """
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,16 +10,23 @@ from logging import INFO, WARNING
 
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS as HOOK_REGISTRY
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 
 from mmnorm import norms, statistics
+from mmnorm.blocks import PretrainedWithoutNorms, ShuffleNetV2, XBNShuffleNetV2
 
 NORMS = ('FrozenBN', 'SN', 'SyncSN', 'RBN', 'SyncRBN', 'EN', 'SyncEN', 'BGN', 'SyncBGN', 'GBGN', 'PN', 'BRN', 'GW',
          'IBN')
-HOOKS = ('EstimationShiftHook', 'NormWeightsHook', 'RecollectHook')
-BACKBONES = dict(
-    mmdet=('XBNResNet', 'XBNResNetV1d', 'XBNResNeXt', 'XBNRegNet'),
-    mmseg=('XBNResNet', 'XBNResNetV1c', 'XBNResNetV1d', 'XBNResNeXt'))
+HOOKS = ('EstimationShiftHook', 'NormWeightsHook', 'RecollectHook', 'SyncStatisticsHook')
+#: Host -> module of ours -> what of it goes to the host's registry.
+HOST_MODELS = dict(
+    mmdet={
+        'mmnorm.blocks.mmdet_backbones': ('XBNResNet', 'XBNResNetV1d', 'XBNResNeXt', 'XBNRegNet', 'XBNMobileNetV2'),
+        'mmnorm.detectors': ('PanopticFPNWithInstances', ),
+    },
+    mmseg={
+        'mmnorm.blocks.mmseg_backbones': ('XBNResNet', 'XBNResNetV1c', 'XBNResNetV1d', 'XBNResNeXt', 'XBNMobileNetV2'),
+    })
 
 
 def register_all():
@@ -27,17 +35,21 @@ def register_all():
         MODELS.register_module(name=name, module=getattr(norms, name))
     for name in HOOKS:
         HOOK_REGISTRY.register_module(name=name, module=getattr(statistics, name))
-    for host, names in BACKBONES.items():
+    WEIGHT_INITIALIZERS.register_module(module=PretrainedWithoutNorms)
+    for backbone in (ShuffleNetV2, XBNShuffleNetV2):
+        MODELS.register_module(module=backbone)
+    for host, modules in HOST_MODELS.items():
         try:
             registry = import_module(f'{host}.registry').MODELS
-            backbones = import_module(f'mmnorm.blocks.{host}_backbones')
+            models = [getattr(import_module(module), name) for module, names in modules.items() for name in names]
         except (ImportError, AssertionError) as error:  # an mmdet beside the wrong mmcv fails by an assertion
             broken = find_spec(host) is not None
             why, level = (f'does not import ({error})', WARNING) if broken else ('is not installed', INFO)
-            print_log(f'mmnorm: {host} {why}, left out: {", ".join(names)}', 'current', level)
+            left_out = ', '.join(name for names in modules.values() for name in names)
+            print_log(f'mmnorm: {host} {why}, left out: {left_out}', 'current', level)
             continue
-        for name in names:
-            registry.register_module(module=getattr(backbones, name))
+        for model in models:
+            registry.register_module(module=model)
         for name in NORMS:
             if name in registry.module_dict:
                 # mmdet has a FrozenBN that computes the same but is no _BatchNorm; in its scope it would win over ours

@@ -20,9 +20,10 @@ def test_norms_are_visible_from_every_scope(name):
 
 
 @pytest.mark.parametrize('host, models', [('mmdet', DET), ('mmseg', SEG)])
-def test_backbones_are_in_their_hosts_registry(host, models):
-    for name in registry.BACKBONES[host]:
-        assert models.get(name).__module__ == f'mmnorm.blocks.{host}_backbones'
+def test_models_are_in_their_hosts_registry(host, models):
+    for module, names in registry.HOST_MODELS[host].items():
+        for name in names:
+            assert models.get(name).__module__ == module
 
 
 @pytest.mark.parametrize('missing, present', [('mmseg', 'mmdet'), ('mmdet', 'mmseg')])
@@ -31,4 +32,5 @@ def test_imports_without_a_host_and_says_what_is_left_out(missing, present):
             f'from {present}.registry import MODELS; assert MODELS.get("XBNResNet") and MODELS.get("SN")')
     done = subprocess.run([sys.executable, '-c', code], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
-    assert f'{missing} is not installed, left out: {", ".join(registry.BACKBONES[missing])}' in done.stdout
+    left_out = ', '.join(name for names in registry.HOST_MODELS[missing].values() for name in names)
+    assert f'{missing} is not installed, left out: {left_out}' in done.stdout

@@ -93,7 +93,8 @@ def show_tables(models):
         lines = []
         for model in (model for model in models if model.paper == paper):
             link = f'[{model.name}]({Path(model.config).relative_to("configs")})'
-            common = {'norm': model.norm, 'mode': model.mode, 'backbone': model.backbone, 'data': model.data}
+            common = {'norm': model.norm, 'mode': model.mode, 'backbone': model.backbone, 'data': model.data,
+                      'starts from': model.pretrained.get('Source', 'random weights')}
             for row in model.published or [None]:
                 table = row.table.removeprefix(f'{paper} ') if row else 'none'
                 figures = ', '.join(f'{key} {value:g}' for key, value in row.metrics.items()) if row else ''

@@ -6,4 +6,4 @@
 live_norm = dict(norm_eval=False, frozen_stages=-1)
 
 # Without it each rank evaluates with its own running statistics, and the checkpoint holds the first rank's.
-custom_hooks = [dict(type='SyncBuffersHook')]
+custom_hooks = [dict(type='mmnorm.statistics.SyncStatisticsHook')]

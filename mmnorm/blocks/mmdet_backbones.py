@@ -1,7 +1,7 @@
 """XBN twins of mmdet's backbones. Each takes its host's arguments and ``xbn``, the arguments of ``place_xbn``."""
-from mmdet.models.backbones import RegNet, ResNet, ResNetV1d, ResNeXt
+from mmdet.models.backbones import MobileNetV2, RegNet, ResNet, ResNetV1d, ResNeXt
 
-from .xbn import XBN
+from .xbn import GN16, XBN
 
 
 class XBNResNet(XBN, ResNet):
@@ -18,3 +18,9 @@ class XBNResNeXt(XBN, ResNeXt):
 
 class XBNRegNet(XBN, RegNet):
     """RegNet with XBN blocks."""
+
+
+class XBNMobileNetV2(XBN, MobileNetV2):
+    """MobileNetV2 with XBN blocks: GN with 16 groups after each depthwise convolution (xbn, Figure A10, Table A3)."""
+
+    xbn_norm_cfg = GN16

@@ -1,7 +1,7 @@
 """XBN twins of mmseg's backbones. Each takes its host's arguments and ``xbn``, the arguments of ``place_xbn``."""
-from mmseg.models.backbones import ResNet, ResNetV1c, ResNetV1d, ResNeXt
+from mmseg.models.backbones import MobileNetV2, ResNet, ResNetV1c, ResNetV1d, ResNeXt
 
-from .xbn import XBN
+from .xbn import GN16, XBN
 
 
 class XBNResNet(XBN, ResNet):
@@ -18,3 +18,9 @@ class XBNResNetV1d(XBN, ResNetV1d):
 
 class XBNResNeXt(XBN, ResNeXt):
     """ResNeXt with XBN blocks."""
+
+
+class XBNMobileNetV2(XBN, MobileNetV2):
+    """MobileNetV2 with XBN blocks: GN with 16 groups after each depthwise convolution (xbn, Figure A10, Table A3)."""
+
+    xbn_norm_cfg = GN16

@@ -1,14 +1,16 @@
 """XBN placement: which norms of a residual backbone become batch-free (paper xbn, Section 5 and Figure 6)."""
+import itertools
 from pathlib import Path
 
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import ConvModule, build_norm_layer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmnorm.norms.base import warn_once
 
-GN64 = dict(type='GN', num_groups=64)
+GN64 = dict(type='GN', num_groups=64)  # ResNet, ResNeXt
+GN16 = dict(type='GN', num_groups=16)  # MobileNetV2
 
 
 def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stages=None, scope=None):
@@ -18,16 +20,19 @@ def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stage
     again afterwards: the new layers of frozen stages are trainable until then.
 
     Args:
-        backbone (nn.Module): A ResNet-like backbone of mmdet or mmseg: ``res_layers`` names its stages, the blocks
-            name their norms (``norm1_name`` ...). Changed in place.
+        backbone (nn.Module): A ResNet-like backbone of mmdet or mmseg, whose blocks name their norms (``norm1_name``
+            ...), or one of inverted residuals: MobileNetV2 (Figure A10), ShuffleNetV2 (A11). Changed in place.
         position (int or tuple[int] or None): Which norms of a block: 1, 2 or 3 (Table 1; two at once are worse,
-            footnote 2). None means 2 for a Bottleneck, 1 for a BasicBlock.
+            footnote 2). None means 2 for a Bottleneck, 1 for a BasicBlock. In an inverted residual 2, the default, is
+            after the depthwise convolution, of ShuffleNetV2's projection too; 1 and 3 are before and after it.
         every (int): The every-th blocks only, counted 1, 2, 3 ... through the whole backbone (D2, D4, D8).
         norm_cfg (dict): The batch-free normalizer. GN with more groups than a layer has channels gets as many groups
             as channels. Default GN with 64 groups.
         stem (bool): The stem's norm too, as in the authors' released weights; in a deep stem the last of the three.
         stages (tuple[int] or None): Indices of the stages to place in, from 0. None means all.
-        scope (str or None): 'full' replaces every norm: Figure 7's "Full".
+        scope (str or None): 'full' replaces every norm, downsamples and stem included: Figure 7's "Full". With
+            ``stages`` every norm of those, and the stem only if ``stem``: with RBN as norm_cfg the stages of paper
+            rbn's Table 4.
 
     Returns:
         list[str]: Names of the replaced layers, in the order of the network.
@@ -39,24 +44,47 @@ def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stage
     blocks = residual_blocks(backbone)
     _check_arguments(backbone, position, every, stages, scope)
     if scope == 'full':
-        norms = [name for name, module in backbone.named_modules() if _is_norm(module)]
-        return [_replace(backbone, name, norm_cfg) for name in norms]
-    names = [_stem_norm(backbone)] if stem else []
+        return [_replace(backbone, name, norm_cfg) for name in _all_norms(backbone, stages, stem)]
+    names = _stem_norms(backbone)[-1:] if stem else []
     for number, (stage, block_name, block) in enumerate(blocks, start=1):
         if number % every == 0 and (stages is None or stage in stages):
-            names += [f'{block_name}.{_norm_attribute(block_name, block, p)}' for p in _positions(block, position)]
+            names += [f'{block_name}.{name}' for name in _norms_at(block_name, block, position)]
     return [_replace(backbone, name, norm_cfg) for name in names]
 
 
 def residual_blocks(backbone):
     """List (stage index, name, block) in the order of the network."""
     blocks = [(stage, f'{layer}.{name}', block)
-              for stage, layer in enumerate(getattr(backbone, 'res_layers', []))
-              for name, block in getattr(backbone, layer).named_modules() if hasattr(block, 'norm1_name')]
+              for stage, layer in enumerate(_stages(backbone))
+              for name, block in backbone.get_submodule(layer).named_modules() if _norms_of(block)]
     if not blocks:
         raise TypeError(f'{type(backbone).__name__} has no residual blocks that name their norms: XBN can be placed '
-                        'in the ResNet family of mmdet and mmseg (ResNet, ResNetV1c, ResNetV1d, ResNeXt, RegNet)')
+                        'in the ResNet family of mmdet and mmseg (ResNet, ResNetV1c, ResNetV1d, ResNeXt, RegNet), in '
+                        'MobileNetV2 and in ShuffleNetV2')
     return blocks
+
+
+def _stages(backbone):
+    """Names of what holds the blocks: ``res_layers``; MobileNetV2 calls them ``layers`` and may add a convolution."""
+    names = getattr(backbone, 'res_layers', None) or getattr(backbone, 'layers', [])
+    return [name for name in names
+            if isinstance(name, str) and not isinstance(backbone.get_submodule(name), ConvModule)]
+
+
+def _norms_of(block):
+    """Names of a block's norms by position, as {1: [...], 2: [...], 3: [...]}; {} if it is no residual block."""
+    if hasattr(block, 'norm1_name'):
+        return {p: [getattr(block, f'norm{p}_name')] for p in (1, 2, 3) if hasattr(block, f'norm{p}_name')}
+    if type(block).__name__ != 'InvertedResidual':  # mmdet, mmseg and we have a class each
+        return {}
+    convs = [(name, module) for name, module in block.named_modules()
+             if isinstance(module, ConvModule) and module.with_norm]
+    depthwise = [module.groups > 1 for _, module in convs] + [False]
+    norms = {1: [], 2: [], 3: []}
+    for number, (name, module) in enumerate(convs):
+        position = 2 if depthwise[number] else 1 if depthwise[number + 1] else 3
+        norms[position].append(f'{name}.{module.norm_name}')
+    return norms
 
 
 def _check_arguments(backbone, position, every, stages, scope):
@@ -64,11 +92,28 @@ def _check_arguments(backbone, position, every, stages, scope):
         raise ValueError(f"xbn: scope must be None or 'full', got {scope!r}")
     if not isinstance(every, int) or every < 1:
         raise ValueError(f'xbn: every must be a positive integer (1, 2, 4 or 8 in the paper), got {every!r}')
-    num_stages = len(backbone.res_layers)
+    num_stages = len(_stages(backbone))
     if stages is not None and not set(stages) <= set(range(num_stages)):
         raise ValueError(f'xbn: stages must be indices below {num_stages}, got {tuple(stages)}')
     if not {1, 2, 3}.issuperset(_as_tuple(position)):
         raise ValueError(f'xbn: position must be 1, 2, 3 or a tuple of them, got {position!r}')
+
+
+def _all_norms(backbone, stages, stem):
+    """Names of every norm of these stages, and of the stem if it takes part; all there are if stages is None."""
+    norms = [name for name, module in backbone.named_modules() if is_norm(module)]
+    if stages is None:
+        return norms
+    prefixes = tuple(f'{_stages(backbone)[stage]}.' for stage in stages)
+    stem = _stem_norms(backbone) if stem else []
+    return [name for name in norms if name in stem or name.startswith(prefixes)]
+
+
+def _stem_norms(backbone):
+    """Names of the norms before the first stage."""
+    norms = [name for name, module in backbone.named_modules() if is_norm(module)]
+    first = f'{_stages(backbone)[0]}.'
+    return list(itertools.takewhile(lambda name: not name.startswith(first), norms))
 
 
 def _as_tuple(position):
@@ -77,25 +122,19 @@ def _as_tuple(position):
     return (position, ) if isinstance(position, int) else tuple(position)
 
 
-def _positions(block, position):
-    # the authors put it at 2 in a Bottleneck, at 1 in a BasicBlock
-    return _as_tuple(position) or (2 if hasattr(block, 'norm3_name') else 1, )
+def _norms_at(block_name, block, position):
+    """Names of a block's norms at these positions; ValueError if it has none at one of them."""
+    norms = _norms_of(block)
+    # the authors put it at 2 where there are three, at 1 in a BasicBlock
+    positions = _as_tuple(position) or (2 if 3 in norms else 1, )
+    for number in positions:
+        if not all(is_norm(block.get_submodule(name)) for name in norms.get(number) or ['']):
+            raise ValueError(f'xbn: {block_name} ({type(block).__name__}) has no norm at position {number}')
+    return [name for number in positions for name in norms[number]]
 
 
-def _norm_attribute(block_name, block, position):
-    attribute = getattr(block, f'norm{position}_name', None)
-    if not _is_norm(getattr(block, attribute or '', None)):
-        raise ValueError(f'xbn: {block_name} ({type(block).__name__}) has no norm at position {position}')
-    return attribute
-
-
-def _stem_norm(backbone):
-    if hasattr(backbone, 'norm1_name'):
-        return backbone.norm1_name
-    return [f'stem.{name}' for name, module in backbone.stem.named_modules() if _is_norm(module)][-1]
-
-
-def _is_norm(module):
+def is_norm(module):
+    """Whether a module is a norm layer, batch-free or not."""
     return isinstance(module, (_BatchNorm, _InstanceNorm, nn.GroupNorm))
 
 
@@ -123,16 +162,18 @@ class XBN:
     that never saw it gives garbage, which is warned of.
 
     Args:
-        xbn (dict or None): Arguments of :func:`place_xbn`. None means its defaults.
+        xbn (dict or None): Arguments of :func:`place_xbn`. None means its defaults, with the class's ``xbn_norm_cfg``.
         *args, **kwargs: The host's own.
 
     Raises:
         FileNotFoundError: From ``init_weights``, when the pretrained file is missing; it names the ways on.
     """
 
+    xbn_norm_cfg = GN64
+
     def __init__(self, *args, xbn=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.xbn_layers = place_xbn(self, **(xbn or {}))
+        self.xbn_layers = place_xbn(self, **{'norm_cfg': self.xbn_norm_cfg, **(xbn or {})})
         self._freeze_stages()  # the host froze before the new layers existed; DDP breaks on half-frozen stages
 
     def init_weights(self):
@@ -200,8 +241,9 @@ def missing_pretrained_message(backbone, path):
     if not backbone.startswith('XBN'):
         return message
     return f"""{message} Three ways on:
-  1. The authors' ImageNet weights of ResNet-50 with XBN: follow the link "ImageNet pre-trained ResNet-50 with
-     XBNBlock" in ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}
+  1. The authors' ImageNet weights, released for ResNet-50 with GN at position 2 and in the stem: follow the link
+     "ImageNet pre-trained ResNet-50 with XBNBlock" in ObjectDetection/README.md of
+     github.com/huangleiBuaa/XBNBlock, save the file as {path}
   2. torchvision's BN weights, with the BNs live: configs/mask_rcnn_xbn_r50_bn_init.py
   3. No pretrained weights: configs/mask_rcnn_xbn_r50_scratch.py"""
 

@@ -29,7 +29,7 @@ class EN(PlaneNorm):
       where mu_e and var_e are the running statistics.
 
     ``alpha`` and ``beta`` are buffers, one of each per layer, in the state dict; as other buffers they are averaged
-    over ranks by mmengine's SyncBuffersHook. Any BN checkpoint loads unchanged.
+    over ranks by SyncStatisticsHook (or mmengine's SyncBuffersHook). Any BN checkpoint loads unchanged.
 
     Estimation ('online', 'offline'; evalnorm, Eq. 7 to 9) minimises the mean over elements of
     ``|(x - mu_B) / sigma_B - (x - mean) / sqrt(var + eps)|``, x taken for a constant, over a strided subset of the

@@ -4,7 +4,8 @@ from contextlib import ExitStack
 
 import numpy as np
 import torch
-from mmengine.hooks import EMAHook, Hook
+from mmengine.dist import all_reduce_params
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmnorm.norms import BRN
@@ -15,6 +16,23 @@ from .calibrate import trained_by_batch
 from .collect import bn_layers, collect_moments, unwrapped
 from .recollect import recollect
 from .shift import estimation_shift
+
+
+class SyncStatisticsHook(SyncBuffersHook):
+    """Average running statistics over ranks before they are evaluated and before they are saved.
+
+    mmengine's SyncBuffersHook does so after each epoch and before each validation, and iteration-based training saves
+    before it validates: such a checkpoint holds the first rank's statistics, and is not what was validated.
+    """
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.distributed and any(self._saves(hook, runner) for hook in runner.hooks):
+            all_reduce_params(runner.model.buffers(), op='mean')
+
+    def _saves(self, hook, runner):
+        return (isinstance(hook, CheckpointHook) and not hook.by_epoch
+                and (self.every_n_train_iters(runner, hook.interval, hook.save_begin)
+                     or hook.save_last and self.is_last_train_iter(runner)))
 
 
 class RecollectHook(Hook):

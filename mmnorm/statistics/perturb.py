@@ -41,14 +41,14 @@ def first_norms(backbone, blocks):
     """The first BN of each of a backbone's first residual blocks: xbn's disturbed blocks (Figure 8: 6; A9: 1, 6, 13).
 
     Args:
-        backbone (nn.Module): Of the ResNet family of mmdet or mmseg.
+        backbone (nn.Module): One that :func:`mmnorm.blocks.place_xbn` takes.
         blocks (int): Number of blocks.
 
     Returns:
         dict[str, nn.Module]: Layers by their name in the backbone. A block without BN has none.
 
     Raises:
-        TypeError: The backbone is not of that family.
+        TypeError: It does not take that one.
         ValueError: It has fewer blocks, or none of them has a BN.
     """
     named = residual_blocks(backbone)

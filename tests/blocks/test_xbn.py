@@ -11,7 +11,7 @@ from mmseg.registry import MODELS as SEG
 from torch import nn
 
 from mmnorm.blocks import place_xbn
-from mmnorm.norms import FrozenBN, base
+from mmnorm.norms import RBN, FrozenBN, base
 
 # blocks, norms of a block, downsamples
 NETWORKS = {
@@ -63,6 +63,28 @@ def test_full_scope_replaces_every_norm():
     backbone = build(dict(type='XBNResNet', depth=50), xbn=dict(scope='full'))
     assert len(backbone.xbn_layers) == 1 + 16 * 3 + 4
     assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
+
+
+@pytest.mark.parametrize('stages, stem, counted', [
+    ((3, ), False, 3 * 3 + 1),  # rbn, Table 4: one stage, its downsample included
+    ((0, 2), True, 1 + (3 + 6) * 3 + 2),
+    ((0, 1, 2, 3), False, 16 * 3 + 4),
+])
+def test_full_scope_keeps_to_its_stages(stages, stem, counted):
+    backbone = build(dict(type='XBNResNet', depth=50),
+                     xbn=dict(scope='full', stages=stages, stem=stem, norm_cfg=dict(type='RBN')))
+    assert sum(isinstance(m, RBN) for m in backbone.modules()) == len(backbone.xbn_layers) == counted
+    layers = {name.partition('.')[0] for name in backbone.xbn_layers}
+    assert layers == {f'layer{stage + 1}' for stage in stages} | ({'bn1'} if stem else set())
+    for stage, layer in enumerate(backbone.res_layers):
+        kinds = {type(m) for m in getattr(backbone, layer).modules() if isinstance(m, nn.BatchNorm2d)}
+        assert kinds == {RBN if stage in stages else nn.BatchNorm2d}
+
+
+def test_full_scope_with_a_deep_stem_takes_all_of_its_norms():
+    names = build(dict(type='XBNResNetV1d', depth=18), xbn=dict(scope='full', stages=(1, ), stem=True)).xbn_layers
+    assert [name for name in names if name.startswith('stem')] == ['stem.1', 'stem.4', 'stem.7']
+    assert all(name.startswith(('stem', 'layer2')) for name in names)
 
 
 def test_stages_stem_and_several_positions():

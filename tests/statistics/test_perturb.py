@@ -1,7 +1,7 @@
 """Noise on statistics (xbn, Eq. 5)."""
 import pytest
 import torch
-from mmdet.models.backbones import MobileNetV2, ResNet
+from mmdet.models.backbones import Darknet, MobileNetV2, ResNet
 from torch import nn
 
 from mmnorm.blocks.mmdet_backbones import XBNResNet
@@ -60,5 +60,6 @@ def test_first_norms_of_blocks():
         first_norms(ResNet(50), 17)
     with pytest.raises(ValueError, match='has a BN'):
         first_norms(XBNResNet(50, xbn=dict(scope='full')), 3)
+    assert list(first_norms(MobileNetV2(), 2)) == ['layer1.0.depthwise_conv.bn', 'layer2.0.expand_conv.bn']
     with pytest.raises(TypeError, match='no residual blocks'):
-        first_norms(MobileNetV2(), 1)
+        first_norms(Darknet(), 1)

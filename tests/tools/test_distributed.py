@@ -89,6 +89,29 @@ def test_ranks_see_different_images_and_end_with_equal_weights(tool, digits_conf
 
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
+def test_checkpoints_by_iteration_have_the_statistics_of_all_ranks(tool, digits_config, tmp_path):
+    """mmengine saves before it validates, and only then would its own hook average the statistics."""
+    config = digits_config(HOOK + """
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3, val_interval=10)
+param_scheduler = []
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
+custom_hooks = [*_base_.custom_hooks, *custom_hooks]
+""", base='faster_rcnn_en_r50_digits')
+    done = tool('dist_train.sh', config, 2)
+    assert done.returncode == 0, done.stdout
+    work_dir = tmp_path / 'work_dirs/project'
+    first, second = (weights(work_dir, rank)['weights'] for rank in (0, 1))
+    at_two, at_end = (torch.load(work_dir / f'iter_{iteration}.pth', weights_only=False)['state_dict']
+                      for iteration in (2, 3))
+    means = [key for key in first if key.endswith('running_mean')]
+    assert len(means) == 61 and not any(torch.equal(at_two[key], at_end[key]) for key in means)
+    for key in means:
+        torch.testing.assert_close(at_end[key], first[key])
+        torch.testing.assert_close(at_end[key], second[key])
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(300)
 def test_an_mmseg_config_trains_is_evaluated_and_reported(tool, digits, tmp_path):
     config = tmp_path / 'segmentation.py'
     config.write_text(f"""

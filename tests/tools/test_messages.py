@@ -7,7 +7,8 @@ TABLE_4 = ROOT / 'configs/mask_rcnn_xbn_r50.py'
 
 
 @pytest.mark.parametrize('name', ['train.py', 'test.py', 'dist_train.sh', 'dist_test.sh', 'slurm_train.sh',
-                                  'slurm_test.sh', 'make_digits.py', 'report.py', 'setup_env.py', 'convert_checkpoint.py', 'zoo.py'])
+                                  'slurm_test.sh', 'make_digits.py', 'report.py', 'setup_env.py',
+                                  'convert_checkpoint.py', 'zoo.py'])
 def test_help(tool, name):
     done = tool(name, '--help')
     assert done.returncode == 0 and 'usage:' in done.stdout

@@ -1,0 +1,7 @@
+"""The PSPNet of paper sn, Section 4.3: mmseg's, on ResNet-50 with the 7 x 7 stem of the SN weights."""
+_base_ = f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/models/pspnet_r50-d8.py"
+
+model = dict(
+    pretrained=None,
+    backbone=dict(type='ResNet', init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')),
+    auxiliary_head=dict(channels=512))  # as in CSAILVision/semantic-segmentation-pytorch; mmseg has 256

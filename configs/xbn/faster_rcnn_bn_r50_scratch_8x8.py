@@ -1,0 +1,5 @@
+"""Faster R-CNN, R-50 FPN, BN, from scratch: paper xbn, Table 6, row BN, 8 images on each of 8 GPUs."""
+_base_ = './faster_rcnn_bn_r50_scratch_8x2.py'
+
+train_dataloader = dict(batch_size=8)
+auto_scale_lr = dict(base_batch_size=64)

@@ -1,0 +1,7 @@
+"""Mask R-CNN, R-50 FPN, GN: paper xbn, Table 4, row GN, ResNet-50, 2fc head box.
+
+The authors pretrained GN themselves and released nothing: Detectron's GN weights, as in mmdet's GN configs.
+"""
+_base_ = ['../_base_/mask_rcnn_r50_fpn_90k.py', '../_base_/gn_norm.py']
+
+model = dict(data_preprocessor=_base_.gn_pixels, backbone=_base_.gn_norm)

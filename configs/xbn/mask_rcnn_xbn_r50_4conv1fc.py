@@ -1,0 +1,7 @@
+"""Mask R-CNN, R-50 FPN, XBN: paper xbn, Table 4, row XBNBlock_GN, ResNet-50, 4conv1fc head box.
+
+FPN and box head have GN with 32 groups.
+"""
+_base_ = ['../mask_rcnn_xbn_r50.py', '../_base_/gn_norm.py']
+
+model = _base_.gn_heads

@@ -1,0 +1,23 @@
+"""Initialisation of networks from checkpoints."""
+import copy
+
+from mmengine.model import PretrainedInit
+
+from .xbn import is_norm
+
+
+class PretrainedWithoutNorms(PretrainedInit):
+    """mmengine's 'Pretrained' that leaves norm layers as they are, statistics and affine (evalnorm, Table 2 (b)).
+
+        init_cfg=dict(type='PretrainedWithoutNorms', checkpoint='torchvision://resnet50')
+
+    Args:
+        checkpoint, prefix, map_location: As for mmengine's 'Pretrained'.
+    """
+
+    def __call__(self, module):
+        norms = [layer for layer in module.modules() if is_norm(layer)]
+        states = [copy.deepcopy(layer.state_dict()) for layer in norms]
+        super().__call__(module)
+        for layer, state in zip(norms, states):
+            layer.load_state_dict(state)
