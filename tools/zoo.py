@@ -109,7 +109,7 @@ def check(models, jobs):
     from mmnorm.zoo.check import check_model
 
     failed = 0
-    with ProcessPoolExecutor(jobs, get_context('spawn'), _start_worker) as pool:
+    with ProcessPoolExecutor(jobs, get_context('spawn'), _start_worker, (os.getpid(), )) as pool:
         pending = [pool.submit(check_model, model) for model in models]
         for done, future in enumerate(as_completed(pending), start=1):
             found = future.result()
@@ -120,10 +120,11 @@ def check(models, jobs):
     return int(failed > 0)
 
 
-def _start_worker():
+def _start_worker(parent):
     import torch
 
-    import mmnorm  # noqa: F401  registers the names
+    from mmnorm.engine import end_with_parent
+    end_with_parent(parent)
     torch.set_num_threads(1)
 
 

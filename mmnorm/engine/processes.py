@@ -2,6 +2,7 @@
 import ctypes
 import os
 import signal
+import sys
 from datetime import timedelta
 
 import torch
@@ -16,15 +17,27 @@ def die_with_parent():
     torchrun ends its ranks when it can; after a kill -9 it cannot, and a killed rank leaves its data loader workers,
     which hold the sockets that the other ranks wait on. Does nothing outside Linux.
     """
-    if not hasattr(os, 'register_at_fork') or os.uname().sysname != 'Linux':
+    if sys.platform != 'linux':
         return
-    prctl = ctypes.CDLL(None).prctl
     if 'TORCHELASTIC_RUN_ID' in os.environ:  # not when started from a shell, which may be closed meanwhile
-        parent = os.getppid()
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os.kill(os.getpid(), signal.SIGKILL)
+        end_with_parent()
+    prctl = ctypes.CDLL(None).prctl
     os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+
+
+def end_with_parent(parent=None):
+    """Have the kernel end this process when the thread that started it ends; does nothing outside Linux.
+
+    Args:
+        parent (int or None): Id of the process that started this one, which may be dead by now. Default: whose child
+            this is now.
+    """
+    if sys.platform != 'linux':
+        return
+    parent = parent or os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def start_distributed(launcher, timeout=timedelta(minutes=30)):
