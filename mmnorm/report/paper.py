@@ -75,7 +75,7 @@ def _compare(run, results, zoo):
     rows = [row for row in model.published if row.options and _has(run.config, row.options)]
     for row in rows or [row for row in model.published if not row.options]:
         split = row.data.split()[-1]
-        if split not in str(tested):
+        if split not in f'{tested["ann_file"]} {tested["data_prefix"]}':
             run.notes.append(f'{row.table} ({row.row}: {row.headline}) was measured on {row.data}, this run on another '
                              'split: the two are not compared.')
             continue

@@ -90,6 +90,8 @@ def build_untrained(cfg):
         part.pop('pretrained', None)
         if 'checkpoint' in (part.get('init_cfg') or {}):
             part['init_cfg'] = None
+    if 'size' in cfg.model.data_preprocessor:  # to which mmseg pads
+        cfg.model.data_preprocessor.size = (SIDE, SIDE)
     return MODELS.build(cfg.model)
 
 
