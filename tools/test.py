@@ -67,7 +67,8 @@ def main():
                 part.replace(part.with_name(part.name.replace('partial', 'predictions', 1)))
         engine.write_json(
             Path(cfg.work_dir, 'evaluation.json'),
-            dict(checkpoint=args.checkpoint, config=args.config, tta=args.tta, metrics=metrics,
+            dict(checkpoint=args.checkpoint, config=args.config, timestamp=runner.timestamp, tta=args.tta,
+                 metrics=metrics,
                  finished=datetime.now().astimezone().isoformat(timespec='seconds')))
 
 

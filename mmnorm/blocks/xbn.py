@@ -239,13 +239,18 @@ def missing_pretrained_message(backbone, path):
     """
     message = f'{backbone}: the pretrained weights {path} are missing (looked for from {Path.cwd()}).'
     if not backbone.startswith('XBN'):
-        return message
+        return f"""{message}
+For a config of mmnorm `tools/zoo.py show CONFIG` says where they come from; tools/convert_checkpoint.py brings the
+authors' releases, torchvision's and mmdet's files into the form that is loaded."""
+    source = f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
+     ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}"""
+    if Path(path).name != 'resnet50_xbn.pth':
+        source = """Pretrain them: the authors released only those of ResNet-50 with GN at position 2 and in the stem
+     (pretrained/resnet50_xbn.pth), and these do not fit another placement"""
     return f"""{message} Three ways on:
-  1. The authors' ImageNet weights, released for ResNet-50 with GN at position 2 and in the stem: follow the link
-     "ImageNet pre-trained ResNet-50 with XBNBlock" in ObjectDetection/README.md of
-     github.com/huangleiBuaa/XBNBlock, save the file as {path}
-  2. torchvision's BN weights, with the BNs live: configs/mask_rcnn_xbn_r50_bn_init.py
-  3. No pretrained weights: configs/mask_rcnn_xbn_r50_scratch.py"""
+  1. {source}
+  2. BN weights, with the BNs live, as in configs/mask_rcnn_xbn_r50_bn_init.py
+  3. No pretrained weights, as in configs/mask_rcnn_xbn_r50_scratch.py"""
 
 
 def _frozen(module):

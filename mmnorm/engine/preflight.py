@@ -1,5 +1,6 @@
 """What can be known to go wrong before training starts: missing data, missing weights, missing GPUs."""
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import torch
 
 from mmnorm.blocks import missing_pretrained, missing_pretrained_message
 
-DIGITS = ('tools/make_digits.py makes the embedded data set, and configs/mask_rcnn_xbn_r50_digits.py trains on it')
+from .runner import load_safely
+
+_SN_AUTHORS = re.compile(r'\bsn\d\.mean_weight$')
+DIGITS = 'tools/make_digits.py makes the embedded data set, and configs/{}_digits.py trains on it'
 
 
 def problems(cfg, num_processes, splits, initialises=True):
@@ -29,9 +33,10 @@ def problems(cfg, num_processes, splits, initialises=True):
                      'auto_scale_lr = dict(enable=True) the learning rate follows the batch size.')
     missing = [path for split in splits for path in missing_data(cfg.get(f'{split}_dataloader'))]
     if missing:
+        task = 'pspnet_xbn_r50' if cfg.get('default_scope') == 'mmseg' else 'mask_rcnn_xbn_r50'
         listing = '\n'.join(f'  {path}' for path in dict.fromkeys(missing))
         found.append(f'the data set is not there. These are expected, relative to {Path.cwd()}:\n{listing}\n'
-                     f'Put or link them there, or set data_root. To try without: {DIGITS}')
+                     f'Put or link them there, or set data_root. To try without: {DIGITS.format(task)}')
     if initialises and 'train' in splits:  # also when it resumes: mmengine initialises first
         found += missing_weights(cfg.get('model'))
     return found
@@ -68,7 +73,23 @@ def missing_weights(model):
         if path:
             kind = module['type']  # a name, or in mmengine's newer configs the class
             messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path))
-    return messages
+    messages += [
+        f"{cfg['checkpoint']} has the names of SN's authors, and nothing of it would be loaded: convert it with "
+        'tools/convert_checkpoint.py SOURCE OUT --to SN' for cfg in _find_dicts(model, 'checkpoint')
+        if Path(str(cfg['checkpoint'])).is_file() and _has_names_of_sn_authors(cfg['checkpoint'])]
+    seen = {}
+    for message in messages:
+        seen.setdefault(message.partition(': ')[2] or message, message)  # a C4 head starts from the backbone's file
+    return list(seen.values())
+
+
+def _has_names_of_sn_authors(path):
+    try:
+        loaded = load_safely(path)
+    except Exception:  # whatever a damaged file raises is told by what loads it
+        return False
+    weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
+    return any(_SN_AUTHORS.search(str(key)) for key in weights)
 
 
 def _find_dicts(tree, key):

@@ -1,15 +1,18 @@
 """A run beside the row of the paper that its config reproduces."""
+import copy
 from dataclasses import dataclass
 
 import pandas as pd
 
 from mmnorm.zoo import Published, find_model
 
-from .runs import load_run, test_dataset
+from .runs import evaluated_dataset, load_run
 from .tables import collect_results
 
-# What says on which images a network is tested; where they lie is the user's own affair
-_DATA_KEYS = ('type', 'ann_file', 'data_prefix', 'metainfo', 'ann_files')
+# What says on which images a network is evaluated; where they lie is the user's own affair
+_DATA_KEYS = ('type', 'ann_file', 'data_prefix', 'metainfo', 'ann_files', 'indices')
+# What else makes a run that of its config
+_TRAINING_KEYS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler')
 
 
 @dataclass
@@ -30,8 +33,9 @@ class Comparison:
 def compare_with_papers(runs, results, zoo=None):
     """Put runs of the zoo's configs beside their rows.
 
-    Figures are compared only if the run was tested on what its config tests on, and the paper measured on that split:
-    a test set is never put beside a validation set.
+    Figures are compared only if the run was evaluated on what its config is, the paper measured on that split (a test
+    set is never put beside a validation set), and the run's norms are the row's. Other differences to the config get
+    a note.
 
     Args:
         runs (list[Run]): Those of which a config of the zoo would be compared but cannot get a note.
@@ -51,50 +55,77 @@ def summarize(work_dir):
         work_dir (str or Path): Of a run; see :func:`~mmnorm.report.load_run`.
 
     Returns:
-        str: A line for each figure that both have, '' if there is none.
+        str: A line for each figure that both have, and why there is none or what to mind; '' if there is nothing.
     """
     run = load_run(work_dir)
     results, _ = collect_results([run], [{}])
+    run.notes.clear()  # what is missing is a report's affair
     lines = []
     for comparison in compare_with_papers([run], results):
         lines.append(f'{comparison.row.table}, {comparison.row.row}, {comparison.row.data}:')
         lines += [f'  {name:12} {found:6.1f}  published {published:g}  difference {difference:+.1f}'
                   for name, (found, published, difference) in comparison.table.items() if pd.notna(found)]
-    return '\n'.join(lines)
+    return '\n'.join(lines + run.notes)
 
 
 def _compare(run, results, zoo):
     model = find_model(run.info.get('config') or run.config_file or '', zoo)
     if model is None or not model.published or not run.config:
         return
-    tested, meant = ({key: dataset.get(key) for key in _DATA_KEYS}
-                     for dataset in (run.test_dataset, test_dataset(_load(model.path))))
-    if tested != meant:
-        run.notes.append(f"Its test set is not that of {model.config}: the paper's figures are not shown beside it.")
-        return
-    rows = [row for row in model.published if row.options and _has(run.config, row.options)]
-    for row in rows or [row for row in model.published if not row.options]:
-        split = row.data.split()[-1]
-        if split not in f'{tested["ann_file"]} {tested["data_prefix"]}':
-            run.notes.append(f'{row.table} ({row.row}: {row.headline}) was measured on {row.data}, this run on another '
-                             'split: the two are not compared.')
-            continue
-        found = results.loc[run.name].reindex(list(row.metrics))
-        if found.notna().any():
-            table = pd.DataFrame([found.to_dict(), row.metrics], index=[run.name, row.table])
-            table.loc['difference'] = table.iloc[0] - table.iloc[1]
-            yield Comparison(run.name, row, table)
-
-
-def _load(path):
     from mmengine.config import Config  # here and not above: it imports torch
-    return Config.fromfile(path, import_custom_modules=False).to_dict()
+
+    config = Config.fromfile(model.path, import_custom_modules=False)
+    if _evaluated_data(run.config) != _evaluated_data(config.to_dict()):
+        run.notes.append(f"It was not evaluated on what {model.config} is: the paper's figures are not shown beside "
+                         'it.')
+        return
+    differing = []
+    for row in model.published:
+        meant = copy.deepcopy(config)
+        meant.merge_from_dict(row.options)
+        differing = _differences(run.config, meant.to_dict())
+        if not any('norm_cfg' in path or path in ('model.type', 'model.backbone.type') for path in differing):
+            break
+    else:
+        run.notes.append(f'Its norms are not those of {model.config} ({", ".join(differing[:3])} differ): it is not '
+                         "compared with the paper's row.")
+        return
+    split = row.data.split()[-1]
+    if not all(split in f'{data["ann_file"]} {data["data_prefix"]}' for data, _ in _evaluated_data(run.config)):
+        run.notes.append(f'{row.table} ({row.row}: {row.headline}) was measured on {row.data}, this run on another '
+                         'split: the two are not compared.')
+        return
+    found = results.loc[run.name].reindex(list(row.metrics))
+    if found.isna().all():
+        return
+    if differing:
+        run.notes.append(f'It was not trained as {model.config} says: {", ".join(differing[:5])} differ'
+                         f'{" and more" if len(differing) > 5 else ""}.')
+    table = pd.DataFrame([found.to_dict(), row.metrics], index=[run.name, row.table])
+    table.loc['difference'] = table.iloc[0] - table.iloc[1]
+    yield Comparison(run.name, row, table)
 
 
-def _has(config, options):
-    def value(tree, path):
-        for key in path.split('.'):
-            tree = tree.get(key) if isinstance(tree, dict) else None
-        return tree
+def _evaluated_data(config):
+    """What validation and test look at: for each the data set's keys, and how its images are resized."""
+    data = []
+    for dataset in filter(None, (evaluated_dataset(config, split) for split in ('val', 'test'))):
+        resizes = [step for step in dataset.get('pipeline') or () if 'Resize' in str(step.get('type'))]
+        data.append(({key: dataset.get(key) for key in _DATA_KEYS}, resizes))
+    return data
 
-    return all(value(config, path) == wanted for path, wanted in options.items() if not path.endswith('_delete_'))
+
+def _differences(config, meant):
+    """Paths of what differs in the training of two configs (dicts)."""
+    differing = [path for key in _TRAINING_KEYS for path in _differing(config.get(key), meant.get(key), key)]
+    sizes = [(tree.get('train_dataloader') or {}).get('batch_size') for tree in (config, meant)]
+    return differing + ['train_dataloader.batch_size'] * (sizes[0] != sizes[1])
+
+
+def _differing(one, other, path):
+    if one is None or other is None:
+        one, other = ({} if value is None and isinstance(one or other, dict) else value for value in (one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [found for key in dict.fromkeys([*one, *other])
+                for found in _differing(one.get(key), other.get(key), f'{path}.{key}')]
+    return [] if one == other or str(one) == str(other) else [path]

@@ -62,7 +62,7 @@ class Run:
     @property
     def test_dataset(self):
         """The config of the test set, without wrappers around it; {} if there is none."""
-        return test_dataset(self.config)
+        return evaluated_dataset(self.config, 'test')
 
     @property
     def test_command(self):
@@ -89,9 +89,9 @@ class Run:
         return next((place for root in roots if (place := Path(root, path)).exists()), None)
 
 
-def test_dataset(config):
-    """Return the config (dict) of a config's test set, without wrappers around it; {} if there is none."""
-    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+def evaluated_dataset(config, split):
+    """Return the config (dict) of the data set of 'val' or 'test', without wrappers; {} if there is none."""
+    dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     return dataset
@@ -129,7 +129,8 @@ def load_run(work_dir, name=None):
     if (work_dir / 'evaluation.json').exists():
         evaluation = read_json(work_dir / 'evaluation.json', run.notes)
         run.checkpoint = evaluation.get('checkpoint')
-        if evaluation.get('tta') and 'mIoU' in run.test:
+        newest = max((path.name for path in work_dir.iterdir() if TIMESTAMP.fullmatch(path.name)), default=None)
+        if evaluation.get('tta') and evaluation.get('timestamp') == newest and 'mIoU' in run.test:
             run.test[MULTI_SCALE] = run.test.pop('mIoU')
     check_training(run)
     return run

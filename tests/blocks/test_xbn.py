@@ -196,10 +196,10 @@ def test_forgotten_norm_eval_is_explained_once():
 
 
 def test_missing_weights_name_three_ways_on():
-    backbone = build(XBN_R18, init_cfg=dict(type='Pretrained', checkpoint='nowhere/xbn.pth'))
+    backbone = build(XBN_R18, init_cfg=dict(type='Pretrained', checkpoint='nowhere/resnet50_xbn.pth'))
     with pytest.raises(FileNotFoundError) as error:
         backbone.init_weights()
-    for way in ('nowhere/xbn.pth', 'github.com/huangleiBuaa/XBNBlock', 'configs/mask_rcnn_xbn_r50_bn_init.py',
+    for way in ('nowhere/resnet50_xbn.pth', 'github.com/huangleiBuaa/XBNBlock', 'configs/mask_rcnn_xbn_r50_bn_init.py',
                 'configs/mask_rcnn_xbn_r50_scratch.py'):
         assert way in str(error.value)
 

@@ -39,6 +39,22 @@ def test_missing_weights_of_other_backbones_are_named_without_xbns_ways():
     assert 'ResNet: the pretrained weights gone.pth are missing' in message and 'XBN' not in message
 
 
+def test_weights_under_the_names_of_sn_authors(tmp_path):
+    path = tmp_path / 'sn.pth'
+    model = dict(type='FasterRCNN', backbone=dict(type='ResNet', init_cfg=dict(checkpoint=str(path))))
+    for name, found in (('layer1.0.sn1', 1), ('layer1.0.bn1', 0)):
+        torch.save({f'module.{name}.mean_weight': torch.ones(3)}, path)
+        messages = missing_weights(model)
+        assert len(messages) == found and all('tools/convert_checkpoint.py' in message for message in messages)
+    path.write_text('damaged')
+    assert missing_weights(model) == []
+
+
+def test_two_parts_that_start_from_one_file_are_one_problem():
+    part = dict(type='ResNet', init_cfg=dict(checkpoint='gone.pth'))
+    assert len(missing_weights(dict(backbone=part, head=dict(part, type='ResLayer')))) == 1
+
+
 @pytest.mark.parametrize('installed', [True, False])
 def test_torchvision_weights_need_torchvision(installed, monkeypatch):
     monkeypatch.setattr('mmnorm.engine.preflight.find_spec', lambda name: name if installed else None)

@@ -15,12 +15,15 @@ ROW = Published('xbn Table 9', 'XBN, 2fc', 'COCO val', {'AP^bbox': 38.19, 'AP^ma
 def compare(make_run, data_root, tmp_path):
     """A function that compares a run with rows of a zoo that has only its config; returns the run too."""
 
-    def compare(*rows, edit=('', ''), config=CONFIG):
+    def compare(*rows, edit=('', ''), more='', run_more=''):
         path = tmp_path / 'mask_rcnn.py'
-        path.write_text(config.format(data_root=str(data_root), classes=CLASSES).replace(*edit))
+        path.write_text(CONFIG.format(data_root=str(data_root), classes=CLASSES).replace(*edit) + more)
         model = Model('mask_rcnn', str(path), 'xbn', 'instance segmentation', 'XBN-GN', 'frozen', 'R-50', 'COCO', {},
                       published=rows)
-        run = load_run(make_run())
+        work_dir = make_run(f'run{len(list(tmp_path.iterdir()))}')
+        with open(work_dir / 'mask_rcnn.py', 'a') as file:
+            file.write(run_more)
+        run = load_run(work_dir, 'run')
         run.notes.clear()
         results = pd.DataFrame({'AP^bbox': [40.], 'AP^mask': [float('nan')]}, index=['run'])
         return run, compare_with_papers([run], results, {'mask_rcnn': model})
@@ -42,9 +45,27 @@ def test_test_set_is_never_put_beside_a_validation_set(compare):
     assert 'was measured on COCO test, this run on another split' in run.notes[0]
 
 
-def test_other_data_is_not_compared(compare):
-    run, comparisons = compare(ROW, edit=("data_prefix=dict(img='images/')", "data_prefix=dict(img='other/')"))
-    assert not comparisons and "test set is not that of" in run.notes[0]
+@pytest.mark.parametrize(('edit', 'more'), [
+    (("data_prefix=dict(img='images/')", "data_prefix=dict(img='other/')"), ''),
+    (("ann_file='val.json'", "ann_file='val.json', indices=10"), ''),
+    (("ann_file='val.json'", "ann_file='val.json', pipeline=[dict(type='Resize', scale=(9, 9))]"), ''),
+    (('', ''), "val_dataloader = dict(dataset=dict(type='CocoDataset', ann_file='other.json'))")])
+def test_other_data_is_not_compared(compare, edit, more):
+    run, comparisons = compare(ROW, edit=edit, more=more)
+    assert not comparisons and 'It was not evaluated on what' in run.notes[0]
+
+
+@pytest.mark.parametrize('more', ["model = dict(backbone=dict(type='XBNResNet'))",
+                                  "model = dict(neck=dict(norm_cfg=dict(type='GN')))", "model = dict(type='FCOS')"])
+def test_run_with_other_norms_is_not_compared(compare, more):
+    run, comparisons = compare(ROW, more=more)
+    assert not comparisons and 'Its norms are not those of' in run.notes[0]
+
+
+def test_other_training_gets_a_note(compare):
+    run, comparisons = compare(ROW, more="train_cfg['max_epochs'] = 12\nmodel = dict(neck=dict(channels=3))")
+    assert len(comparisons) == 1
+    assert 'model.neck.channels, train_cfg.max_epochs differ' in run.notes[0]
 
 
 def test_where_the_data_lie_does_not_matter(compare):
@@ -52,16 +73,16 @@ def test_where_the_data_lie_does_not_matter(compare):
     assert len(comparisons) == 1 and not run.notes
 
 
-def test_row_with_the_options_of_the_run(compare):
-    wanted = Published('evalnorm Table 2', 'EMA', 'COCO val', {'AP^bbox': 22.},
-                       {'randomness._delete_': True, 'randomness.seed': 7})
-    other = Published('evalnorm Table 2', 'other', 'COCO val', {'AP^bbox': 23.}, {'randomness.seed': 8})
-    assert [comparison.row for comparison in compare(ROW, wanted, other)[1]] == [wanted]
-
-
-def test_row_without_options_if_the_run_has_none(compare):
-    other = Published('evalnorm Table 2', 'other', 'COCO val', {'AP^bbox': 23.}, {'randomness.seed': 8})
-    assert [comparison.row for comparison in compare(ROW, other)[1]] == [ROW]
+def test_row_whose_options_the_run_has(compare):
+    """EN and EMA share a training and a config: the test's options tell one row from the other."""
+    options = {'model.backbone.norm_cfg._delete_': True, 'model.backbone.norm_cfg.type': 'BN'}
+    ema = Published('evalnorm Table 2', 'EMA', 'COCO val', {'AP^bbox': 22.}, options)
+    estimated = "model = dict(backbone=dict(norm_cfg=dict(type='EN', mode='online')))"
+    for text, expected in ((estimated, ROW), ("model = dict(backbone=dict(norm_cfg=dict(type='BN')))", ema)):
+        found = compare(ROW, ema, more=estimated, run_more=text)[1]
+        assert [comparison.row for comparison in found] == [expected]
+    mixed = estimated.replace('online', 'rule')
+    assert compare(ROW, ema, more=estimated, run_more=mixed)[1] == []
 
 
 def test_configs_of_others_are_passed_over(make_run):
