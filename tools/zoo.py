@@ -94,7 +94,7 @@ def show_tables(models):
         for model in (model for model in models if model.paper == paper):
             link = f'[{model.name}]({Path(model.config).relative_to("configs")})'
             common = {'norm': model.norm, 'mode': model.mode, 'backbone': model.backbone, 'data': model.data,
-                      'starts from': model.pretrained.get('Source', 'random weights')}
+                      'starts from': describe_start(model.pretrained)}
             for row in model.published or [None]:
                 table = row.table.removeprefix(f'{paper} ') if row else 'none'
                 figures = ', '.join(f'{key} {value:g}' for key, value in row.metrics.items()) if row else ''
@@ -102,6 +102,14 @@ def show_tables(models):
                 lines.append(common | {'config': link, 'in the paper': table, 'row': where, 'published': figures})
         if lines:
             print(f'## {paper}\n\n{to_markdown(pd.DataFrame(lines).set_index("config"), "left")}\n')
+
+
+def describe_start(pretrained):
+    """Say where a config's weights come from, with their licence, or what to do without."""
+    if not pretrained:
+        return 'random weights'
+    more = pretrained.get('Licence') or pretrained['Instead']
+    return f'{pretrained["Source"]} ({more})'
 
 
 def check(models, jobs):
@@ -148,6 +156,8 @@ def sweep(model, args):
                 return status
         results[value] = load_run(work_dir).val.iloc[-1].dropna().to_dict()
     metric = next(iter(model.published[0].metrics))
+    if not any(metric in found for found in results.values()):
+        raise ValueError(f'no training under {folder} has {metric}: see their logs')
     best = max(results, key=lambda value: results[value].get(metric, float('-inf')))
     write_json(folder / 'sweep.json', dict(config=model.config, option=option, metric=metric, best=best,
                                            results=results))

@@ -2,6 +2,9 @@
 
     _base_ = [YOUR_CONFIG, 'PATH/configs/_base_/live_norm.py']
     model = dict(backbone=dict(type='XBNResNet', **_base_.live_norm))
+
+mmengine refuses two bases that both have custom_hooks: if YOUR_CONFIG has some, leave this file out, write norm_eval
+and frozen_stages into your backbone, and add the hook to your list. Many of mmnorm's configs have this file already.
 """
 live_norm = dict(norm_eval=False, frozen_stages=-1)
 

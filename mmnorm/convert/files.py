@@ -1,5 +1,6 @@
 """Checkpoint files from other code to ours, and from one norm to another."""
 import argparse
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,9 @@ def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole
     return report
 
 
+_LIKE_BN = re.compile(r"""type=['"](IBN|(?:Sync)?BGN|GBGN)['"]""")
+
+
 def _meta(checkpoint):
     meta = checkpoint.get('meta')
     return meta if isinstance(meta, dict) else {}
@@ -123,6 +127,9 @@ def _read(source):
 
 def _convert(checkpoint, source, norm, layout, config, whole, source_prefix, bn_share, hard):
     """The report and the new state dict, checked, without prefix."""
+    alike = _LIKE_BN.search(str(_meta(checkpoint).get('cfg', '')))
+    if alike:
+        raise ValueError(f'its network has {alike[1]}, whose tensors have the names of BN\'s and mean something else')
     weights, dropped = unwrap(checkpoint)
     if source_prefix:
         weights, dropped['not under --source-prefix'] = select(weights, source_prefix)

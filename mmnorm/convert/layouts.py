@@ -144,6 +144,8 @@ def find_layout(weights):
         if _has_sign(weights, layout):
             if not layout.norms or layout.norms == kinds(take_backbone(weights, name)[0]):
                 return name
+    if any('layer1.0.gn1.' in name for name in weights):
+        raise ValueError('its norms are GN, which keeps no statistics that another norm could start from')
     raise ValueError('it is in none of the known layouts: it has no ResNet that names its first norm layer1.0.bn1 or '
                      f'layer1.0.sn1 (res2.0.sn1 in Detectron); its first tensor is {next(iter(weights))}')
 

@@ -11,7 +11,8 @@ A layer's kind is known by what it keeps:
 | GN   | nothing: GN, IN and GW, batch-free, as XBN has them   | never                   | statistics go         |
 
 All of it is for evaluation: what a converted network computes there is what the network computed before, but for GN.
-Whatever else has BN's tensors (SyncBN, FrozenBN, BRN, BGN, IBN) is of kind BN here.
+Whatever else has BN's tensors (SyncBN, FrozenBN, BRN) is of kind BN here. So would be IBN, which tensors do not tell
+from BN: :func:`~mmnorm.convert.convert_file` refuses it, and BGN, by the config that a checkpoint of mmengine carries.
 
 SN from BN. With ``bn_share=1`` the ratios are (0, 0, 1) to the last bit: the logits are (0, 0, 128), and exp(-128) is
 0 in float32. So evaluation is BN's, up to the rounding of the arithmetic; but the softmax is saturated there, its

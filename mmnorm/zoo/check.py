@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import io
+import re
 import time
 import warnings
 from collections import Counter
@@ -70,15 +71,36 @@ def _check(model, check):
     scale = cfg.get('auto_scale_lr') or {}
     if not (scale.get('enable') and scale.get('base_batch_size')):
         check.problems.append('auto_scale_lr is not enabled with a base_batch_size')
+    _check_start(model, cfg, check.problems)
     for row in model.published:
-        copy.deepcopy(cfg).merge_from_dict(row.options)
+        if row.options:
+            _check_options(row, copy.deepcopy(cfg), check.problems)
     network = build_untrained(cfg)
     network.train()
     check.norms = count_norms(network)
     if check.norms != model.norms:
         check.problems.append(f'its norms are {check.norms}, its entry says {model.norms}')
+    placed = getattr(network.backbone, 'xbn_layers', [])
+    if not all(re.fullmatch(model.placed or '.*', name) for name in placed):
+        check.problems.append(f'{", ".join(placed)} are placed, its entry says {model.placed}')
     network = revert_sync_batchnorm(network)
     step(network, cfg, check.problems)
+
+
+def _check_start(model, cfg, problems):
+    found = (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint') or cfg.model.get('pretrained')
+    meant = model.pretrained.get('File')
+    if found != meant:
+        problems.append(f'it starts from {found}, its entry says {meant}')
+
+
+def _check_options(row, cfg, problems):
+    cfg.merge_from_dict(row.options)
+    norms = count_norms(build_untrained(cfg))
+    wanted = {value for path, value in row.options.items() if path.endswith('norm_cfg.type')}
+    found = {kind for kinds in norms.values() for kind in kinds}
+    if found != wanted:
+        problems.append(f'with the options of {row.row} its norms are {", ".join(sorted(found))}')
 
 
 def build_untrained(cfg):
@@ -111,18 +133,27 @@ def count_norms(network):
         network (nn.Module): In training mode.
 
     Returns:
-        dict[str, dict[str, str]]: By part of the network (its direct children that have any) and by type: '17', or
-        '13 + 4 fixed'. Fixed layers train neither statistics nor parameters; held ones normalise by running
-        statistics and train gamma and beta; those by batch normalise by batch statistics and train nothing.
+        dict[str, dict[str, str]]: By part of the network that has any (backbone, neck, decode_head,
+        roi_head.bbox_head ...) and by type: '17', or '13 + 4 fixed'. Fixed layers train neither statistics nor
+        parameters; held ones normalise by running statistics and train gamma and beta; those by batch normalise by
+        batch statistics and train nothing.
     """
     norms = {}
-    for part, module in network.named_children():
+    for part, module in _parts(network):
         counts = Counter((_type_name(layer), _state(layer)) for layer in _norm_layers(module).values())
         if counts:
             norms[part] = {kind: ' + '.join(f'{counts[kind, state]} {state}'.strip()
                                             for state in ('', 'by batch', 'held', 'fixed') if counts[kind, state])
                            for kind in sorted({kind for kind, _ in counts})}
     return norms
+
+
+def _parts(network):
+    for name, module in network.named_children():
+        if name == 'roi_head':
+            yield from ((f'{name}.{head}', part) for head, part in module.named_children())
+        else:
+            yield name, module
 
 
 def _norm_layers(network):

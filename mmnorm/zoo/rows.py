@@ -49,6 +49,7 @@ class Model:
     data: str
     norms: dict
     pretrained: dict = field(default_factory=dict)
+    placed: str = ''
     published: tuple = ()
     sweep: dict = field(default_factory=dict)
     note: str = ''
@@ -92,6 +93,7 @@ def _read_model(entry):
             entry.pop('Name'), entry.pop('Config'), entry.pop('In Collection'), metadata.pop('Task'),
             metadata.pop('Norm'), metadata.pop('Mode'), metadata.pop('Backbone'), metadata.pop('Data'),
             _norms_as_text(entry.pop('Norms')), entry.pop('Pretrained', {}),
+            entry.pop('Placed', ''),
             tuple(Published(**{key.lower(): value for key, value in row.items()})
                   for row in entry.pop('Published', ())), entry.pop('Sweep', {}), entry.pop('Note', ''))
     except (KeyError, TypeError) as error:

@@ -4,7 +4,8 @@
 positions, so one with norms has 4 convs and 1 fc, as in Detectron's GN baselines; rows without keep the 2fc. The
 authors' later release for Detectron.pytorch has Mask R-CNN so; its Faster R-CNN has SN in the FPN before a 2fc head.
 
-SN's momentum is the authors' 0.003; (8,2) is pretraining on 8 GPUs with 2 images each.
+SN's momentum is the authors' 0.003. Its control parameters have no weight decay, as gamma and beta. (8,2) is
+pretraining on 8 GPUs with 2 images each.
 """
 _base_ = '../../_base_/gn_norm.py'
 

@@ -1,0 +1,91 @@
+"""Hyperparameters of every row, against what the papers say; from the papers' text, not from the configs."""
+import re
+
+import pytest
+from mmengine.config import Config
+
+from mmnorm.zoo import load_zoo
+
+# Learning rate, length (iterations; epochs below 1000), its steps, images of all GPUs and of each
+TRAINING = {
+    'xbn Table 4 R-50': (0.02, 90000, [60000, 80000], 16, 2),
+    'xbn Table 4 X-101-32x8d': (0.01, 180000, [120000, 160000], 8, 1),
+    'xbn Table 5 R-50': (0.02, 90000, [60000, 80000], 16, 2),
+    'sn Table IV R-50': (0.01, 120000, [80000], 12, 3),
+    'sn Table V R-50': (0.02, 90000, [60000, 80000], 16, 2),
+    'sn Table VI R-50': (0.02, 180000, [120000, 160000], 16, 2),
+    'sn Table VII R-50 ADE20K': (0.02, 100000, [], 16, 2),
+    'sn Table VII R-50 Cityscapes': (0.02, 74375, [], 16, 2),  # 400 epochs of 2,975 images
+    'sn Table VIII R-50 Cityscapes': (0.02, 74375, [], 16, 2),
+    **{f'rbn Table {table} R-{depth}': (0.02, 12, [8, 11], 16, 2) for table in (5, 6, 7) for depth in (50, 101)},
+}
+ZOO = load_zoo()
+ROWS = {name: model for name, model in ZOO.items() if model.published}
+
+
+def config(model):
+    return Config.fromfile(model.path)
+
+
+def training(cfg):
+    """What TRAINING has of a config."""
+    loop = cfg.train_cfg
+    steps = [step for scheduler in cfg.param_scheduler for step in scheduler.get('milestones', [])]
+    return (cfg.optim_wrapper.optimizer.lr, loop.get('max_iters') or loop.max_epochs, steps,
+            cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size)
+
+
+@pytest.mark.parametrize('name', [name for name, model in ROWS.items()
+                                  if 'Table 6' not in model.published[0].table or model.paper == 'rbn'
+                                  if model.paper != 'evalnorm'])
+def test_schedule_and_batch(name):
+    model = ROWS[name]
+    table = f'{model.published[0].table.split(",")[0]} {model.backbone}'
+    cfg = config(model)
+    assert training(cfg) == TRAINING.get(table) or training(cfg) == TRAINING[f'{table} {model.data}']
+    assert cfg.optim_wrapper.optimizer.momentum == 0.9 and cfg.optim_wrapper.optimizer.weight_decay == 1e-4
+
+
+@pytest.mark.parametrize('images', [2, 4, 8])
+def test_from_scratch_of_xbn(images):
+    rows = [model for model in ROWS.values() if model.published[0].table == 'xbn Table 6'
+            and model.name.endswith(f'8x{images}')]
+    assert [row.norm for row in rows] == ['BN', 'GN', 'XBN-GN']
+    for row in rows:
+        assert training(config(row)) == (0.02, 90000, [60000, 80000], 8 * images, images)
+        assert row.sweep == {'optim_wrapper.optimizer.lr': [0.01, 0.02, 0.04]}
+
+
+@pytest.mark.parametrize('name', [name for name, model in ROWS.items() if model.paper == 'evalnorm'])
+def test_evalnorm(name):
+    cfg, rows = config(ROWS[name]), ROWS[name].published
+    images = int(re.search(r'(\d) images', rows[0].row)[1])
+    assert all(f'{images} images' in row.row for row in rows) and cfg.train_dataloader.batch_size == images
+    # auto_scale_lr makes it 0.015 N / 8 on one process
+    assert training(cfg)[:2] == (0.015, 64) and cfg.auto_scale_lr == dict(enable=True, base_batch_size=8)
+    assert any(scheduler.type == 'CosineAnnealingLR' and scheduler.end == 64 for scheduler in cfg.param_scheduler)
+    train, test = cfg.model.train_cfg, cfg.model.test_cfg
+    assert (train.rpn.sampler.num, train.rcnn.sampler.num, test.rpn.max_per_img) == (300, 64, 300)
+    resizes = [step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize']
+    assert resizes == [(600, 600)] and 'minival' in cfg.test_dataloader.dataset.ann_file
+
+
+@pytest.mark.parametrize('name', [name for name, model in ROWS.items() if model.paper == 'sn'])
+def test_norms_of_sn(name):
+    cfg = config(ROWS[name])
+    assert cfg.optim_wrapper.paramwise_cfg.norm_decay_mult == 0
+    norm = cfg.model.backbone.norm_cfg
+    if ROWS[name].norm in ('SN', 'SyncSN') and norm.type not in ('FrozenBN', 'GN'):  # some have SN in the heads alone
+        assert norm.type == ROWS[name].norm and norm.momentum == 0.003
+    size = re.search(r'_8x(\d+)_', name)
+    if size:
+        assert cfg.model.backbone.init_cfg.checkpoint == f'pretrained/resnet50_sn_8x{size[1]}.pth'
+        assert ROWS[name].published[0].row == f'{ROWS[name].norm} (8,{size[1]})'
+
+
+@pytest.mark.parametrize('name', [name for name, model in ZOO.items()
+                                  if model.paper == 'bgn' or 'scratch' in name and model.paper == 'sn'])
+def test_from_scratch_has_no_weights(name):
+    cfg = config(ZOO[name])
+    assert not cfg.model.backbone.get('init_cfg') and cfg.model.backbone.frozen_stages == -1
+    assert ZOO[name].paper != 'bgn' or cfg.train_dataloader.batch_size == 2
