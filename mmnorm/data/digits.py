@@ -1,8 +1,8 @@
-"""Digits on photographs: a small data set for detection, instance and semantic segmentation that needs no download.
+"""Digits on photographs: a small data set for detection and segmentation of all kinds that needs no download.
 
 scikit-learn carries 1,797 handwritten digits (8 x 8 scans) and two photographs. ``make_digits`` enlarges, turns and
-colours the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO, ADE20K
-and Cityscapes, so that existing mmdetection and mmsegmentation configs can read it.
+colours the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO (instances
+and panoptic), ADE20K and Cityscapes, so that existing mmdetection and mmsegmentation configs can read it.
 
 From top to bottom: the options, the material of a split, drawing one image, the layouts on disk, ``make_digits``.
 """
@@ -32,6 +32,7 @@ except ImportError as error:
 
 SPLITS = ('train', 'val')
 DIGITS = tuple('0123456789')
+PHOTOS = ('temple', 'flower')  # what scikit-learn's photographs show
 
 # Severity 1 to 5 of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, the authors' code): the standard deviation of
 # Gaussian noise on [0, 1], of a Gaussian blur in pixels of a 224 pixel image, and the contrast that is kept.
@@ -54,6 +55,11 @@ LAYOUTS = {
     'cityscapes': {
         'image': 'cityscapes/leftImg8bit/{split}/digits/digits_{number:06d}_000019_leftImg8bit.png',
         'map': 'cityscapes/gtFine/{split}/digits/digits_{number:06d}_000019_gtFine_labelTrainIds.png',
+    },
+    'panoptic': {
+        'image': 'coco/{split}2017/{number:012d}.jpg',
+        'segments': 'coco/annotations/panoptic_{split}2017.json',
+        'map': 'coco/annotations/panoptic_{split}2017/{number:012d}.png',
     },
 }
 
@@ -84,7 +90,7 @@ class DigitsOptions:
         corruption (str, optional): 'noise', 'blur' or 'contrast', applied to the validation images only. The values
             are ImageNet-C's; the blur scales with ``image_size``.
         severity (int): Severity of the corruption, 0 (none) to 5.
-        layouts (Sequence[str]): Layouts to write, out of 'coco', 'ade' and 'cityscapes'.
+        layouts (Sequence[str]): Layouts to write, out of 'coco', 'ade', 'cityscapes' and 'panoptic'.
 
     Raises:
         TypeError: A count or size is not an int, or a range not two of them.
@@ -165,6 +171,12 @@ class Sample(NamedTuple):
     labels: np.ndarray  # (N,) int, the digits
     masks: np.ndarray  # (N, H, W) bool, the visible part of each digit; no two overlap
     rim: np.ndarray  # (H, W) bool, in no mask, but blended with a digit's soft edge: neither digit nor background
+    photo: int  # which photograph is behind the digits, an index into PHOTOS
+
+    @property
+    def background(self):
+        """What is neither digit nor rim, (H, W) bool."""
+        return ~(self.masks.any(0) | self.rim)
 
 
 class DigitsPainter:
@@ -189,7 +201,8 @@ class DigitsPainter:
         """
         options = self.options
         rng = np.random.default_rng([options.seed, SPLITS.index(self.split), index])
-        image = self._background(rng)
+        photo = int(rng.integers(len(self.photos)))
+        image = self._background(rng, self.photos[photo])
         count = rng.integers(*options.digits_per_image, endpoint=True)
         chosen = rng.integers(len(self.scans), size=count)
         masks = np.zeros((0, options.image_size, options.image_size), bool)
@@ -207,11 +220,10 @@ class DigitsPainter:
         image = np.asarray(image)
         if self.split == 'val' and options.severity:
             image = corrupt(image, options.corruption, options.severity, rng)
-        return Sample(image, self.labels[chosen], masks, blended & ~masks.any(0))
+        return Sample(image, self.labels[chosen], masks, blended & ~masks.any(0), photo)
 
-    def _background(self, rng):
-        """Crop a random square out of a random photograph."""
-        photo = self.photos[rng.integers(len(self.photos))]
+    def _background(self, rng, photo):
+        """Crop a random square out of a photograph."""
         side = rng.uniform(*CROP_SIDE)
         left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
         size = (self.options.image_size, ) * 2
@@ -296,15 +308,38 @@ def _class_map(sample):
     return classes
 
 
-def _annotations(sample, image_id, first_id):
+def _encode(masks):
+    """Return masks (N, H, W) bool in COCO's terms: run-length codes, boxes [x, y, width, height] and areas."""
+    codes = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
+    return codes, rle.toBbox(codes).tolist(), rle.area(codes).tolist()
+
+
+def _instances(sample, number, first_id):
     """Return the COCO annotations of a sample; category ids are 1 to 10, so none equals its digit."""
-    segmentations = rle.encode(np.asfortranarray(sample.masks.transpose(1, 2, 0), np.uint8))
-    boxes, areas = rle.toBbox(segmentations).tolist(), rle.area(segmentations).tolist()
+    codes, boxes, areas = _encode(sample.masks)
     return [
-        dict(id=first_id + i, image_id=image_id, category_id=int(label) + 1, bbox=boxes[i], area=areas[i], iscrowd=0,
-             segmentation=dict(size=segmentations[i]['size'], counts=segmentations[i]['counts'].decode()))
+        dict(id=first_id + i, image_id=number, category_id=int(label) + 1, bbox=boxes[i], area=areas[i],
+             iscrowd=0, segmentation=dict(size=codes[i]['size'], counts=codes[i]['counts'].decode()))
         for i, label in enumerate(sample.labels)
     ]
+
+
+def _segments(sample, first_id):
+    """Return the segments of a sample as COCO panoptic has them, and their map (H, W, 3) uint8.
+
+    The digits have the category ids that they have as instances, the photographs those that follow. In the map a
+    segment's id is R + 256 G + 65536 B, and 0 is unlabelled.
+    """
+    background = sample.background[None]
+    masks = np.concatenate([sample.masks, background[background.any((1, 2))]])
+    categories = [*sample.labels + 1, 1 + len(DIGITS) + sample.photo]
+    _, boxes, areas = _encode(masks)
+    segments, ids = [], np.zeros(sample.rim.shape, int)
+    for i, mask in enumerate(masks):
+        ids[mask] = first_id + i
+        segments.append(dict(id=first_id + i, category_id=int(categories[i]), bbox=boxes[i], area=areas[i],
+                             iscrowd=0))
+    return segments, np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
 
 
 def _write_split(root, options, split):
@@ -312,18 +347,20 @@ def _write_split(root, options, split):
     for layout in options.layouts:
         for kind in LAYOUTS[layout]:
             (root / _path(layout, kind, split)).parent.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images, instances, panoptic, num_segments = [], [], [], 0
     # disable=None: no bar where standard error is not a terminal
     for number in tqdm(_numbers(options, split), desc=f'digits, {split}', unit='image', disable=None):
         sample = painter.draw(number - 1)
         saved = {}  # suffix -> path: layouts with the same image format share the file
         for layout in options.layouts:
             path = root / _path(layout, 'image', split, number)
-            if path.suffix in saved:
-                _link(saved[path.suffix], path)
-            else:
+            if path.suffix not in saved:
                 _save(path, sample.image)
                 saved[path.suffix] = path
+            elif not path.exists():
+                _link(saved[path.suffix], path)
+        images.append(dict(id=number, file_name=Path(_path('coco', 'image', split, number)).name, license=1,
+                           width=options.image_size, height=options.image_size))
         classes = _class_map(sample)
         if 'ade' in options.layouts:
             _save(root / _path('ade', 'map', split, number), classes)
@@ -331,17 +368,29 @@ def _write_split(root, options, split):
             # uint8: 0, unlabelled, becomes 255, which Cityscapes ignores
             _save(root / _path('cityscapes', 'map', split, number), classes - 1)
         if 'coco' in options.layouts:
-            annotations += _annotations(sample, number, len(annotations) + 1)
-            images.append(dict(id=number, file_name=Path(_path('coco', 'image', split, number)).name, license=1,
-                               width=options.image_size, height=options.image_size))
+            instances += _instances(sample, number, len(instances) + 1)
+        if 'panoptic' in options.layouts:
+            segments, segment_map = _segments(sample, num_segments + 1)
+            num_segments += len(segments)
+            path = root / _path('panoptic', 'map', split, number)
+            _save(path, segment_map)
+            panoptic.append(dict(image_id=number, file_name=path.name, segments_info=segments))
+    things = [dict(id=i, name=name, supercategory='digit') for i, name in enumerate(DIGITS, start=1)]
     if 'coco' in options.layouts:
-        path = root / _path('coco', 'instances', split)
-        path.write_text(json.dumps(dict(
-            info=dict(description=f'Digits on photographs, {split}', version=str(FORMAT)),
-            licenses=[dict(id=1, name='Attribution License', url='https://creativecommons.org/licenses/by/2.0/')],
-            images=images,
-            annotations=annotations,
-            categories=[dict(id=i, name=name, supercategory='digit') for i, name in enumerate(DIGITS, start=1)])))
+        _write_coco(root / _path('coco', 'instances', split), split, images, instances, things)
+    if 'panoptic' in options.layouts:
+        stuff = [dict(id=i, name=name, supercategory='photograph') for i, name in enumerate(PHOTOS, len(things) + 1)]
+        categories = [dict(category, isthing=int(category in things)) for category in things + stuff]
+        _write_coco(root / _path('panoptic', 'segments', split), split, images, panoptic, categories)
+
+
+def _write_coco(path, split, images, annotations, categories):
+    path.write_text(json.dumps(dict(
+        info=dict(description=f'Digits on photographs, {split}', version=str(FORMAT)),
+        licenses=[dict(id=1, name='Attribution License', url='https://creativecommons.org/licenses/by/2.0/')],
+        images=images,
+        annotations=annotations,
+        categories=categories)))
 
 
 def _manifest(options):
@@ -389,14 +438,17 @@ def make_digits(root: str | Path, options: DigitsOptions = DigitsOptions(), *, o
 
     - ``coco/``: instance segmentation. Category ids 1 to 10 are the classes '0' to '9'; masks are run-length encoded.
       mmdet: ``type='CocoDataset'``, ``metainfo=dict(classes=tuple('0123456789'))``.
+    - ``panoptic``, in ``coco/`` too: things are the digits, with the same category ids, stuff the two photographs, 11
+      and 12. mmdet: ``type='CocoPanopticDataset'``, ``metainfo=dict(classes=(*'0123456789', 'temple', 'flower'),
+      thing_classes=tuple('0123456789'), stuff_classes=('temple', 'flower'))``.
     - ``ade/``: semantic segmentation. 0 unlabelled, 1 background, 2 to 11 the digits. mmseg: ``type='BaseSegDataset'``,
       ``reduce_zero_label=True``, ``metainfo=dict(classes=('background', *'0123456789'))``.
     - ``cityscapes/``: the same maps less one, 255 ignored. mmseg: ``type='BaseSegDataset'``,
       ``img_suffix='_leftImg8bit.png'``, ``seg_map_suffix='_gtFine_labelTrainIds.png'`` and the same metainfo.
 
-    ``ADE20KDataset`` and ``CityscapesDataset`` read them too, but under their own 150 and 19 class names: mmseg lets
-    metainfo only select among these. Unlabelled in the maps is the pixel or so around a digit where its soft edge is
-    blended into the background.
+    ``ADE20KDataset`` and ``CityscapesDataset`` read them too, but under the first 11 of their own class names: mmseg
+    lets metainfo only select among these. Unlabelled in the maps is the pixel or so around a digit where its soft edge
+    is blended into the background.
 
     Everything is written beside the folder first and moved into place at the end, so an interrupted run leaves no
     half-made data set; one that is killed outright may leave a hidden folder ``.<name>-...``, which can be deleted.

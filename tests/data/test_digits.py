@@ -166,6 +166,47 @@ def test_layouts_agree(root, split, folder):
         assert np.abs(np.array(Image.open(jpg), int) - np.array(Image.open(png), int)).mean() < 3
 
 
+@pytest.mark.parametrize('split, folder', [('train', 'training'), ('val', 'validation')])
+def test_panoptic_segments_are_the_instances_and_the_background(root, split, folder):
+    content = json.loads((root / f'coco/annotations/panoptic_{split}2017.json').read_text())
+    instances = COCO(root / f'coco/annotations/instances_{split}2017.json')
+    assert content['images'] == instances.dataset['images']
+    assert [(category['id'], category['name'], category['isthing']) for category in content['categories']] == [
+        *((i, name, 1) for i, name in enumerate('0123456789', 1)), (11, 'temple', 0), (12, 'flower', 0)]
+    ids = [segment['id'] for annotation in content['annotations'] for segment in annotation['segments_info']]
+    assert len(set(ids)) == len(ids) and 0 not in ids
+    for image, annotation in zip(content['images'], content['annotations']):
+        number = image['id']
+        assert annotation['image_id'] == number
+        assert annotation['file_name'] == image['file_name'].replace('.jpg', '.png')
+        path = root / f'coco/annotations/panoptic_{split}2017' / annotation['file_name']
+        segment_map = np.array(Image.open(path)).astype(int) @ (1, 256, 65536)
+        *things, stuff = annotation['segments_info']
+        for segment, instance in zip(things, instances.loadAnns(instances.getAnnIds(number)), strict=True):
+            assert np.array_equal(segment_map == segment['id'], instances.annToMask(instance))
+            assert all(segment[key] == instance[key] for key in ('category_id', 'bbox', 'area', 'iscrowd'))
+        ade = np.array(Image.open(root / f'ade/annotations/{folder}/ADE_{split}_{number:08d}.png'))
+        assert np.array_equal(segment_map == stuff['id'], ade == 1) and stuff['area'] == np.sum(ade == 1)
+        assert stuff['category_id'] == 11 + digits.DigitsPainter(SMALL, split).draw(number - 1).photo
+        assert np.array_equal(segment_map == 0, ade == 0)
+
+
+def test_segment_ids_fill_all_three_bytes():
+    sample = digits.DigitsPainter(SMALL, 'train').draw(0)
+    segments, colours = digits._segments(sample, 70000)
+    decoded = colours.astype(int) @ (1, 256, 65536)
+    assert {segment['id'] for segment in segments} == set(np.unique(decoded)) - {0}
+    assert (colours[decoded > 0] > 0).all()  # 70000 = 112 + 256 * 17 + 65536
+
+
+def test_panoptic_layout_alone_brings_its_images(root, tmp_path):
+    make_digits(tmp_path, replace(SMALL, layouts=['panoptic']))
+    alone, everything = tree(tmp_path), tree(root)
+    del alone['digits.json']
+    assert len(alone) == 2 * (SMALL.num_train + SMALL.num_val + 1)
+    assert all(everything[name] == content for name, content in alone.items())
+
+
 def test_copies_where_there_are_no_hard_links(root, tmp_path, monkeypatch):
     def no_link(source, target):
         raise OSError('no hard links here')
@@ -190,17 +231,44 @@ def test_mmdet_reads_coco(root):
     assert dataset.get_data_info(1)['instances'][0]['bbox_label'] == label
 
 
-@pytest.mark.parametrize('arguments', [
-    dict(data_prefix=dict(img_path='ade/images/validation', seg_map_path='ade/annotations/validation'),
-         reduce_zero_label=True),
-    dict(data_prefix=dict(img_path='cityscapes/leftImg8bit/val', seg_map_path='cityscapes/gtFine/val'),
-         img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png'),
-], ids=['ade', 'cityscapes'])
-def test_mmseg_reads_maps(root, arguments):
-    mmseg_datasets = pytest.importorskip('mmseg.datasets')
-    dataset = mmseg_datasets.BaseSegDataset(
-        data_root=str(root), metainfo=dict(classes=CLASSES), pipeline=[mmseg_datasets.LoadAnnotations()], **arguments)
+def test_mmdet_reads_panoptic(root):
+    mmdet_datasets = pytest.importorskip('mmdet.datasets')
+    from mmcv.transforms import LoadImageFromFile
+    from mmdet.datasets.transforms import LoadPanopticAnnotations
+    things, stuff = tuple('0123456789'), ('temple', 'flower')
+    dataset = mmdet_datasets.CocoPanopticDataset(
+        data_root=str(root), ann_file='coco/annotations/panoptic_val2017.json',
+        data_prefix=dict(img='coco/val2017/', seg='coco/annotations/panoptic_val2017/'),
+        metainfo=dict(classes=things + stuff, thing_classes=things, stuff_classes=stuff),
+        pipeline=[LoadImageFromFile(), LoadPanopticAnnotations()])
     assert len(dataset) == SMALL.num_val
+    sample, loaded = digits.DigitsPainter(SMALL, 'val').draw(1), dataset[1]
+    assert np.array_equal(loaded['gt_bboxes_labels'], sample.labels)
+    assert np.array_equal(loaded['gt_masks'].masks, sample.masks)
+    expected = np.where(sample.rim, 255, 10 + sample.photo)
+    for label, mask in zip(sample.labels, sample.masks):
+        expected[mask] = label
+    assert np.array_equal(loaded['gt_seg_map'], expected)
+
+
+ADE = dict(data_prefix=dict(img_path='ade/images/validation', seg_map_path='ade/annotations/validation'))
+CITYSCAPES = dict(data_prefix=dict(img_path='cityscapes/leftImg8bit/val', seg_map_path='cityscapes/gtFine/val'))
+
+
+@pytest.mark.parametrize('name, arguments', [
+    ('BaseSegDataset', dict(ADE, reduce_zero_label=True)),
+    ('ADE20KDataset', ADE),
+    ('BaseSegDataset', dict(CITYSCAPES, img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png')),
+    ('CityscapesDataset', CITYSCAPES),
+])
+def test_mmseg_reads_maps(root, name, arguments):
+    mmseg_datasets = pytest.importorskip('mmseg.datasets')
+    kind = getattr(mmseg_datasets, name)
+    classes = kind.METAINFO.get('classes', CLASSES)[:len(CLASSES)]
+    dataset = kind(
+        data_root=str(root), metainfo=dict(classes=classes), pipeline=[mmseg_datasets.LoadAnnotations()], **arguments)
+    assert len(dataset) == SMALL.num_val
+    assert dataset.metainfo['classes'] == classes
     sample = digits.DigitsPainter(SMALL, 'val').draw(1)
     seg_map = dataset[1]['gt_seg_map']
     for label, mask in zip(sample.labels, sample.masks):
@@ -240,7 +308,7 @@ def test_missing_library_names_the_command(monkeypatch):
 
 def test_second_call_writes_nothing(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
-    assert not make_digits(root, replace(SMALL, layouts=['cityscapes', 'ade', 'coco']))
+    assert not make_digits(root, replace(SMALL, layouts=['panoptic', 'cityscapes', 'ade', 'coco']))
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
 
 
