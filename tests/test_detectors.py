@@ -110,7 +110,8 @@ def test_both_metrics_in_one_evaluation(digits, cfg, network, monkeypatch):
     root = str(digits / 'coco') + '/'
     cfg.val_dataloader.dataset.data_root = root
     panoptic, coco = cfg.val_evaluator
-    panoptic.update(ann_file=root + 'annotations/panoptic_val2017.json', seg_prefix=root + 'annotations/panoptic_val2017')
+    segments = root + 'annotations/panoptic_val2017'
+    panoptic.update(ann_file=segments + '.json', seg_prefix=segments)
     coco.ann_file = root + 'annotations/instances_val2017.json'
     cfg.val_dataloader.dataset.pipeline[2].scale = (SIDE, SIDE)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)

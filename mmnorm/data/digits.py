@@ -1,8 +1,8 @@
 """Digits on photographs: a small data set for detection and segmentation of all kinds that needs no download.
 
 scikit-learn carries 1,797 handwritten digits (8 x 8 scans) and two photographs. ``make_digits`` enlarges, turns and
-colours the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO (instances
-and panoptic), ADE20K and Cityscapes, so that existing mmdetection and mmsegmentation configs can read it.
+colours the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO
+(instances and panoptic), ADE20K and Cityscapes, so that existing mmdetection and mmsegmentation configs can read it.
 
 From top to bottom: the options, the material of a split, drawing one image, the layouts on disk, ``make_digits``.
 """
