@@ -27,7 +27,7 @@ def id2rgb(id_map):
 
 @dataclass
 class PQStatCat:
-    """Segments of one category: matched ones (tp) with the sum of their IoUs, predicted (fp) and true ones (fn) left."""
+    """Segments of one category: matched ones (tp) with the sum of their IoUs, predicted (fp), true ones (fn) left."""
     iou: float = 0.0
     tp: int = 0
     fp: int = 0

@@ -1,0 +1,101 @@
+"""Every family of tasks from data to metric: its real loader, training and test on two processes, its real metric.
+
+On few, large digits in small images, quick to learn; configs/*_digits.py say what they are for and how long they take.
+"""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
+
+DETECTION = """
+pipeline = [dict(step, scale=(64, 64)) if step['type'] == 'Resize' else step for step in _base_.pipeline]
+train_dataloader = dict(dataset=dict(data_root=root, pipeline=pipeline))
+val_dataloader = test_dataloader = dict(dataset=dict(data_root=root, pipeline=pipeline))
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', begin=0, end=epochs, convert_to_iter_based=True)]
+default_hooks = dict(checkpoint=dict(interval=epochs))
+"""
+BOXES = """
+val_evaluator = test_evaluator = dict(ann_file=f'{root}/annotations/instances_val2017.json')
+"""
+PANOPTIC = """
+panoptic, instances = _base_.val_evaluator
+segments = f'{root}/annotations/panoptic_val2017'
+val_evaluator = test_evaluator = [
+    dict(panoptic, ann_file=f'{segments}.json', seg_prefix=segments),
+    dict(instances, ann_file=f'{root}/annotations/instances_val2017.json')]
+"""
+SEGMENTATION = """
+train_dataloader = dict(dataset=dict(data_root=root))
+val_dataloader = test_dataloader = dict(dataset=dict(data_root=root))
+train_cfg = dict(max_iters=iterations, val_interval=iterations)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=iterations)]
+default_hooks = dict(checkpoint=dict(interval=iterations))
+"""
+
+
+@pytest.fixture(scope='module')
+def large_digits(tmp_path_factory):
+    """Digits that fill half of their images."""
+    from mmnorm.data import DigitsOptions, make_digits
+    root = tmp_path_factory.mktemp('data') / 'digits'
+    make_digits(root, DigitsOptions(
+        num_train=800, num_val=60, image_size=64, digits_per_image=(1, 2), digit_size=(32, 52)))
+    return root
+
+
+@pytest.fixture
+def train_and_test(tool, tmp_path):
+    """Train and test a config of ours with changes, each on two processes; returns the test's metrics."""
+
+    def run(name, root, *changes, **variables):
+        config = tmp_path / f'{name}.py'
+        config.write_text('\n'.join([
+            f'_base_ = {str(ROOT / "configs" / name)!r} + ".py"',
+            *(f'{key} = {value!r}' for key, value in dict(variables, root=str(root)).items()), *changes]))
+        done = tool('dist_train.sh', config, 2, timeout=3000)
+        assert done.returncode == 0, done.stdout[-3000:]
+        work_dir = tmp_path / 'work_dirs' / name
+        done = tool('dist_test.sh', config, (work_dir / 'last_checkpoint').read_text(), 2)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return json.loads((work_dir / 'evaluation.json').read_text())['metrics']
+
+    return run
+
+
+def background_miou(root):
+    """mIoU in percent of a network that predicts background everywhere."""
+    maps = np.array([np.array(Image.open(path)) for path in sorted((root / 'ade/annotations/validation').iterdir())])
+    return 100 / 11 * np.sum(maps == 1) / np.sum(maps > 0)
+
+
+def test_detection(train_and_test, large_digits):
+    metrics = train_and_test('faster_rcnn_en_r50_digits', large_digits / 'coco', DETECTION, BOXES, epochs=3)
+    assert metrics['coco/bbox_mAP'] > 0.1
+
+
+def test_instance_segmentation(train_and_test, large_digits):
+    metrics = train_and_test('mask_rcnn_xbn_r50_digits', large_digits / 'coco', DETECTION, BOXES, epochs=3)
+    assert metrics['coco/bbox_mAP'] > 0.1 and metrics['coco/segm_mAP'] > 0.1
+
+
+def test_panoptic_segmentation(train_and_test, large_digits):
+    metrics = train_and_test('panoptic_fpn_rbn_r50_digits', large_digits / 'coco', DETECTION, PANOPTIC, epochs=4)
+    assert metrics['coco/bbox_mAP'] > 0.1 and metrics['coco/segm_mAP'] > 0.1
+    # One kind of stuff everywhere would have an SQ of less than 1 on half of the images: PQ_st < 1/2 (1 / 1.5) < 34
+    assert metrics['coco_panoptic/PQ_st'] > 50 and metrics['coco_panoptic/PQ_th'] > 5
+
+
+@pytest.mark.parametrize('name, layout', [('deeplabv3_sn_r50_digits', 'cityscapes'), ('pspnet_xbn_r50_digits', 'ade')])
+def test_semantic_segmentation(train_and_test, large_digits, name, layout):
+    metrics = train_and_test(name, large_digits / layout, SEGMENTATION, iterations=400)
+    assert metrics['mIoU'] > 2 * background_miou(large_digits)

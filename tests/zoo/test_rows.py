@@ -1,0 +1,141 @@
+"""No row of the papers' tables is missing, every config has an entry, and the entries are what other tools read."""
+import json
+from collections import Counter
+from pathlib import Path
+
+import modelindex
+import pytest
+import yaml
+
+from mmnorm.zoo import Model, find_model, load_zoo
+from mmnorm.zoo.rows import METAFILE
+
+ROOT = Path(__file__).parents[2]
+# Rows of the papers' tables, counted by hand. In Table 2 of evalnorm every training has two rows, EMA and EN, and those
+# of setting (c) are here once for each of its two readings.
+TABLES = {
+    'xbn Table 4': 12, 'xbn Table 5': 6, 'xbn Table 6': 9, 'evalnorm Table 2': 30, 'sn Table IV': 7, 'sn Table V': 5,
+    'sn Table VI': 6, 'sn Table VII': 16, 'sn Table VIII': 8, 'rbn Table 5': 4, 'rbn Table 6': 4, 'rbn Table 7': 4}
+
+
+@pytest.fixture(scope='module')
+def zoo():
+    return load_zoo()
+
+
+def test_rows_of_each_table(zoo):
+    rows = [row for model in zoo.values() for row in model.published]
+    assert Counter(row.table.split(',')[0] for row in rows) == TABLES
+
+
+def test_rows_that_no_table_has(zoo):
+    """DeepLabV3, V3+ and what the issue of the zoo adds to the tables."""
+    real = {name: model for name, model in zoo.items() if model.data != 'digits'}
+    more = Counter((model.paper, model.task) for model in real.values() if not model.published)
+    assert more['bgn', 'object detection'] == more['bgn', 'instance segmentation'] == 3
+    deeplabs = [(name.split('_')[0], model.data, model.norm) for name, model in real.items()
+                if name.startswith('deeplabv3') and '_r50_' in name]
+    assert len(set(deeplabs)) == len(deeplabs) == 16
+    for part in ('r50_gw', 'r50_in', 'r50_d2', 'r50_d4', 'r50_p1', 'r50_p3', 'r50_full', 'ibn_r50', 'ibn_r101'):
+        assert f'faster_rcnn_{part}' in zoo or f'faster_rcnn_xbn_{part}' in zoo
+    for part in ('mobilenetv2', 'shufflenetv2'):
+        assert len([model for name, model in zoo.items() if part in name and model.norm.startswith('XBN')]) == 2
+
+
+def test_every_config_has_an_entry(zoo):
+    files = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/**/*.py') if '_base_' not in path.parts}
+    assert files == {model.config for model in zoo.values()}
+    assert all(Path(model.config).stem == name for name, model in zoo.items())
+
+
+def test_what_pretrained_weights_are(zoo):
+    for model in zoo.values():
+        if model.mode == 'scratch':
+            assert not model.pretrained, model.name
+        else:
+            known = {'Licence', 'File'} if model.pretrained['Source'] != 'none exists' else {'Instead'}
+            assert known <= model.pretrained.keys(), model.name
+
+
+def test_figures_are_of_the_task(zoo):
+    wanted = {'object detection': 'AP^bbox', 'instance segmentation': 'AP^mask', 'panoptic segmentation': 'PQ',
+              'semantic segmentation': 'mIoU'}
+    for model in zoo.values():
+        for row in model.published:
+            assert wanted[model.task] in row.metrics, model.name
+            assert all(1 < value < 100 for value in row.metrics.values()), model.name
+
+
+def test_mim_reads_it(zoo):
+    index = modelindex.load(str(ROOT / 'model-index.yml'))
+    index.check(silent=False)
+    assert {model.name: model.config for model in index.models} == {model.name: model.config for model in zoo.values()}
+    assert all(model.full_model.paper for model in index.models)
+
+
+def test_packaged():
+    assert (METAFILE.parents[1] / 'model-index.yml').read_text() == (ROOT / 'model-index.yml').read_text()
+    assert (METAFILE.parents[1] / 'tools/train.py').is_file()
+
+
+def test_find_model(zoo):
+    model = zoo['mask_rcnn_xbn_r50']
+    assert find_model('/elsewhere/configs/mask_rcnn_xbn_r50.py') == model == find_model('mask_rcnn_xbn_r50', zoo)
+    assert find_model('my_own.py', zoo) is None and isinstance(model, Model)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (dict(Config=None), 'entry m of the metafile is incomplete'), (dict(Colour='red'), 'unknown keys: Colour'),
+    (dict(Metadata=dict(Task='sleeping', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')), "'sleeping' is none"),
+    (dict(Published=[dict(Table='t')]), 'is incomplete')])
+def test_bad_entry_is_named(tmp_path, change, message):
+    metadata = dict(Task='object detection', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')
+    entry = {'Name': 'm', 'Config': 'm.py', 'In Collection': 'xbn', 'Metadata': metadata, 'Norms': {}}
+    path = tmp_path / 'metafile.yml'
+    path.write_text(yaml.safe_dump(dict(Models=[entry])))
+    assert load_zoo(path)['m'].norms == {}
+    entry = {key: value for key, value in (entry | change).items() if value is not None}
+    path.write_text(yaml.safe_dump(dict(Models=[entry])))
+    with pytest.raises(ValueError, match=message):
+        load_zoo(path)
+
+
+def test_no_metafile_or_the_same_name_twice(tmp_path):
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        load_zoo(tmp_path / 'none.yml')
+    entries = yaml.safe_load(METAFILE.read_text())['Models'][:1] * 2
+    (tmp_path / 'metafile.yml').write_text(yaml.safe_dump(dict(Models=entries)))
+    with pytest.raises(ValueError, match='two entries of the name'):
+        load_zoo(tmp_path / 'metafile.yml')
+
+
+def test_list_and_show(tool, zoo):
+    run = tool('zoo.py', 'list', '--paper', 'sn', '--norm', 'SyncSN', '--data', 'Cityscapes', '--task', 'semantic')
+    chosen = [model for model in zoo.values()
+              if (model.paper, model.norm, model.data) == ('sn', 'SyncSN', 'Cityscapes')]
+    lines = run.stdout.splitlines()[1:]
+    assert {line.split()[0] for line in lines} == {model.config for model in chosen}
+    shown = json.loads(tool('zoo.py', 'show', 'mask_rcnn_xbn_r50').stdout)
+    assert shown[0]['published'][0]['metrics']['AP^bbox'] == 38.19
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['list', 'no_such'], 'no_such is no config of the zoo'), (['list', '--norm', 'XX'], 'no config is all of that'),
+    (['sweep', 'no_such', '2'], 'is no config of the zoo'), (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search')])
+def test_mistakes(tool, args, message):
+    run = tool('zoo.py', *args)
+    assert run.returncode == 2 and run.stdout.startswith('error: ') and message in run.stdout
+    assert 'Traceback' not in run.stdout
+
+
+def test_table_of_the_readme(tool):
+    table = tool('zoo.py', 'table').stdout.strip()
+    assert table in (ROOT / 'configs/README.md').read_text(), 'tools/zoo.py table gives another one'
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1800)
+def test_all_configs_are_what_their_entries_say(tool, zoo):
+    run = tool('zoo.py', 'check', timeout=1800)
+    assert run.returncode == 0, '\n'.join(line for line in run.stdout.splitlines() if 'as its entry says' not in line)
+    assert f'{len(zoo)} of {len(zoo)} configs are what their entries say' in run.stdout
