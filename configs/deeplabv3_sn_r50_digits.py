@@ -1,7 +1,8 @@
 """Semantic segmentation on embedded data: DeepLabV3 with SyncSN (ResNet-50's blocks, narrow) on digits on photographs.
 
-The data are read as Cityscapes is, under its first 11 class names, which mmseg does not let go: 'road' is the background,
-'sidewalk' to 'sky' are the digits 0 to 9. ASPP's dilations are for maps of 16 x 16, those of the parent for 64 x 128.
+The data are read as Cityscapes is, under its first 11 class names, which mmseg does not let go: 'road' is the
+background, 'sidewalk' to 'sky' are the digits 0 to 9. ASPP's dilations are for maps of 16 x 16, those of the parent for
+64 x 128.
 """
 _base_ = [
     f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/{part}.py"
@@ -19,8 +20,8 @@ model = dict(
 data = dict(
     data_root='data/digits/cityscapes',
     metainfo=dict(classes=(
-        'road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign', 'vegetation', 'terrain',
-        'sky')),
+        'road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign', 'vegetation',
+        'terrain', 'sky')),
     pipeline=_base_.pipeline)
 train_dataloader = dict(_base_.train_loader, dataset=data)
 val_dataloader = dict(_base_.val_loader, dataset=data)

