@@ -5,9 +5,9 @@
     train_dataloader = dict(_base_.train_loader, dataset=dict(pipeline=_base_.pipeline))
 
 mmseg's defaults are those of pretrained networks. From scratch three of them keep every digit looking alike for
-thousands of iterations, so that background is predicted everywhere: classifiers that start at almost nothing (a standard
-deviation of 0.01), which let the layers below learn only digit against background; residual blocks that start as
-nothing (zero_init_residual); and dropout of a tenth of the channels.
+thousands of iterations, so that background is predicted everywhere: classifiers that start at almost nothing (a
+standard deviation of 0.01), which let the layers below learn only digit against background; residual blocks that start
+as nothing (zero_init_residual); and dropout of a tenth of the channels.
 """
 _base_ = [
     f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/{part}.py"
