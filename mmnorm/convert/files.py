@@ -127,10 +127,10 @@ def _read(source):
 
 def _convert(checkpoint, source, norm, layout, config, whole, source_prefix, bn_share, hard):
     """The report and the new state dict, checked, without prefix."""
+    weights, dropped = unwrap(checkpoint)
     alike = _LIKE_BN.search(str(_meta(checkpoint).get('cfg', '')))
     if alike:
         raise ValueError(f'its network has {alike[1]}, whose tensors have the names of BN\'s and mean something else')
-    weights, dropped = unwrap(checkpoint)
     if source_prefix:
         weights, dropped['not under --source-prefix'] = select(weights, source_prefix)
     if whole:
