@@ -13,6 +13,7 @@ LAYOUTS = {
     'sn': "SN's authors: layer1.0.sn1",
     'sn-detectron': "SN's authors' detector: Conv_Body.conv_body.res2.0.sn1",
     'rbn': "RBN's authors: layer1.0.bn1.center_weight",
+    'ibn': "IBN-Net's authors: layer1.0.bn1.IN",
     'torchvision': 'its ResNets and ResNeXts, its detectors',
     'mmdet': 'mmdet, mmseg, mmnorm: a backbone or a whole network',
     'auto': 'what the names say (default)',
@@ -22,6 +23,7 @@ NORMS = {
     'SN': 'from BN: ratios that select BN (--bn-share)',
     'RBN': 'from BN: weight / sigmoid(1)',
     'EN': "BN's tensors",
+    'IBN': 'from IBN-Net-a only',
     'BN': 'from EN always; from SN or RBN that compute what BN does',
 }
 

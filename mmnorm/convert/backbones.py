@@ -16,7 +16,7 @@ def find_backbone(weights, norm):
 
     Args:
         weights (dict[str, Tensor]): Named as mmdet's ResNet names them.
-        norm (str): 'XBN', or a name for ``norm_cfg``.
+        norm (str): 'XBN', 'IBN' (IBN-Net-a), or a name for ``norm_cfg``.
 
     Returns:
         tuple[dict, str]: Its config, for mmdet or mmseg, and what to call it ('SN ResNeXt-101 32x8d').
@@ -55,6 +55,9 @@ def find_backbone(weights, norm):
     name = f'{norm} {cfg["type"]}{name}' + f' ({", ".join(special)})' * bool(special)
     if norm == 'XBN':
         cfg.update(type=f'XBN{cfg["type"]}', xbn=_placement(weights, blocks, bottleneck))
+    elif norm == 'IBN':
+        stages = tuple(stage - 1 for stage in sorted(blocks) if f'layer{stage}.0.bn1.in_weight' in weights)
+        cfg.update(type=f'XBN{cfg["type"]}', xbn=dict(position=1, stages=stages, norm_cfg=dict(type='IBN')))
     else:
         cfg.update(norm_cfg=_norm_cfg(weights, norm))
     return cfg, name

@@ -9,13 +9,14 @@ import torch
 
 from mmnorm.engine import check_free, read_checkpoint, save_network
 from mmnorm.engine.files import build_network, read_config
+from mmnorm.norms import IBN
 
 from .backbones import build_backbone, check_fit, find_backbone
 from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, unwrap
-from .norms import convert_norms, kinds
+from .norms import OWN, convert_norms, kinds
 
-#: What a network may be converted to: a kind of norm, or batch-free norms as XBN places them.
-TARGETS = ('BN', 'EN', 'RBN', 'SN', 'XBN')
+#: What a network may be converted to: a kind of norm, batch-free norms as XBN places them, or IBN as IBN-Net-a has it.
+TARGETS = ('BN', 'EN', 'RBN', 'SN', 'XBN', 'IBN')
 _SHOWN = 3  # names of a list, unless all are asked for
 
 
@@ -141,16 +142,20 @@ def _convert(checkpoint, source, norm, layout, config, whole, source_prefix, bn_
     dropped.update(others)
     parts, network = _parts(weights, norm, config, whole)
     reference = {name: value for part in parts for name, value in part.state_dict().items()}
-    _check_has_norm(norm, parts, reference, network)
+    ibn = {name for part in parts for name, module in part.named_modules() if isinstance(module, IBN)}
+    _check_has_norm(norm, parts, kinds(reference) | ({'IBN'} if ibn else set()), network)
     hard = hard or 'picks' in (_meta(checkpoint).get('mmnorm') or {})
-    converted, changed, notes = convert_norms(weights, reference, bn_share, hard)
+    converted, changed, notes = convert_norms(weights, reference, bn_share, hard, ibn)
     rest = dict(converted)
     for part in parts[1:]:
         check_fit(part, {name: rest.pop(name) for name in part.state_dict() if name in rest}, network)
     check_fit(parts[0], rest, network)
     # an XBN backbone takes, and leaves, gamma and beta of a batch-free norm without affine
     converted = {name: converted[name] for name in reference if name in converted}
-    gone = [origin[name] for name in weights if name not in converted]
+    for half in [name for name in origin if name.rpartition('.')[2] in OWN['IBN']]:
+        name = half.replace('.in_', '.')
+        origin[name] = f'{origin.pop(half)} and {origin[name]}'
+    gone = [origin[name] for name in origin if name not in converted]
     if gone:
         dropped['not in the new norm'] = gone
     return Report(
@@ -175,10 +180,10 @@ def _parts(weights, norm, config, whole):
     return [network.backbone, *([shared] if shared is not None else [])], f'the backbone of {config}'
 
 
-def _check_has_norm(norm, parts, reference, network):
-    has = norm in kinds(reference)
+def _check_has_norm(norm, parts, found, network):
+    has = norm in found
     if norm == 'XBN':
         has = any(hasattr(module, 'xbn_layers') for part in parts for module in part.modules())
     if not has:
         raise ValueError(f'{network} has no {norm} layers: those that it has are of kind '
-                         f'{", ".join(sorted(kinds(reference))) or "none"} (mmnorm/convert/norms.py)')
+                         f'{", ".join(sorted(found)) or "none"} (mmnorm/convert/norms.py)')

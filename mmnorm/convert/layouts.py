@@ -68,6 +68,10 @@ LAYOUTS = {
         "RBN's authors, RBN (torchvision's ResNet and ResNeXt)",
         sign=r'^layer1\.0\.bn1\.scale_bias$', norms=frozenset({'RBN'}), drop=_CLASSIFIER,
         licence="research and education only for the authors' code"),
+    'ibn': Layout(
+        "IBN-Net's authors, IBN-Net (ResNet and ResNeXt, IBN-Net-a)",
+        sign=r'^layer1\.0\.bn1\.IN\.weight$', norms=frozenset({'BN', 'IBN'}),
+        rename={r'\.IN\.(weight|bias)$': r'.in_\1', r'\.BN\.': '.'}, drop=_CLASSIFIER, licence='MIT'),
     # the stem's norm and those of the placement are GN, of weight and bias alone
     'xbn': Layout(
         "XBN's authors, XBNBlock (ResNet and ResNeXt)",

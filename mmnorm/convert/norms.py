@@ -9,10 +9,12 @@ A layer's kind is known by what it keeps:
 | RBN  | BN's, center_weight, scale_weight, scale_bias         | if both weights are 0   | weight / sigmoid(1)   |
 | SN   | BN's, mean_weight, var_weight                         | if the ratios select BN | ratios that select BN |
 | GN   | nothing: GN, IN and GW, batch-free, as XBN has them   | never                   | statistics go         |
+| IBN  | BN's for one half, in_weight and in_bias of the other | never                   | never                 |
 
 All of it is for evaluation: what a converted network computes there is what the network computed before, but for GN.
-Whatever else has BN's tensors (SyncBN, FrozenBN, BRN) is of kind BN here. So would be IBN, which tensors do not tell
-from BN: :func:`~mmnorm.convert.convert_file` refuses it, and BGN, by the config that a checkpoint of mmengine carries.
+Whatever else has BN's tensors (SyncBN, FrozenBN, BRN) is of kind BN here. So would be our own IBN, which has both
+halves in BN's tensors: :func:`~mmnorm.convert.convert_file` knows it in the network that it converts for by its class,
+and refuses it as a source, with BGN, by the config that a checkpoint of mmengine carries.
 
 SN from BN. With ``bn_share=1`` the ratios are (0, 0, 1) to the last bit: the logits are (0, 0, 128), and exp(-128) is
 0 in float32. So evaluation is BN's, up to the rounding of the arithmetic; but the softmax is saturated there, its
@@ -41,6 +43,7 @@ OWN = {
     'SN': ('mean_weight', 'var_weight'),
     'RBN': ('center_weight', 'scale_weight', 'scale_bias'),
     'EN': ('alpha', 'beta', 'mean_batch_size', 'squared_gradients'),
+    'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalised one
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 # sums that SN's authors' detector fills while it tests
@@ -54,6 +57,8 @@ _REFUSED = {
     'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
     'GN': 'batch-free, without the running statistics that another norm needs (an XBN backbone has to have batch-free '
           "norms in the same places; the authors' have xbn=dict(stem=True))",
+    'IBN': 'IBN, of which half normalises each instance',
+    'BN': "BN, which has no instance-normalised half",
 }
 
 
@@ -85,7 +90,7 @@ def kinds(weights):
     return {kind_of(layer) for layer in norm_layers(weights).values()}
 
 
-def convert_norms(weights, reference, bn_share=1., hard=False):
+def convert_norms(weights, reference, bn_share=1., hard=False, ibn=()):
     """Turn the norms of a network into those of another.
 
     Args:
@@ -94,6 +99,7 @@ def convert_norms(weights, reference, bn_share=1., hard=False):
             Layers that it lacks are taken over.
         bn_share (float): Of SN from BN: the share of BN in mean and variance, in (0, 1].
         hard (bool): SN layers are hardened: the largest of their ratios counts 1.
+        ibn (collection[str]): The layers of the reference that are IBN, which has the tensors of BN.
 
     Returns:
         tuple[dict[str, Tensor], dict[str, tuple[str, str]], list[str]]: The new state dict, its norms' tensors of
@@ -105,15 +111,17 @@ def convert_norms(weights, reference, bn_share=1., hard=False):
     if not 0 < bn_share <= 1:
         raise ValueError(f'the share of BN must be above 0 and at most 1, got {bn_share}')
     references = norm_layers(reference)
-    targets = {name: kind_of(layer) for name, layer in references.items()}
+    targets = {name: 'IBN' if name in ibn else kind_of(layer) for name, layer in references.items()}
     converted, changed, refused = dict(weights), {}, {}
     sources = {name: layer for name, layer in norm_layers(weights).items() if name in targets}
     for name, source in sources.items():
         kind, target = kind_of(source), targets[name]
         layer = {leaf: value if leaf in OWN['SN'] or not value.dim() else value.flatten()
                  for leaf, value in source.items() if leaf not in _IGNORED}
-        if kind != target:
-            layer = _to_bn(kind, layer, hard)
+        if kind == target == 'IBN':
+            layer = _joined(layer)
+        elif kind != target:
+            layer = None if target == 'IBN' else _to_bn(kind, layer, hard)
             if layer is None:
                 refused.setdefault(kind, []).append(name)
                 continue
@@ -141,7 +149,7 @@ def _is_norm(layer):
 def _to_bn(kind, layer, hard):
     """BN's tensors of a layer; None if BN cannot compute what it computes."""
     bn = {leaf: layer[leaf] for leaf in _BN if leaf in layer}
-    if kind == 'GN' or kind == 'SN' and not all(_selects_bn(layer.get(leaf), hard) for leaf in OWN['SN']):
+    if kind in ('GN', 'IBN') or kind == 'SN' and not all(_selects_bn(layer.get(leaf), hard) for leaf in OWN['SN']):
         return None
     if kind == 'RBN':
         if any(layer[leaf].any() for leaf in ('center_weight', 'scale_weight') if leaf in layer):
@@ -172,6 +180,13 @@ def _from_bn(kind, bn, reference, bn_share):
         gate = torch.sigmoid(own['scale_bias']) if 'scale_bias' in own else 1
         return {**bn, 'weight': bn['weight'] / gate, **own}
     return bn  # EN starts from its norm_cfg, as it does from any BN checkpoint
+
+
+def _joined(layer):
+    """IBN-Net's halves as one layer; the statistics of the first are those of a new layer, and never used."""
+    first = dict(weight=layer.pop('in_weight'), bias=layer.pop('in_bias'))
+    first.update(running_mean=torch.zeros_like(first['bias']), running_var=torch.ones_like(first['weight']))
+    return {**layer, **{leaf: torch.cat([half, layer[leaf]]) for leaf, half in first.items()}}
 
 
 def _completed(layer):

@@ -10,7 +10,8 @@ from mmnorm.blocks import missing_pretrained, missing_pretrained_message
 
 from .runner import load_safely
 
-_SN_AUTHORS = re.compile(r'\bsn\d\.mean_weight$')
+# Names of the authors' files, by the norm that they are converted to; those of RBN differ from ours by shape alone
+_OF_AUTHORS = {'SN': r'\bsn\d\.mean_weight$', 'IBN': r'\.IN\.weight$', 'RBN': r'\.scale_bias$'}
 DIGITS = 'tools/make_digits.py makes the embedded data set, and configs/{}_digits.py trains on it'
 
 
@@ -73,23 +74,28 @@ def missing_weights(model):
         if path:
             kind = module['type']  # a name, or in mmengine's newer configs the class
             messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path))
-    messages += [
-        f"{cfg['checkpoint']} has the names of SN's authors, and nothing of it would be loaded: convert it with "
-        'tools/convert_checkpoint.py SOURCE OUT --to SN' for cfg in _find_dicts(model, 'checkpoint')
-        if Path(str(cfg['checkpoint'])).is_file() and _has_names_of_sn_authors(cfg['checkpoint'])]
+    for cfg in _find_dicts(model, 'checkpoint'):
+        norm = _of_authors(str(cfg['checkpoint']))
+        if norm:
+            messages.append(f"{cfg['checkpoint']} is in the layout of {norm}'s authors, and its norms would not be "
+                            f'loaded: convert it with tools/convert_checkpoint.py SOURCE OUT --to {norm}')
     seen = {}
     for message in messages:
         seen.setdefault(message.partition(': ')[2] or message, message)  # a C4 head starts from the backbone's file
     return list(seen.values())
 
 
-def _has_names_of_sn_authors(path):
+def _of_authors(path):
+    """The norm (str) in whose authors' layout a file is; None if in none, or if there is no such file."""
+    if not Path(path).is_file():
+        return None
     try:
         loaded = load_safely(path)
     except Exception:  # whatever a damaged file raises is told by what loads it
-        return False
+        return None
     weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
-    return any(_SN_AUTHORS.search(str(key)) for key in weights)
+    return next((norm for norm, name in _OF_AUTHORS.items() for key, value in weights.items()
+                 if re.search(name, str(key)) and (norm != 'RBN' or value.dim() > 1)), None)
 
 
 def _find_dicts(tree, key):

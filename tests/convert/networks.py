@@ -31,6 +31,12 @@ def rbn_tensors(channels):
     return dict(bn, weight=bn['weight'].view(1, -1, 1, 1), bias=bn['bias'].view(1, -1, 1, 1), **own)
 
 
+def ibn_tensors(channels):
+    first = gn_tensors(channels // 2)
+    return {**{f'IN.{leaf}': value for leaf, value in first.items()},
+            **{f'BN.{leaf}': value for leaf, value in bn_tensors(channels - channels // 2).items()}}
+
+
 def resnet50(tensors_of, width=WIDTH, blocks=BLOCKS):
     """A state dict under torchvision's names, in float64; ``tensors_of(name, channels)`` makes those of a norm."""
     state = {}
@@ -69,8 +75,8 @@ def forward(state, x, norm):
         return F.conv2d(x, state[f'{name}.weight'], stride=stride, padding=padding)
 
     def normed(x, name):
-        return norm({key.rpartition('.')[2]: value for key, value in state.items()
-                     if key.rpartition('.')[0] == name}, x)
+        return norm({key.removeprefix(f'{name}.'): value for key, value in state.items()
+                     if key.startswith(f'{name}.')}, x)
 
     x = F.max_pool2d(normed(conv(x, 'conv1', 2, 3), 'bn1').relu(), 3, 2, 1)
     outputs = []
@@ -118,3 +124,14 @@ def rbn(t, x):
     x = F.batch_norm(x, t['running_mean'], t['running_var'])
     gate = torch.sigmoid(t['scale_weight'] * x.mean((2, 3), keepdim=True) + t['scale_bias'])
     return x * gate * t['weight'] + t['bias']
+
+
+def bn_or_ibn(t, x):
+    """IBN-Net-a's layer in evaluation: IN with affine on one half of the channels, BN on the other."""
+    if 'IN.weight' not in t:
+        return bn(t, x)
+    half = len(t['IN.weight'])
+    halves = {part: {leaf.removeprefix(f'{part}.'): value for leaf, value in t.items() if leaf.startswith(part)}
+              for part in ('IN', 'BN')}
+    first = F.instance_norm(x[:, :half], weight=halves['IN']['weight'], bias=halves['IN']['bias'])
+    return torch.cat([first, bn(halves['BN'], x[:, half:])], dim=1)

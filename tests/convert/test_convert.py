@@ -197,6 +197,38 @@ def test_xbn_of_the_authors(convert):
         convert(dict(state_dict=theirs), 'BN')
 
 
+def ibn_resnet50(stages='123'):
+    return resnet50(lambda name, channels: networks.ibn_tensors(channels) if name.endswith('.bn1')
+                    and name[len('layer')] in stages else networks.bn_tensors(channels))
+
+
+def test_ibn_of_the_authors(convert):
+    theirs = ibn_resnet50()
+    report, weights = convert(with_classifier(theirs), 'IBN')
+    assert report.layout == 'ibn' and report.norms == {'BN -> BN': 40, 'IBN -> IBN': 13} and not report.missing
+    assert report.mapped['layer3.5.bn1.bias'] == 'layer3.5.bn1.IN.bias and layer3.5.bn1.BN.bias'
+    assert report.dropped == {'ImageNet classifier': ['fc.weight', 'fc.bias']}
+    placed = dict(position=1, stages=(0, 1, 2), norm_cfg=dict(type='IBN'))
+    assert_same(outputs(weights, XBNResNet, xbn=placed), forward(theirs, X, networks.bn_or_ibn))
+    # which half is which, ours of BN's names do not say: nothing else takes it, and it takes nothing else
+    with pytest.raises(ValueError, match='cannot become BN: 13 are IBN, of which half .*: layer1.0.bn1, layer1.1.bn1'):
+        convert(theirs, 'BN')
+    with pytest.raises(ValueError, match='not in the layout ibn'):
+        convert(bn_resnet50(), 'IBN', layout='ibn')
+    with pytest.raises(ValueError, match='has no IBN layers: those that it has are of kind BN'):
+        convert(bn_resnet50(), 'IBN')
+
+
+def test_ibn_fits_the_config_of_its_row_or_not(convert, tmp_path):
+    config = tmp_path / 'narrow.py'
+    config.write_text("_base_ = 'mmnorm::xbn/faster_rcnn_ibn_r50.py'\nmodel = dict(backbone=dict(base_channels=8, "
+                      "stem_channels=8), neck=dict(in_channels=[32, 64, 128, 256]))\n")
+    report, _ = convert(ibn_resnet50(), 'IBN', config=str(config))
+    assert report.norms['IBN -> IBN'] == 13
+    with pytest.raises(ValueError, match='cannot become IBN: 6 are BN, which has no instance-normalised half'):
+        convert(ibn_resnet50(stages='12'), 'IBN', config=str(config))
+
+
 @pytest.mark.parametrize('depth, xbn', [
     (50, dict(position=1)), (50, dict(position=(1, 3), every=2)), (50, dict(norm_cfg=dict(type='GW'))),
     (50, dict(norm_cfg=dict(type='IN'), stem=True)), (18, dict(stem=True))], ids=str)

@@ -39,13 +39,20 @@ def test_missing_weights_of_other_backbones_are_named_without_xbns_ways():
     assert 'ResNet: the pretrained weights gone.pth are missing' in message and 'XBN' not in message
 
 
-def test_weights_under_the_names_of_sn_authors(tmp_path):
-    path = tmp_path / 'sn.pth'
+@pytest.mark.parametrize('name, shape, norm', [
+    ('module.layer1.0.sn1.mean_weight', (3, ), 'SN'),
+    ('layer1.0.bn1.mean_weight', (3, ), None),
+    ('layer1.0.bn1.IN.weight', (4, ), 'IBN'),
+    ('layer1.0.bn1.scale_bias', (1, 8, 1, 1), 'RBN'),
+    ('layer1.0.bn1.scale_bias', (8, ), None),
+])
+def test_weights_in_the_layout_of_a_norms_authors(tmp_path, name, shape, norm):
+    path = tmp_path / 'authors.pth'
     model = dict(type='FasterRCNN', backbone=dict(type='ResNet', init_cfg=dict(checkpoint=str(path))))
-    for name, found in (('layer1.0.sn1', 1), ('layer1.0.bn1', 0)):
-        torch.save({f'module.{name}.mean_weight': torch.ones(3)}, path)
-        messages = missing_weights(model)
-        assert len(messages) == found and all('tools/convert_checkpoint.py' in message for message in messages)
+    torch.save({name: torch.ones(shape)}, path)
+    messages = missing_weights(model)
+    assert len(messages) == (norm is not None)
+    assert all(f"{norm}'s authors" in text and text.endswith(f'OUT --to {norm}') for text in messages)
     path.write_text('damaged')
     assert missing_weights(model) == []
 
