@@ -66,9 +66,8 @@ def main():
             for part in Path(cfg.work_dir).glob('partial.*.json'):
                 part.replace(part.with_name(part.name.replace('partial', 'predictions', 1)))
         engine.write_json(
-            Path(cfg.work_dir, 'evaluation.json'),
-            dict(checkpoint=args.checkpoint, config=args.config, timestamp=runner.timestamp, tta=args.tta,
-                 metrics=metrics,
+            Path(cfg.work_dir, 'evaluation_tta.json' if args.tta else 'evaluation.json'),
+            dict(checkpoint=args.checkpoint, config=args.config, timestamp=runner.timestamp, metrics=metrics,
                  finished=datetime.now().astimezone().isoformat(timespec='seconds')))
 
 

@@ -42,8 +42,9 @@ class Run:
         train: One row per logged training iteration, indexed by the iteration (the first is 1). Columns are the log's
             ('loss', 'lr', 'time' in seconds, 'memory' in MiB, ...) and 'session', which counts starts and resumptions.
         val: One row per validation, indexed by the iteration after which it took place; columns as ``as_metrics`` says.
-        test: Metrics of the newest test after training, as ``as_metrics`` says; {} if there was none.
-        checkpoint: The checkpoint that tools/dist_test.sh tested last; None if unknown.
+        test: Metrics of the newest test after training, as ``as_metrics`` says, and 'mIoU (ms)' of the newest one with
+            test-time augmentation, if it was of the same checkpoint; {} if there was none.
+        checkpoint: The checkpoint that the newest test was of; None if tools/dist_test.sh did not test it.
         notes: What is missing or odd, a sentence each.
     """
     name: str
@@ -125,13 +126,7 @@ def load_run(work_dir, name=None):
     read_config(configs, run)
     find_test_set(run)
     run.train, run.val = merge_sessions([read_scalars(path, run.notes) for path in logs])
-    run.test = read_test(work_dir, logs[-1].parts[-3] if logs else '', run.notes)
-    if (work_dir / 'evaluation.json').exists():
-        evaluation = read_json(work_dir / 'evaluation.json', run.notes)
-        run.checkpoint = evaluation.get('checkpoint')
-        newest = max((path.name for path in work_dir.iterdir() if TIMESTAMP.fullmatch(path.name)), default=None)
-        if evaluation.get('tta') and evaluation.get('timestamp') == newest and 'mIoU' in run.test:
-            run.test[MULTI_SCALE] = run.test.pop('mIoU')
+    read_tests(run, logs[-1].parts[-3] if logs else '')
     check_training(run)
     return run
 
@@ -271,13 +266,30 @@ def percent(ap):
     return math.nan if ap < 0 else round(100 * round(float(ap), 3), 1)
 
 
-def read_test(work_dir, newest_training, notes):
-    """Return the metrics of the newest ``<timestamp>/<timestamp>.json`` that is not older than the training logs."""
-    tests = sorted(path for path in work_dir.glob('*/*.json')
+def read_tests(run, newest_training):
+    """Fill ``test`` and ``checkpoint`` from the newest ``<timestamp>/<timestamp>.json`` that is not older than the
+    training logs, and from what tools/test.py wrote of its newest tests, plain and with test-time augmentation."""
+    tests = sorted(path for path in run.work_dir.glob('*/*.json')
                    if TIMESTAMP.fullmatch(path.stem) and path.stem == path.parent.name)
     if not tests or tests[-1].stem < newest_training:
-        return {}
-    return as_metrics(read_json(tests[-1], notes))
+        return
+    run.test = as_metrics(read_json(tests[-1], run.notes))
+    plain, augmented = (read_json(path, run.notes) if (path := run.work_dir / name).exists() else {}
+                        for name in ('evaluation.json', 'evaluation_tta.json'))
+    newest = next((record for record in (plain, augmented) if record.get('timestamp') == tests[-1].stem), {})
+    run.checkpoint = newest.get('checkpoint')
+    multi_scale = augmented.get('metrics', {}).get('mIoU')
+    if not newest or multi_scale is None:
+        return
+    of_one_checkpoint = [record for record in (plain, augmented) if record.get('checkpoint') == run.checkpoint
+                         and record['timestamp'] >= newest_training]
+    if len(of_one_checkpoint) == 2:
+        run.test = as_metrics(plain['metrics'])
+    elif newest is augmented:
+        run.test.pop('mIoU', None)
+    else:
+        return
+    run.test[MULTI_SCALE] = multi_scale
 
 
 def check_training(run):

@@ -85,6 +85,29 @@ def test_test_counts_only_after_training(make_run):
     assert load_run(work_dir).test == {}
 
 
+def test_single_and_multi_scale_of_one_checkpoint_stand_together(make_run):
+    work_dir = make_run()
+
+    def test(timestamp, checkpoint, miou, tta):
+        metrics = dict(mIoU=miou, mAcc=miou + 1)
+        (work_dir / timestamp).mkdir()
+        (work_dir / timestamp / f'{timestamp}.json').write_text(json.dumps(metrics))
+        (work_dir / ('evaluation_tta.json' if tta else 'evaluation.json')).write_text(
+            json.dumps(dict(checkpoint=checkpoint, timestamp=timestamp, metrics=metrics)))
+        run = load_run(work_dir)
+        assert run.checkpoint == checkpoint
+        return run.test
+
+    assert test('20250101_130000', 'a.pth', 40.0, tta=True) == {'mIoU (ms)': 40.0, 'mAcc': 41.0}
+    both = {'mIoU': 38.0, 'mAcc': 39.0, 'mIoU (ms)': 40.0}
+    assert test('20250101_140000', 'a.pth', 38.0, tta=False) == both
+    assert test('20250101_150000', 'b.pth', 50.0, tta=False) == {'mIoU': 50.0, 'mAcc': 51.0}
+    assert test('20250101_160000', 'b.pth', 52.0, tta=True) == {'mIoU': 50.0, 'mAcc': 51.0, 'mIoU (ms)': 52.0}
+    write_session(work_dir, '20250101_170000', lines_of([80]))
+    assert load_run(work_dir).test == {}
+    assert test('20250101_180000', 'b.pth', 53.0, tta=True) == {'mIoU (ms)': 53.0, 'mAcc': 54.0}
+
+
 def test_paths_are_relative_to_where_training_started(make_run, data_root, tmp_path):
     work_dir = make_run()
     (tmp_path / 'linked').symlink_to(data_root)
