@@ -37,7 +37,7 @@ setup(
         'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
         'test': [
             'pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard',
-            'model-index'
+            'model-index', 'cityscapesscripts'
         ],
     },
 )

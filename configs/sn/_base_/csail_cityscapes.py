@@ -13,8 +13,10 @@ cityscapesscripts installed, is what tools/test.py writes with this config of yo
         pipeline=[t for t in _base_.test_pipeline if t['type'] != 'LoadAnnotations']))
     test_evaluator = dict(
         _delete_=True, type='CityscapesMetric', format_only=True, keep_results=True, output_dir='work_dirs/submission')
+    tta_pipeline = _base_.tta_pipeline
+    tta_pipeline[1]['transforms'].pop(1)  # labels
 
-For multi-scale predictions leave ``[dict(type='LoadAnnotations')]`` out of ``tta_pipeline`` likewise.
+It also does for multi-scale predictions, with ``--tta``.
 """
 _base_ = ['./csail_schedule.py', f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/datasets/cityscapes.py"]
 
