@@ -21,7 +21,7 @@ def parse_args(argv):
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument('names', nargs='*', metavar='NAME', help='configs by name or path (default: all)')
     chosen.add_argument('--paper', nargs='+', choices=PAPERS, metavar='PAPER', help=', '.join(PAPERS))
-    chosen.add_argument('--norm', nargs='+', metavar='NORM', help='SN, SyncSN, RBN, XBN-GN, BN, GN, ...')
+    chosen.add_argument('--norm', nargs='+', metavar='NORM', help='SN (SyncSN as well), RBN, XBN (any; or XBN-GN), BN, GN, ...')
     chosen.add_argument('--task', nargs='+', choices=[task.split()[0] for task in TASKS], metavar='TASK',
                         help='object (detection), instance, panoptic or semantic (segmentation)')
     chosen.add_argument('--mode', nargs='+', choices=MODES, metavar='MODE',
@@ -49,14 +49,19 @@ def choose(zoo, args):
     if unknown:
         raise ValueError(f'{unknown[0]} is no config of the zoo: tools/zoo.py list shows those that are')
     names = {Path(name).stem for name in args.names} or zoo
-    wanted = dict(paper=args.paper, norm=args.norm, mode=args.mode, data=args.data)
+    wanted = dict(paper=args.paper, mode=args.mode, data=args.data)
     found = [model for name, model in zoo.items() if name in names
              and all(values is None or getattr(model, key) in values for key, values in wanted.items())
+             and (args.norm is None or any(_is_norm(model.norm, norm) for norm in args.norm))
              and (args.task is None or model.task.split()[0] in args.task)]
     if not found:
         norms = ', '.join(sorted({model.norm for model in zoo.values()}))
         raise ValueError(f'no config is all of that; --norm knows {norms}')
     return found
+
+
+def _is_norm(norm, asked):
+    return norm in (asked, f'Sync{asked}') or norm.startswith(f'{asked}-')
 
 
 def show_list(models):

@@ -2,7 +2,8 @@
 
 The paper trains BN and RBN "with the same configuration", without saying which: mmdet's stock one, as in Tables 5 and
 6, GN in the semantic branch included. AP is that of instances as detectors give them (scores from 0.05); of these, the
-ones that mmdet makes its panoptic map of go into the map.
+ones that mmdet makes its panoptic map of go into the map, but for a box that one of its class suppresses which another
+class suppresses in turn.
 """
 _base_ = 'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'
 

@@ -244,9 +244,12 @@ For a config of mmnorm `tools/zoo.py show CONFIG` says where they come from; too
 authors' releases, torchvision's and mmdet's files into the form that is loaded."""
     source = f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
      ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}"""
-    if Path(path).name != 'resnet50_xbn.pth':
-        source = """Pretrain them: the authors released only those of ResNet-50 with GN at position 2 and in the stem
-     (pretrained/resnet50_xbn.pth), and these do not fit another placement"""
+    if 'ibn_a' in Path(path).name:
+        source = f"""IBN-Net's ImageNet weights, a file of release v1.0 of github.com/XingangPan/IBN-Net, converted:
+     tools/convert_checkpoint.py FILE {path} --to IBN"""
+    elif Path(path).name != 'resnet50_xbn.pth':
+        source = """Pretrain them: the authors released only those of ResNet-50 and ResNeXt-50 with GN at position 2 and
+     in the stem (pretrained/resnet50_xbn.pth), and these do not fit another placement or depth"""
     return f"""{message} Three ways on:
   1. {source}
   2. BN weights, with the BNs live, as in configs/mask_rcnn_xbn_r50_bn_init.py

@@ -22,8 +22,8 @@ from mmnorm.norms.base import PlaneNorm
 
 SIDE = 64  # pixels of the synthetic images
 _NAMES = {'BatchNorm2d': 'BN', 'SyncBatchNorm': 'SyncBN', 'GroupNorm': 'GN', 'InstanceNorm2d': 'IN'}
-# What keeps a step on synthetic images small: proposals and samples of heads
-_SMALL = dict(nms_pre=64, max_per_img=16, num=16)
+# What keeps a step on synthetic images small: proposals and samples of heads; and anchors larger than them are valid
+_SMALL = dict(nms_pre=64, max_per_img=16, num=16, allowed_border=-1)
 
 
 @dataclass

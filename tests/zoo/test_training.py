@@ -3,6 +3,8 @@ import re
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import nn
 
 from mmnorm.zoo import load_zoo
 
@@ -81,6 +83,39 @@ def test_norms_of_sn(name):
     if size:
         assert cfg.model.backbone.init_cfg.checkpoint == f'pretrained/resnet50_sn_8x{size[1]}.pth'
         assert ROWS[name].published[0].row == f'{ROWS[name].norm} (8,{size[1]})'
+
+
+@pytest.mark.parametrize('name', [name for name, model in ROWS.items() if 'COCO' == model.data
+                                  if model.paper in ('xbn', 'sn')])
+def test_detectors_are_those_of_the_codebases(name):
+    cfg = config(ROWS[name]).model
+    losses = cfg.rpn_head.loss_bbox, cfg.roi_head.bbox_head.loss_bbox
+    assert [loss.type for loss in losses] == ['SmoothL1Loss'] * 2 and [loss.beta for loss in losses] == [1 / 9, 1]
+    assert cfg.train_cfg.rpn.allowed_border == 0 and not cfg.train_cfg.rcnn.assigner.match_low_quality
+    if 'neck' in cfg:  # FPN
+        extractors = [value for key, value in cfg.roi_head.items() if key.endswith('_roi_extractor')]
+        assert {extractor.roi_layer.sampling_ratio for extractor in extractors} == {2}
+        assert len(extractors) == 1 + (ROWS[name].task == 'instance segmentation')
+        # maskrcnn-benchmark's are of all images of a GPU together
+        images = config(ROWS[name]).train_dataloader.batch_size if ROWS[name].paper == 'xbn' else 1
+        assert cfg.train_cfg.rpn_proposal.max_per_img == 2000 // images
+
+
+@pytest.mark.parametrize('name, rates', [
+    ('faster_rcnn_gn_r50', {'conv.bias': 2, 'norm.bias': 2}),  # in maskrcnn-benchmark whatever is called bias
+    ('faster_rcnn_gn_r50_gn_head', {'conv.bias': 2, 'norm.bias': 1}),
+    ('faster_rcnn_gn_r50_c4', {'conv.bias': 1, 'norm.bias': 1}),  # res50.yml of faster-rcnn.pytorch: DOUBLE_BIAS False
+])
+def test_biases(name, rates):
+    cfg = config(ZOO[name]).optim_wrapper
+    model = nn.ModuleDict(dict(conv=nn.Conv2d(2, 2, 1), norm=nn.GroupNorm(1, 2)))
+    of = {group['params'][0]: group for group in build_optim_wrapper(model, cfg).param_groups}
+    groups = {parameter: of[tensor] for parameter, tensor in model.named_parameters()}
+    found = {parameter: group['lr'] / cfg.optimizer.lr for parameter, group in groups.items()}
+    assert found == {'conv.weight': 1, 'norm.weight': 1, **rates}
+    decays = {parameter: group['weight_decay'] for parameter, group in groups.items()}
+    of_weight = 1e-4 if ZOO[name].paper == 'xbn' else 0
+    assert decays == {'conv.weight': 1e-4, 'conv.bias': 0, 'norm.weight': of_weight, 'norm.bias': 0}
 
 
 @pytest.mark.parametrize('name', [name for name, model in ZOO.items()

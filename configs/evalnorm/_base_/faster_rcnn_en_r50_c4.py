@@ -10,7 +10,8 @@ Alpha and beta are estimated online. For the paper's EMA rows turn EN into BN in
 
 trainval35k is train2014 and valminusminival2014, minival the rest of val2014, by the annotation files that are common
 for them; the same images are train2017 and val2017. They are 118k where the paper says about 75k. What else the paper
-leaves open is mmdet's: warm-up, weight decay, anchors, losses.
+leaves open is mmdet's: warm-up, weight decay, anchors, losses. Pretrained weights are torchvision's, with the stride in
+the 3 x 3 convolutions; the paper's are He et al.'s first ResNet, with the stride in the 1 x 1.
 """
 _base_ = [
     '../../_base_/faster_rcnn_r50_c4.py', 'mmdet::_base_/datasets/coco_detection.py',

@@ -1,4 +1,7 @@
-"""The PSPNet of paper sn, Section 4.3: mmseg's, on ResNet-50 with the 7 x 7 stem of the SN weights."""
+"""The PSPNet of paper sn, Section 4.3: mmseg's, on ResNet-50 with the 7 x 7 stem of the SN weights.
+
+mmseg upsamples in training too; the paper speaks of validation, and its codebase scales the labels down.
+"""
 _base_ = f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/models/pspnet_r50-d8.py"
 
 model = dict(

@@ -4,7 +4,8 @@
     model = _base_.segmentor_sn
 
 (8,2) is pretraining on 8 GPUs with 2 images each; change ``backbone.init_cfg.checkpoint`` for others. The authors'
-momentum in segmentation is 0.003. SyncSN starts from the weights of SN (paper sn, Section 4.3.2).
+momentum in segmentation is 0.003. SyncSN starts from the weights of SN (paper sn, Section 4.3.2). GN has the 32 groups
+of its weights everywhere, where the paper fixes the channels of a group.
 """
 _base_ = '../../_base_/gn_norm.py'
 
