@@ -12,15 +12,17 @@ from . import guards, panoptic
 from .fuse import Fused, fuse_conv_norm
 from .norms import estimate_offline, harden, ratios
 from .registry import register_all
+from .zoo import inherit
 
 __version__ = '0.1.0'
 __all__ = ['Fused', 'estimate_offline', 'fuse_conv_norm', 'harden', 'ratios']
 
-MODULE2PACKAGE.setdefault('mmnorm', 'mmnorm')  # `_base_ = 'mmnorm::...'`
+MODULE2PACKAGE.setdefault('mmnorm', 'mmnorm')  # for mmengine.hub.get_config; _base_ has zoo/inherit.py
 # `_base_ = 'mmseg::...'` looks for a distribution that the onedl set does not carry; the module's own name does
 if find_spec('mmseg') is not None and not is_installed(MODULE2PACKAGE['mmseg']):
     MODULE2PACKAGE['mmseg'] = 'mmseg'
 
+inherit.install()
 panoptic.install()
 register_all()
 guards.install()

@@ -208,6 +208,14 @@ class XBN:
                       'front of a frozen BN that never saw it gives garbage (relative error 0.1 in stage 1, 1.0 in '
                       'stage 4). Start from XBN-pretrained weights, or train the BNs: norm_eval=False and '
                       'frozen_stages=-1 (configs/_base_/live_norm.py), or recollect their statistics first.')
+        batch_free = [
+            name for name, layer in self.named_modules() if getattr(layer, 'running_mean', None) is not None
+            and f'{prefix}{name}.weight' in state_dict and f'{prefix}{name}.running_mean' not in state_dict]
+        if batch_free:
+            warn_once(f'{type(self).__name__}: the checkpoint has batch-free norms in {len(batch_free)} of the '
+                      f'places where this backbone has BN ({", ".join(batch_free[:3])}): it was trained with another placement, '
+                      'and these BNs would have no statistics. Give xbn the arguments that it was trained with; the '
+                      "authors' weights have xbn=dict(stem=True).")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -65,7 +65,11 @@ def parse_config(path):
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is a program, so anything may come
-        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
+        hint = ''
+        if 'Duplicate key' in str(error):
+            hint = (' (two files of _base_ set these. If a parent of yours has one of mmnorm\'s small files already, '
+                    'leave that out: its variables are there, as _base_.live_norm)')
+        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}{hint}') from error
 
 
 def stop(message):

@@ -40,6 +40,8 @@ def problems(cfg, num_processes, splits, initialises=True):
                      f'Put or link them there, or set data_root. To try without: {DIGITS.format(task)}')
     if initialises and 'train' in splits:  # also when it resumes: mmengine initialises first
         found += missing_weights(cfg.get('model'))
+        if not cfg.get('load_from') and not cfg.get('resume'):
+            found += frozen_from_scratch(cfg.get('model'))
     return found
 
 
@@ -83,6 +85,18 @@ def missing_weights(model):
     for message in messages:
         seen.setdefault(message.partition(': ')[2] or message, message)  # a C4 head starts from the backbone's file
     return list(seen.values())
+
+
+def frozen_from_scratch(model):
+    """A message if a model config has norms whose statistics stay as loaded, and nothing to load; else none."""
+    norms = [cfg['norm_cfg'] for cfg in _find_dicts(model, 'norm_cfg') if isinstance(cfg['norm_cfg'], dict)]
+    frozen = dict.fromkeys(cfg['type'] for cfg in norms if cfg.get('type') == 'FrozenBN' or cfg.get('frozen'))
+    if not frozen or any(cfg['checkpoint'] for cfg in _find_dicts(model, 'checkpoint')) or any(
+            cfg['pretrained'] for cfg in _find_dicts(model, 'pretrained')):
+        return []
+    return [f'{", ".join(map(str, frozen))} keeps the statistics that it is loaded with, and this model starts from no '
+            "weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: norm_cfg=dict(type='BN')"
+            ' beside configs/_base_/scratch_norm.py, and without frozen=True.']
 
 
 def _of_authors(path):

@@ -1,4 +1,5 @@
 import copy
+import re
 import warnings
 from collections import Counter
 
@@ -169,6 +170,17 @@ def test_bn_checkpoint_loads_key_by_key_in_silence_where_bns_are_live():
 def test_bn_checkpoint_under_frozen_bns_is_warned_of(frozen):
     with pytest.warns(UserWarning, match='a BN checkpoint is loaded while BNs are frozen'):
         load_bn_checkpoint(**frozen)
+
+
+@pytest.mark.parametrize('stem, places', [(True, None), (False, 'batch-free norms in 1 of the places .*bn1')])
+def test_weights_of_another_placement_are_warned_of(stem, places):
+    def build(stem):
+        return DET.build(dict(XBN_R18, xbn=dict(stem=stem, norm_cfg=dict(type='GN', num_groups=1))))
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        build(stem).load_state_dict(build(True).state_dict(), strict=False)
+    assert [re.search(places, str(warning.message)) is not None for warning in said] == [True] * bool(places)
 
 
 def test_dropped_affine_is_said():

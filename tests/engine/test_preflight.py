@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmnorm.engine.config import fit_to_cpu
+from mmnorm.engine.config import fit_to_cpu, parse_config
 from mmnorm.engine.preflight import missing_weights, problems
 from mmnorm.norms import base
 from tests.conftest import ROOT
@@ -55,6 +55,32 @@ def test_weights_in_the_layout_of_a_norms_authors(tmp_path, name, shape, norm):
     assert all(f"{norm}'s authors" in text and text.endswith(f'OUT --to {norm}') for text in messages)
     path.write_text('damaged')
     assert missing_weights(model) == []
+
+
+@pytest.mark.parametrize('base, changes, found', [
+    ('scratch_norm', '', 1),
+    ('scratch_norm', ", norm_cfg=dict(type='BN')", 0),
+    ('frozen_norm', ", init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')", 0),
+    ('frozen_norm', ', init_cfg=None', 1),
+])
+def test_frozen_norms_of_no_weights(tmp_path, base, changes, found):
+    path = tmp_path / 'project.py'
+    path.write_text(f"_base_ = ['mmnorm::xbn/faster_rcnn_xbn_r50.py', 'mmnorm::_base_/{base}.py']\n"
+                    f'model = dict(backbone=dict(_base_.{base}{changes}))')
+    if base == 'frozen_norm':  # its parent has it already
+        path.write_text(path.read_text().replace(", 'mmnorm::_base_/frozen_norm.py'", ''))
+    cfg = Config.fromfile(path)
+    texts = [text for text in problems(cfg, 1, ('train', )) if 'keeps the statistics' in text]
+    assert len(texts) == found and all(text.startswith('FrozenBN keeps') for text in texts)
+    cfg.load_from = 'whole.pth'
+    assert not any('keeps the statistics' in text for text in problems(cfg, 1, ('train', )))
+
+
+def test_a_base_that_a_parent_has_is_told_of(tmp_path):
+    path = tmp_path / 'project.py'
+    path.write_text("_base_ = ['mmnorm::rbn/deeplabv3_rbn_r50_ade20k.py', 'mmnorm::_base_/live_norm.py']")
+    with pytest.raises(ValueError, match="Duplicate keys.*live_norm.*leave that out"):
+        parse_config(path)
 
 
 def test_two_parts_that_start_from_one_file_are_one_problem():
