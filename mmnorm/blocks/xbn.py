@@ -212,10 +212,10 @@ class XBN:
             name for name, layer in self.named_modules() if getattr(layer, 'running_mean', None) is not None
             and f'{prefix}{name}.weight' in state_dict and f'{prefix}{name}.running_mean' not in state_dict]
         if batch_free:
-            warn_once(f'{type(self).__name__}: the checkpoint has batch-free norms in {len(batch_free)} of the '
-                      f'places where this backbone has BN ({", ".join(batch_free[:3])}): it was trained with another placement, '
-                      'and these BNs would have no statistics. Give xbn the arguments that it was trained with; the '
-                      "authors' weights have xbn=dict(stem=True).")
+            warn_once(f'{type(self).__name__}: the checkpoint has batch-free norms in {len(batch_free)} of the places '
+                      f'where this backbone has BN ({", ".join(batch_free[:3])}): it was trained with another '
+                      'placement, and these BNs would have no statistics. Give xbn the arguments that it was trained '
+                      "with; the authors' weights have xbn=dict(stem=True).")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

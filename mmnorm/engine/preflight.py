@@ -95,8 +95,8 @@ def frozen_from_scratch(model):
             cfg['pretrained'] for cfg in _find_dicts(model, 'pretrained')):
         return []
     return [f'{", ".join(map(str, frozen))} keeps the statistics that it is loaded with, and this model starts from no '
-            "weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: norm_cfg=dict(type='BN')"
-            ' beside configs/_base_/scratch_norm.py, and without frozen=True.']
+            'weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: '
+            "norm_cfg=dict(type='BN') beside configs/_base_/scratch_norm.py, and without frozen=True."]
 
 
 def _of_authors(path):

@@ -60,7 +60,7 @@ def test_a_name_that_does_not_exist(inherit):
 def test_by_path_without_importing_mmnorm_before(tmp_path):
     """As under the tools of mmdet, which know mmnorm by the config alone; configs/README.md has this line."""
     path = tmp_path / 'project.py'
-    path.write_text("""_base_ = f"{__import__('mmnorm').__path__[0]}/.mim/configs/sn/faster_rcnn_sn_r50_sn_head.py"\n""")
+    path.write_text("_base_ = f\"{__import__('mmnorm').__path__[0]}/.mim/configs/sn/faster_rcnn_sn_r50_sn_head.py\"")
     script = f'from mmengine.config import Config; print(Config.fromfile({str(path)!r}).model.backbone.norm_cfg.type)'
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == 'SN', done.stderr

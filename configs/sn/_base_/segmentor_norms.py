@@ -5,7 +5,8 @@
 
 (8,2) is pretraining on 8 GPUs with 2 images each; change ``backbone.init_cfg.checkpoint`` for others. The authors'
 momentum in segmentation is 0.003. SyncSN starts from the weights of SN (paper sn, Section 4.3.2). GN has the 32 groups
-of its weights everywhere, where the paper fixes the channels of a group.
+of its weights everywhere, where the paper fixes the channels of a group. The branch of DeepLabV3's and V3+'s heads that
+pools the image has SN over one value per channel, of which the layer warns: mmseg has one norm_cfg for a whole head.
 """
 _base_ = '../../_base_/gn_norm.py'
 
