@@ -137,4 +137,4 @@ default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))
     assert 0 <= json.loads((work_dir / 'evaluation_tta.json').read_text())['metrics']['mIoU'] <= 100
     assert tool('report.py', work_dir).returncode == 0
     report = (work_dir / 'report.md').read_text()
-    assert 'mIoU (ms)' in report and '| mIoU ' in report
+    assert ' mIoU (ms) |' in report and ' mIoU |' in report
