@@ -2,6 +2,7 @@
 """Train a config of mmdet or mmseg, on one process; tools/dist_train.sh runs it on several."""
 import argparse
 import os
+import shlex
 
 from mmengine.registry import RUNNERS
 
@@ -20,8 +21,47 @@ def parse_args():
     return parser.parse_args()
 
 
+def describe_batch(cfg, config, processes):
+    """Say what a schedule that counts iterations comes to when batches are not of the size that it is for.
+
+    Args:
+        cfg (Config): As it is trained.
+        config (str): Its file.
+        processes (int): Of the training.
+
+    Returns:
+        str: With the options that make up for it; '' if there is nothing to say, also if the user has chosen another
+        number of iterations than the config, or the config of the zoo that it inherits from.
+    """
+    base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    batch = (cfg.train_dataloader.get('batch_size') or 0) * processes
+    iterations = (cfg.get('train_cfg') or {}).get('max_iters')
+    if not (base and batch and iterations) or batch == base:
+        return ''
+    model = find_model(config)
+    meant = engine.parse_config(model.path if model else config)
+    if iterations != (meant.get('train_cfg') or {}).get('max_iters'):
+        return ''
+
+    def scale(number):
+        return round(number * base / batch)
+
+    options = {'train_cfg.max_iters': scale(iterations)}
+    schedulers = cfg.get('param_scheduler') or []
+    places = {'': schedulers} if isinstance(schedulers, dict) else {f'.{i}': one for i, one in enumerate(schedulers)}
+    for place, scheduler in places.items():
+        if 'milestones' in scheduler:
+            options[f'param_scheduler{place}.milestones'] = [scale(step) for step in scheduler.milestones]
+        if scheduler.get('end') == iterations:  # that of a warm-up stays
+            options[f'param_scheduler{place}.end'] = scale(iterations)
+    options = ' '.join(shlex.quote(f'{key}={value}'.replace(' ', '')) for key, value in options.items())
+    return (f'{processes} x {cfg.train_dataloader.batch_size} images are a batch of {batch}, and {config} is for '
+            f'{base}: its {iterations:,} iterations see {iterations * batch:,} images and not {iterations * base:,}. '
+            f'To see as many: --cfg-options {options}')
+
+
 def show_papers_figures(work_dir, config):
-    """Print the run beside its paper, if the config is a row of one."""
+    """Print the run beside its paper, if the config is a row of one or inherits from one."""
     model = find_model(config)
     if model is None or not model.published:
         return
@@ -58,6 +98,9 @@ def main():
     engine.start_distributed(args.launcher)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
     runner.register_hook(engine.RunRecordHook())
+    batch = describe_batch(cfg, args.config, runner.world_size)
+    if batch:
+        runner.logger.warning(batch)
     try:
         runner.train()
     except KeyboardInterrupt:

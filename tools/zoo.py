@@ -3,65 +3,126 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from multiprocessing import get_context
+from operator import eq
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a checkout without installing
 
 
-def parse_args(argv):
-    from mmnorm.zoo import DATA, MODES, PAPERS, TASKS
+def import_rows():
+    """Return mmnorm.zoo.rows, imported without mmnorm: that registers layers, for which it takes seconds and torch."""
+    name = 'mmnorm.zoo.rows'
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(find_spec('mmnorm').origin).with_name('zoo') / 'rows.py')
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
+
+def parse_args(argv):
+    rows = import_rows()
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument('names', nargs='*', metavar='NAME', help='configs by name or path (default: all)')
-    chosen.add_argument('--paper', nargs='+', choices=PAPERS, metavar='PAPER', help=', '.join(PAPERS))
-    chosen.add_argument('--norm', nargs='+', metavar='NORM', help='SN (SyncSN as well), RBN, XBN (any; or XBN-GN), BN, GN, ...')
-    chosen.add_argument('--task', nargs='+', choices=[task.split()[0] for task in TASKS], metavar='TASK',
-                        help='object (detection), instance, panoptic or semantic (segmentation)')
-    chosen.add_argument('--mode', nargs='+', choices=MODES, metavar='MODE',
+    chosen.add_argument('--paper', nargs='+', type=any_case(rows.PAPERS), choices=rows.PAPERS, metavar='PAPER',
+                        help=', '.join(rows.PAPERS))
+    chosen.add_argument('--norm', nargs='+', metavar='NORM',
+                        help='SN (SyncSN as well), RBN, XBN (any; or XBN-GN), BN, GN, ...')
+    tasks = any_case(rows.TASKS, detection=rows.TASKS[0], **{task.split()[0]: task for task in rows.TASKS})
+    chosen.add_argument('--task', nargs='+', type=tasks, choices=rows.TASKS, metavar='TASK',
+                        help='detection (of objects), instance, panoptic or semantic (segmentation)')
+    chosen.add_argument('--mode', nargs='+', type=any_case(rows.MODES), choices=rows.MODES, metavar='MODE',
                         help='frozen: pretrained, BNs fixed; live: pretrained, norms train; scratch')
-    chosen.add_argument('--data', nargs='+', choices=DATA, metavar='DATA', help=', '.join(DATA))
+    chosen.add_argument('--data', nargs='+', type=any_case(rows.DATA), choices=rows.DATA, metavar='DATA',
+                        help=', '.join(rows.DATA))
     commands.add_parser('list', parents=[chosen], help="a line each, with the paper's figures")
     commands.add_parser('show', parents=[chosen], help='all that is known of each, as JSON')
     check = commands.add_parser(
         'check', parents=[chosen], help='parse, build, count norms, train a step and test a step, on synthetic images')
-    check.add_argument('--jobs', type=int, default=os.cpu_count(), metavar='N', help='processes (default: %(default)s)')
+    check.add_argument('--jobs', type=positive, default=os.cpu_count(), metavar='N',
+                       help='processes (default: %(default)s)')
     commands.add_parser('table', parents=[chosen], help='Markdown tables, those of configs/README.md')
     sweep = commands.add_parser(
         'sweep', help='train a config with each learning rate that the paper searched, and report the best',
-        description='What was trained to its end is not trained again; what was interrupted goes on.')
+        description='What was trained to its end is not trained again; what was interrupted or failed goes on.')
     sweep.add_argument('name', metavar='NAME', help='config by name or path')
-    sweep.add_argument('processes', type=int, metavar='NUM_PROCESSES', help='as for tools/dist_train.sh')
+    sweep.add_argument('processes', type=positive, metavar='NUM_PROCESSES', help='as for tools/dist_train.sh')
     sweep.add_argument('--work-dir', metavar='DIR', help='default: work_dirs/NAME_sweep')
-    sweep.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every training')
+    sweep.add_argument('--cfg-options', nargs='+', type=key_value, default=[], metavar='KEY=VALUE',
+                       help='for every training')
     return parser.parse_args(argv)
+
+
+def any_case(values, **names):
+    """Return a type for argparse: one of some values, in upper or lower case or by another name."""
+    known = {value.lower(): value for value in values} | names
+    return lambda text: known.get(text.lower(), text)
+
+
+def positive(text):
+    """Return a number of processes; a type for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
+    return int(text)
+
+
+def key_value(text):
+    """Return what ``--cfg-options`` takes; a type for argparse."""
+    if not text.partition('=')[1]:
+        raise argparse.ArgumentTypeError(f'{text} is not KEY=VALUE, as in train_cfg.max_iters=1000')
+    return text
+
+
+def find(name, zoo):
+    """Return the entry (Model) of a config's name, or of the path of its file; ValueError if the zoo has none."""
+    model = zoo.get(Path(name).stem)
+    if model is None:
+        raise ValueError(f'{name} is no config of the zoo: tools/zoo.py list shows those that are')
+    if name != model.name:  # a path, as the user sees it or as `list` prints it
+        files = [path for path in (Path(name), ROOT / name) if path.is_file()]
+        if not files:
+            raise ValueError(f'{name} does not exist: {model.config} does, or {model.name} for short')
+        if not any(path.samefile(model.path) for path in files):
+            raise ValueError(f'{name} is not the {model.name} of the zoo, which is {model.config}: this tool is for '
+                             'those of the zoo; tools/dist_train.sh trains any config')
+    return model
 
 
 def choose(zoo, args):
     """Return the entries (list[Model]) that the arguments ask for; ValueError if there are none."""
-    unknown = [name for name in args.names if Path(name).stem not in zoo]
-    if unknown:
-        raise ValueError(f'{unknown[0]} is no config of the zoo: tools/zoo.py list shows those that are')
-    names = {Path(name).stem for name in args.names} or zoo
-    wanted = dict(paper=args.paper, mode=args.mode, data=args.data)
-    found = [model for name, model in zoo.items() if name in names
-             and all(values is None or getattr(model, key) in values for key, values in wanted.items())
-             and (args.norm is None or any(_is_norm(model.norm, norm) for norm in args.norm))
-             and (args.task is None or model.task.split()[0] in args.task)]
+    norms = {model.norm for model in zoo.values()}
+    for norm in args.norm or ():
+        if not any(is_norm(known, norm) for known in norms):
+            raise ValueError(f'--norm {norm} has no config; there are {", ".join(sorted(norms))}')
+    passed = {}  # by what the user asked for, the names of the configs that are it
+    if args.names:
+        passed[' '.join(args.names)] = {find(name, zoo).name for name in args.names}
+    for key in ('paper', 'norm', 'task', 'mode', 'data'):
+        asked, same = getattr(args, key), is_norm if key == 'norm' else eq
+        if asked:
+            passed[f'--{key} {" ".join(asked)}'] = {
+                name for name, model in zoo.items() if any(same(getattr(model, key), value) for value in asked)}
+    found = [model for name, model in zoo.items() if all(name in names for names in passed.values())]
     if not found:
-        norms = ', '.join(sorted({model.norm for model in zoo.values()}))
-        raise ValueError(f'no config is all of that; --norm knows {norms}')
+        rest = {left_out: set(zoo).intersection(*(names for text, names in passed.items() if text != left_out))
+                for left_out in passed}
+        hints = [f'{len(names)} without {left_out}' for left_out, names in rest.items() if names]
+        raise ValueError(f'no config is all of {" and ".join(passed)}{"; there are " * bool(hints)}{", ".join(hints)}')
     return found
 
 
-def _is_norm(norm, asked):
-    return norm in (asked, f'Sync{asked}') or norm.startswith(f'{asked}-')
+def is_norm(norm, asked):
+    """Whether an entry's norm is what the user calls it: SyncSN is SN as well, XBN-GN is XBN."""
+    norm, asked = norm.lower(), asked.lower()
+    return norm in (asked, f'sync{asked}') or norm.startswith(f'{asked}-')
 
 
 def show_list(models):
@@ -75,10 +136,7 @@ def show_list(models):
         for row in rows:
             table.add_row(model.config, model.task.split()[0], model.norm, model.mode, model.backbone, model.data,
                           row.table if row else '', row.headline if row else '')
-    console = Console()
-    if not console.is_terminal:
-        console.width = 250
-    console.print(table)
+    Console(width=250).print(table)  # in a narrow terminal rich would cut the names that other commands take
 
 
 def show_models(models):
@@ -88,33 +146,35 @@ def show_models(models):
 
 
 def show_tables(models):
-    """Print a Markdown table for each paper, with a line for each row of its tables."""
+    """Print a Markdown table for each paper, with a line for each row of its tables, and the weights below it."""
     import pandas as pd
 
     from mmnorm.report.tables import to_markdown
-    from mmnorm.zoo import PAPERS
 
-    for paper in PAPERS:
-        lines = []
+    print('Published are the headline figures; `tools/zoo.py show NAME` has all of a config.\n')
+    for paper in import_rows().PAPERS:
+        lines, weights = [], {}
         for model in (model for model in models if model.paper == paper):
             link = f'[{model.name}]({Path(model.config).relative_to("configs")})'
+            start = weights.setdefault(describe_weights(model.pretrained), len(weights) + 1) if model.pretrained else ''
             common = {'norm': model.norm, 'mode': model.mode, 'backbone': model.backbone, 'data': model.data,
-                      'starts from': describe_start(model.pretrained)}
+                      'weights': start}
             for row in model.published or [None]:
                 table = row.table.removeprefix(f'{paper} ') if row else 'none'
-                figures = ', '.join(f'{key} {value:g}' for key, value in row.metrics.items()) if row else ''
                 where = f'{row.row} ({row.data})' if row else ''
-                lines.append(common | {'config': link, 'in the paper': table, 'row': where, 'published': figures})
+                lines.append(common | {'config': link, 'in the paper': table, 'row': where,
+                                       'published': row.headline if row else ''})
         if lines:
             print(f'## {paper}\n\n{to_markdown(pd.DataFrame(lines).set_index("config"), "left")}\n')
+        if weights:
+            listing = '\n'.join(f'{number}. {text}' for text, number in weights.items())
+            print(f'Weights that these start from:\n\n{listing}\n')
 
 
-def describe_start(pretrained):
+def describe_weights(pretrained):
     """Say where a config's weights come from, with their licence, or what to do without."""
-    if not pretrained:
-        return 'random weights'
     more = pretrained.get('Licence') or pretrained['Instead']
-    return f'{pretrained["Source"]} ({more})'
+    return f'{pretrained["Source"]}: {more}'
 
 
 def check(models, jobs):
@@ -142,34 +202,42 @@ def _start_worker(parent):
 
 
 def sweep(model, args):
-    """Train a config once for each value of its searched option; returns the exit status of the first that fails."""
-    if not model.sweep:
-        raise ValueError(f'{model.name} has no search in its paper; those that have: Table 6 of xbn')
+    """Train a config once for each value of its searched option; returns the exit status, 1 if a training failed."""
     from mmnorm.engine import write_json
     from mmnorm.report import load_run
 
     (option, values), = model.sweep.items()
     folder = Path(args.work_dir or f'work_dirs/{model.name}_sweep')
-    results = {}
-    for value in values:
-        work_dir = folder / f'{option.rpartition(".")[2]}_{value}'
+    metric = next(iter(model.published[0].metrics))
+    work_dirs = {value: folder / f'{option.rpartition(".")[2]}_{value}' for value in values}
+    results, failed = {}, {}
+    for value, work_dir in work_dirs.items():
         if not _finished(work_dir):
             command = [ROOT / 'tools/dist_train.sh', model.path, args.processes, '--work-dir', work_dir, '--resume',
                        '--cfg-options', f'{option}={value}', *args.cfg_options]
             status = subprocess.run([str(part) for part in command]).returncode
-            if status:
-                return status
-        results[value] = load_run(work_dir).val.iloc[-1].dropna().to_dict()
-    metric = next(iter(model.published[0].metrics))
-    if not any(metric in found for found in results.values()):
-        raise ValueError(f'no training under {folder} has {metric}: see their logs')
-    best = max(results, key=lambda value: results[value].get(metric, float('-inf')))
+            if status:  # which says nothing of the other values
+                failed[value] = status
+                continue
+        val = load_run(work_dir).val  # without metrics where nothing was detected
+        results[value] = {} if val.empty else val.iloc[-1].dropna().to_dict()
+    with_metric = {value: found[metric] for value, found in results.items() if metric in found}
+    best = max(with_metric, key=with_metric.get, default=None)
+    folder.mkdir(parents=True, exist_ok=True)  # no training has made it if all failed before they began
     write_json(folder / 'sweep.json', dict(config=model.config, option=option, metric=metric, best=best,
-                                           results=results))
-    for value, found in results.items():
-        print(f'{option} {value}: {metric} {found.get(metric)}{", the best" if value == best else ""}')
+                                           results=results, failed=failed))
+    for value, work_dir in work_dirs.items():
+        if value in failed:
+            found = f'its training failed with exit status {failed[value]}, see {work_dir}'
+        elif value not in with_metric:
+            found = f'no {metric} in its last validation, see {work_dir}'
+        else:
+            found = f'{metric} {with_metric[value]}{", the best" if value == best else ""}'
+        print(f'{option} {value}: {found}')
     print(f'published: {", ".join(row.headline for row in model.published)}\n{folder / "sweep.json"}')
-    return 0
+    if failed:
+        print(f'{len(failed)} of {len(values)} trainings failed; the same command goes on with them', file=sys.stderr)
+    return int(bool(failed) or best is None)
 
 
 def _finished(work_dir):
@@ -181,13 +249,12 @@ def main(argv=None):
     """Run a command and return the exit status: 2 after a user's mistake, which is told in one line."""
     try:
         args = parse_args(argv)
-        from mmnorm.zoo import find_model, load_zoo
-
-        zoo = load_zoo()
+        zoo = import_rows().load_zoo()
         if args.command == 'sweep':
-            model = find_model(args.name, zoo)
-            if model is None:
-                raise ValueError(f'{args.name} is no config of the zoo')
+            model = find(args.name, zoo)
+            if not model.sweep:
+                tables = dict.fromkeys(row.table for other in zoo.values() if other.sweep for row in other.published)
+                raise ValueError(f'{model.name} has no search in its paper; those that have: {", ".join(tables)}')
             return sweep(model, args)
         models = choose(zoo, args)
         if args.command == 'check':
@@ -196,7 +263,11 @@ def main(argv=None):
     except (ImportError, OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('interrupted; of a sweep, the same command goes on', file=sys.stderr)
+        return 130
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `tools/zoo.py show | head` ends in silence
     sys.exit(main())

@@ -12,12 +12,22 @@ from .preflight import problems
 from .processes import on_first_rank
 
 
+class Options(DictAction):
+    """mmengine's ``--cfg-options``, which tells the user of an argument that is not KEY=VALUE."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string}: {value} is not KEY=VALUE, as in train_cfg.max_epochs=2')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def add_common_arguments(parser):
     """Add the arguments that training and testing share."""
     parser.add_argument('config', help='config file of mmdet or mmseg')
     parser.add_argument('--work-dir', help='folder for logs, checkpoints and results; default work_dirs/CONFIG_NAME')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
         help='override config values, e.g. train_cfg.max_epochs=2 model.backbone.depth=101')
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',

@@ -6,13 +6,15 @@ import pandas as pd
 
 from mmnorm.zoo import Published, find_model
 
-from .runs import evaluated_dataset, load_run
+from .runs import check_training, evaluated_dataset, load_run
 from .tables import collect_results
 
 # What says on which images a network is evaluated; where they lie is the user's own affair
 _DATA_KEYS = ('type', 'ann_file', 'data_prefix', 'metainfo', 'ann_files', 'indices')
-# What else makes a run that of its config
-_TRAINING_KEYS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler')
+# What else makes a run that of its config, and what there changes no result: where data lie, how they are read, ...
+_TRAINING_KEYS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_dataloader')
+_OWN_KEYS = ('data_root', 'backend_args', 'num_workers', 'persistent_workers', 'prefetch_factor', 'pin_memory',
+             '_scope_', 'val_interval')
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Comparison:
 
 
 def compare_with_papers(runs, results, zoo=None):
-    """Put runs of the zoo's configs beside their rows.
+    """Put runs of the zoo's configs, and of configs that inherit from one, beside their rows.
 
     Figures are compared only if the run was evaluated on what its config is, the paper measured on that split (a test
     set is never put beside a validation set), and the run's norms are the row's. Other differences to the config get
@@ -59,7 +61,9 @@ def summarize(work_dir):
     """
     run = load_run(work_dir)
     results, _ = collect_results([run], [{}])
-    run.notes.clear()  # what is missing is a report's affair
+    run.notes.clear()  # what is missing is a report's affair, but not what is wrong with the training
+    if not run.train.empty:
+        check_training(run)
     lines = []
     for comparison in compare_with_papers([run], results):
         lines.append(f'{comparison.row.table}, {comparison.row.row}, {comparison.row.data}:')
@@ -69,7 +73,8 @@ def summarize(work_dir):
 
 
 def _compare(run, results, zoo):
-    model = find_model(run.info.get('config') or run.config_file or '', zoo)
+    config_file = run.info.get('config') or run.config_file or ''
+    model = find_model(run.find(config_file) or config_file, zoo)
     if model is None or not model.published or not run.config:
         return
     from mmengine.config import Config  # here and not above: it imports torch
@@ -97,10 +102,12 @@ def _compare(run, results, zoo):
         return
     found = results.loc[run.name].reindex(list(row.metrics))
     if found.isna().all():
+        run.notes.append(f'It has none of the figures of {row.table} ({row.row}: {row.headline}).')
         return
     if differing:
         run.notes.append(f'It was not trained as {model.config} says: {", ".join(differing[:5])} differ'
                          f'{" and more" if len(differing) > 5 else ""}.')
+    run.notes += _about_batch(run, config)
     table = pd.DataFrame([found.to_dict(), row.metrics], index=[run.name, row.table])
     table.loc['difference'] = table.iloc[0] - table.iloc[1]
     yield Comparison(run.name, row, table)
@@ -117,9 +124,15 @@ def _evaluated_data(config):
 
 def _differences(config, meant):
     """Paths of what differs in the training of two configs (dicts)."""
-    differing = [path for key in _TRAINING_KEYS for path in _differing(config.get(key), meant.get(key), key)]
-    sizes = [(tree.get('train_dataloader') or {}).get('batch_size') for tree in (config, meant)]
-    return differing + ['train_dataloader.batch_size'] * (sizes[0] != sizes[1])
+    return [path for key in _TRAINING_KEYS
+            for path in _differing(_shared(config.get(key)), _shared(meant.get(key)), key)]
+
+
+def _shared(tree):
+    """A part of a config without what changes no result."""
+    if isinstance(tree, dict):
+        return {key: _shared(branch) for key, branch in tree.items() if key not in _OWN_KEYS}
+    return [_shared(branch) for branch in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def _differing(one, other, path):
@@ -129,3 +142,16 @@ def _differing(one, other, path):
         return [found for key in dict.fromkeys([*one, *other])
                 for found in _differing(one.get(key), other.get(key), f'{path}.{key}')]
     return [] if one == other or str(one) == str(other) else [path]
+
+
+def _about_batch(run, meant):
+    """Sentences (list[str]) on what batches of another size than the config (meant) is for have changed."""
+    size, base = run.info.get('batch_size'), (meant.get('auto_scale_lr') or {}).get('base_batch_size')
+    if not size or not base or size == base:
+        return []
+    scaled = (run.config.get('auto_scale_lr') or {}).get('enable')
+    seen, planned = ((config.get('train_cfg') or {}).get('max_iters', 0) * images
+                     for config, images in ((run.config, size), (meant, base)))
+    return [f'It was trained with batches of {size} images: the learning rate, which is for {base}, was '
+            + ('scaled' if scaled else 'not scaled')
+            + (f', and it saw {seen:,} images and not {planned:,}.' if seen != planned else '.')]

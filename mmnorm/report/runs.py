@@ -276,13 +276,18 @@ def read_tests(run, newest_training):
     run.test = as_metrics(read_json(tests[-1], run.notes))
     plain, augmented = (read_json(path, run.notes) if (path := run.work_dir / name).exists() else {}
                         for name in ('evaluation.json', 'evaluation_tta.json'))
+    # What earlier versions of tools/test.py wrote: one file for both, and none of the first versions has a timestamp
+    if plain.get('tta'):
+        plain, augmented = {}, augmented or plain
+    if not plain or not augmented:
+        (plain or augmented).setdefault('timestamp', tests[-1].stem)
     newest = next((record for record in (plain, augmented) if record.get('timestamp') == tests[-1].stem), {})
     run.checkpoint = newest.get('checkpoint')
     multi_scale = augmented.get('metrics', {}).get('mIoU')
     if not newest or multi_scale is None:
         return
     of_one_checkpoint = [record for record in (plain, augmented) if record.get('checkpoint') == run.checkpoint
-                         and record['timestamp'] >= newest_training]
+                         and record.get('timestamp', '') >= newest_training]
     if len(of_one_checkpoint) == 2:
         run.test = as_metrics(plain['metrics'])
     elif newest is augmented:

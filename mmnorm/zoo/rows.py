@@ -111,10 +111,27 @@ def _norms_as_text(norms):
 
 
 def find_model(config, zoo=None):
-    """Find the entry (Model) that a config file is; None if it is none of the zoo's.
+    """Find the entry (Model) that a config file is, or else the nearest that it inherits from; None if there is none.
 
     Args:
-        config (str or Path): Its path, wherever the repository is, or only its name.
+        config (str or Path): Its path, wherever the repository is, or only its name. What it inherits from is found
+            only if the file is there.
         zoo (dict[str, Model] or None): Default: :func:`load_zoo`.
     """
-    return (load_zoo() if zoo is None else zoo).get(Path(config).stem)
+    zoo = load_zoo() if zoo is None else zoo
+    name = Path(config).stem
+    if name not in zoo and Path(config).is_file():
+        name = next((base for base in reversed(_inherited(config)) if base in zoo), None)
+    return zoo.get(name)
+
+
+def _inherited(config):
+    """Names of the configs that a config file (path) inherits from, the nearest last."""
+    from mmengine.config import Config  # here and not above: it imports torch
+
+    try:
+        text = Config.fromfile(config, import_custom_modules=False).text
+    except Exception:  # a config is a program, so anything may come; where it is run, it is told
+        return []
+    # mmengine puts the path of each file on a line above its content
+    return [Path(line).stem for line in text.splitlines() if Path(line).is_absolute() and line.endswith('.py')]

@@ -108,6 +108,29 @@ def test_single_and_multi_scale_of_one_checkpoint_stand_together(make_run):
     assert test('20250101_180000', 'b.pth', 53.0, tta=True) == {'mIoU (ms)': 53.0, 'mAcc': 54.0}
 
 
+@pytest.mark.parametrize(('record', 'test'), [
+    (dict(checkpoint='a.pth', metrics=dict(mIoU=40.0)), {'mIoU': 40.0}),
+    (dict(checkpoint='a.pth', tta=False, metrics=dict(mIoU=40.0)), {'mIoU': 40.0}),
+    (dict(checkpoint='a.pth', tta=True, metrics=dict(mIoU=40.0)), {'mIoU (ms)': 40.0})])
+def test_evaluation_of_earlier_versions(make_run, record, test):
+    """They wrote one file, without a timestamp: it is of the newest test, unless newer versions tested as well."""
+    work_dir = make_run()
+
+    def log(timestamp, **metrics):
+        (work_dir / timestamp).mkdir()
+        (work_dir / timestamp / f'{timestamp}.json').write_text(json.dumps(metrics))
+
+    log('20250101_130000', mIoU=40.0)
+    (work_dir / 'evaluation.json').write_text(json.dumps(record))
+    run = load_run(work_dir)
+    assert run.checkpoint == 'a.pth' and run.test == test
+    log('20250101_140000', mIoU=42.0)
+    augmented = dict(checkpoint='a.pth', timestamp='20250101_140000', metrics=dict(mIoU=42.0))
+    (work_dir / 'evaluation_tta.json').write_text(json.dumps(augmented))
+    run = load_run(work_dir)  # of when the older was is not known: maybe before a training that the newer is after
+    assert run.checkpoint == 'a.pth' and run.test == {'mIoU (ms)': 42.0}
+
+
 def test_paths_are_relative_to_where_training_started(make_run, data_root, tmp_path):
     work_dir = make_run()
     (tmp_path / 'linked').symlink_to(data_root)

@@ -29,6 +29,7 @@ def test_the_owners_command_names_what_is_missing_and_stops(tool):
     ('dist_test.sh', ['config.py', '2'], 'usage: dist_test.sh CONFIG CHECKPOINT NUM_PROCESSES'),
     ('dist_train.sh', ['nowhere.py', '2'], 'error: nowhere.py cannot be read as a config'),
     ('train.py', [TABLE_4, '--resume', 'gone.pth'], 'error: --resume: gone.pth does not exist'),
+    ('train.py', [TABLE_4, '--cfg-options', 'foo'], 'error: --cfg-options: foo is not KEY=VALUE'),
     ('slurm_train.sh', ['part', 'job', 'config.py'], 'error: srun is not on'),
 ])
 def test_wrong_arguments(tool, name, args, message):

@@ -1,14 +1,19 @@
 """No row of the papers' tables is missing, every config has an entry, and the entries are what other tools read."""
+import importlib.util
 import json
+import shlex
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import modelindex
 import pytest
 import yaml
+from mmengine.config import Config
 
 from mmnorm.zoo import Model, find_model, load_zoo
 from mmnorm.zoo.rows import METAFILE
+from tests.conftest import command, environment
 
 ROOT = Path(__file__).parents[2]
 # Rows of the papers' tables, counted by hand. In Table 2 of evalnorm every training has two rows, EMA and EN, and those
@@ -84,6 +89,18 @@ def test_find_model(zoo):
     assert find_model('my_own.py', zoo) is None and isinstance(model, Model)
 
 
+def test_find_model_that_a_config_inherits_from(zoo, tmp_path):
+    base = tmp_path / 'base.py'
+    base.write_text(f"_base_ = {str(zoo['mask_rcnn_gn_r50_4conv1fc'].path)!r}")  # which inherits from a row itself
+    mine = tmp_path / 'mine.py'
+    mine.write_text("_base_ = './base.py'")
+    assert find_model(mine, zoo).name == 'mask_rcnn_gn_r50_4conv1fc'
+    mine.write_text('_base_ = "gone.py"')
+    assert find_model(mine, zoo) is None
+    mine.write_text(f'_base_ = {str(ROOT / "configs/_base_/schedule_90k.py")!r}')
+    assert find_model(mine, zoo) is None
+
+
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(Config=None), 'entry m of the metafile is incomplete'), (dict(Colour='red'), 'unknown keys: Colour'),
     (dict(Metadata=dict(Task='sleeping', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')), "'sleeping' is none"),
@@ -119,8 +136,50 @@ def test_list_and_show(tool, zoo):
     assert shown[0]['published'][0]['metrics']['AP^bbox'] == 38.19
 
 
+def test_filters_take_any_case(tool):
+    args = ('--paper', 'XBN', '--norm', 'xbn', '--task', 'Detection', '--mode', 'SCRATCH', '--data', 'coco')
+    names = {line.split()[0] for line in tool('zoo.py', 'list', *args).stdout.splitlines()[1:]}
+    assert names == {f'configs/xbn/faster_rcnn_xbn_r50_scratch_8x{images}.py' for images in (2, 4, 8)}
+
+
+def test_path_is_that_of_the_file(tool, tmp_path):
+    """Relative to the current folder or to the repository; a file of the user's is never taken for the zoo's."""
+    (tmp_path / 'link.py').symlink_to(ROOT / 'configs/mask_rcnn_xbn_r50.py')
+    (tmp_path / 'faster_rcnn_xbn_r50.py').write_text('')
+    (tmp_path / 'mask_rcnn_xbn_r50.py').symlink_to(ROOT / 'configs/mask_rcnn_xbn_r50.py')
+    for name in ('mask_rcnn_xbn_r50', 'configs/mask_rcnn_xbn_r50.py', './mask_rcnn_xbn_r50.py',
+                 ROOT / 'configs/mask_rcnn_xbn_r50.py'):
+        assert json.loads(tool('zoo.py', 'show', name).stdout)[0]['name'] == 'mask_rcnn_xbn_r50'
+    for args in (['check', 'faster_rcnn_xbn_r50.py'], ['sweep', tmp_path / 'faster_rcnn_xbn_r50.py', 1]):
+        run = tool('zoo.py', *args)
+        assert run.returncode == 2 and 'is not the faster_rcnn_xbn_r50 of the zoo' in run.stdout
+    run = tool('zoo.py', 'show', '/nonexistent/mask_rcnn_xbn_r50.py')
+    assert run.returncode == 2 and '/nonexistent/mask_rcnn_xbn_r50.py does not exist' in run.stdout
+
+
+def test_list_needs_no_torch(tool, tmp_path):
+    """Which takes seconds to import."""
+    (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
+    done = subprocess.run(command('zoo.py', 'list', 'mask_rcnn_xbn_r50'), capture_output=True, text=True,
+                          env=dict(environment(), PYTHONPATH=str(tmp_path)))
+    assert done.returncode == 0 and 'mask_rcnn_xbn_r50.py' in done.stdout, done.stderr
+
+
+def test_output_that_is_cut_off(tmp_path):
+    """`tools/zoo.py show | head -1` says nothing of a broken pipe."""
+    done = subprocess.Popen(command('zoo.py', 'show'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.readline()
+    done.stdout.close()
+    assert not done.stderr.read()
+    done.stderr.close()
+    done.wait()
+
+
 @pytest.mark.parametrize(('args', 'message'), [
-    (['list', 'no_such'], 'no_such is no config of the zoo'), (['list', '--norm', 'XX'], 'no config is all of that'),
+    (['list', 'no_such'], 'no_such is no config of the zoo'), (['list', '--norm', 'XX'], '--norm XX has no config'),
+    (['list', '--paper', 'xbn', '--norm', 'SN'], 'no config is all of --paper xbn and --norm SN; there are 34 without '
+                                                 '--paper xbn, 48 without --norm SN'),
+    (['list', 'mask_rcnn_xbn_r50', '--task', 'panoptic'], '1 without --task panoptic segmentation'),
     (['sweep', 'no_such', '2'], 'is no config of the zoo'), (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search')])
 def test_mistakes(tool, args, message):
     run = tool('zoo.py', *args)
@@ -131,6 +190,43 @@ def test_mistakes(tool, args, message):
 def test_table_of_the_readme(tool):
     table = tool('zoo.py', 'table').stdout.strip()
     assert table in (ROOT / 'configs/README.md').read_text(), 'tools/zoo.py table gives another one'
+
+
+@pytest.fixture(scope='module')
+def train_tool():
+    """The module tools/train.py."""
+    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools/train.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(('name', 'processes', 'said', 'options'), [
+    ('faster_rcnn_bn_r50_scratch_8x2', 1, '180,000 images and not 1,440,000',
+     {'train_cfg.max_iters': 720000, 'param_scheduler.1.milestones': [480000, 640000]}),
+    ('pspnet_sn_r50_8x2_cityscapes', 4, '595,000 images and not 1,190,000',
+     {'train_cfg.max_iters': 148750, 'param_scheduler.0.end': 148750}),
+    ('pspnet_xbn_r50_digits', 1, '4,000 images and not 8,000',
+     {'train_cfg.max_iters': 2000, 'param_scheduler.1.end': 2000})])  # a warm-up stays
+def test_fewer_processes_than_the_iterations_are_for(train_tool, zoo, name, processes, said, options):
+    """The options that are said make the schedule see as many images, and then there is nothing more to say."""
+    path = zoo[name].path
+    cfg = Config.fromfile(path)
+    text, _, command_line = train_tool.describe_batch(cfg, path, processes).partition('--cfg-options ')
+    assert said in text
+    assert shlex.split(command_line) == [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
+    cfg.merge_from_dict(options)
+    assert not train_tool.describe_batch(cfg, path, processes)
+
+
+@pytest.mark.parametrize(('name', 'processes', 'change'), [
+    ('faster_rcnn_bn_r50_scratch_8x2', 8, {}), ('faster_rcnn_bn_r50_scratch_8x2', 1, dict(auto_scale_lr=None)),
+    ('faster_rcnn_bn_r50_scratch_8x2', 1, {'train_cfg.max_iters': 100}),
+    ('faster_rcnn_rbn_r50', 1, {})])  # counts epochs
+def test_nothing_to_say_of_a_batch(train_tool, zoo, name, processes, change):
+    cfg = Config.fromfile(zoo[name].path)
+    cfg.merge_from_dict(change)
+    assert not train_tool.describe_batch(cfg, zoo[name].path, processes)
 
 
 @pytest.mark.e2e

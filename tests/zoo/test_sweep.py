@@ -3,30 +3,114 @@ import argparse
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from mmnorm.zoo import Model, Published
+from mmnorm.zoo.rows import METAFILE
+
+RATES = {'optim_wrapper.optimizer.lr': [1e-3, 1e-9]}
+
+
+@pytest.fixture
+def zoo_tool():
+    """The module tools/zoo.py."""
+    spec = importlib.util.spec_from_file_location('zoo_tool', Path(__file__).parents[2] / 'tools/zoo.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def searched(path, rates):
+    """The entry of a config of which the paper searched the learning rate."""
+    return Model('project', str(path), 'xbn', 'object detection', 'EN', 'scratch', 'R-50', 'digits', {},
+                 published=(Published('xbn Table 6', 'BN', 'digits val', {'AP^bbox': 1.}), ), sweep=rates)
 
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-def test_best_learning_rate(digits_config, tmp_path, capfd):
-    spec = importlib.util.spec_from_file_location('zoo_tool', Path(__file__).parents[2] / 'tools/zoo.py')
-    zoo_tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(zoo_tool)
+def test_best_learning_rate(zoo_tool, digits_config, tmp_path, capfd):
     path = digits_config('train_cfg = dict(max_epochs=1, val_interval=1)', base='faster_rcnn_en_r50_digits')
-    rates = {'optim_wrapper.optimizer.lr': [1e-3, 1e-9]}
-    model = Model('project', str(path), 'xbn', 'object detection', 'EN', 'scratch', 'R-50', 'digits', {},
-                  published=(Published('xbn Table 6', 'BN', 'digits val', {'AP^bbox': 1.}), ), sweep=rates)
     args = argparse.Namespace(work_dir=str(tmp_path / 'sweep'), processes=1, cfg_options=['randomness.seed=3'])
+    model = searched(path, RATES)
     assert zoo_tool.sweep(model, args) == 0
     found = json.loads((tmp_path / 'sweep/sweep.json').read_text())
     assert found['option'] == 'optim_wrapper.optimizer.lr' and list(found['results']) == ['0.001', '1e-09']
-    for rate in rates['optim_wrapper.optimizer.lr']:
+    for rate in RATES['optim_wrapper.optimizer.lr']:
         text = (tmp_path / f'sweep/lr_{rate}/project.py').read_text()
         assert f'lr={rate}' in text.replace(' ', '') and 'seed=3' in text
     capfd.readouterr()
     assert zoo_tool.sweep(model, args) == 0
     out = capfd.readouterr().out
     assert 'the best' in out and 'Epoch(train)' not in out  # nothing was trained again
+
+
+def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(zoo_tool, tmp_path, capsys, monkeypatch):
+    """One fails, one diverges, so that mmdet logs a validation without metrics, one logs none, and the last is well."""
+    trained = []
+
+    def train(command):
+        work_dir = Path(command[command.index('--work-dir') + 1])
+        trained.append(work_dir.name)
+        if work_dir.name == 'lr_0.1':
+            return SimpleNamespace(returncode=1)
+        logs = work_dir / '20250101_120000/vis_data'
+        logs.mkdir(parents=True)
+        metrics = {'coco/bbox_mAP': 0.25} if work_dir.name == 'lr_0.01' else {}
+        lines = [dict(loss=1., lr=0.1, time=0.1, iter=10, step=10), dict(metrics, time=0.1, data_time=0.1, step=10)]
+        lines = lines[:1] if work_dir.name == 'lr_0.02' else lines
+        (logs / 'scalars.json').write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+        (work_dir / 'run.json').write_text(json.dumps(dict(finished='2025-01-01T12:01:00')))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(zoo_tool.subprocess, 'run', train)
+    model = searched('project.py', {'optim_wrapper.optimizer.lr': [0.1, 0.04, 0.02, 0.01]})
+    args = argparse.Namespace(work_dir=str(tmp_path), processes=1, cfg_options=[])
+    assert zoo_tool.sweep(model, args) == 1
+    assert trained == ['lr_0.1', 'lr_0.04', 'lr_0.02', 'lr_0.01']
+    said = capsys.readouterr()
+    assert 'lr 0.1: its training failed with exit status 1' in said.out
+    assert 'lr 0.04: no AP^bbox in its last validation' in said.out and 'lr 0.01: AP^bbox 25.0, the best' in said.out
+    assert '1 of 4 trainings failed' in said.err
+    found = json.loads((tmp_path / 'sweep.json').read_text())
+    assert found['best'] == 0.01 and found['failed'] == {'0.1': 1}
+    assert found['results'] == {'0.04': {}, '0.02': {}, '0.01': {'AP^bbox': 25.0}}
+    assert zoo_tool.sweep(model, args) == 1 and trained[4:] == ['lr_0.1']  # and only it is trained again
+
+
+def test_no_training_has_the_metric(zoo_tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(zoo_tool.subprocess, 'run', lambda command: SimpleNamespace(returncode=2))
+    args = argparse.Namespace(work_dir=str(tmp_path / 'new'), processes=1, cfg_options=[])
+    assert zoo_tool.sweep(searched('project.py', RATES), args) == 1
+    assert json.loads((tmp_path / 'new/sweep.json').read_text())['best'] is None
+    assert '2 of 2 trainings failed' in capsys.readouterr().err
+
+
+def test_interruption_ends_the_search(zoo_tool, tmp_path, capsys, monkeypatch):
+    def interrupt(command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo_tool.subprocess, 'run', interrupt)
+    assert zoo_tool.main(['sweep', 'faster_rcnn_bn_r50_scratch_8x2', '1', '--work-dir', str(tmp_path)]) == 130
+    assert 'the same command goes on' in capsys.readouterr().err
+
+
+def test_rows_that_have_a_search_are_those_of_the_metafile(zoo_tool, capsys):
+    assert zoo_tool.main(['sweep', 'mask_rcnn_xbn_r50', '2']) == 2
+    entries = yaml.safe_load(METAFILE.read_text())['Models']
+    tables = {row['Table'] for entry in entries if 'Sweep' in entry for row in entry['Published']}
+    assert tables and capsys.readouterr().err == (
+        f'error: mask_rcnn_xbn_r50 has no search in its paper; those that have: {", ".join(sorted(tables))}\n')
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['sweep', 'NAME', '0'], 'NUM_PROCESSES: must be 1 or more, got 0'),
+    (['sweep', 'NAME', 'two'], 'NUM_PROCESSES: must be 1 or more, got two'),
+    (['sweep', 'NAME', '1', '--cfg-options', 'foo'], 'foo is not KEY=VALUE'),
+    (['check', '--jobs', '0'], '--jobs: must be 1 or more, got 0')])
+def test_arguments_are_checked_before_anything_starts(zoo_tool, capsys, args, message):
+    with pytest.raises(SystemExit):
+        zoo_tool.main(args)
+    assert message in capsys.readouterr().err
