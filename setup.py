@@ -36,7 +36,7 @@ setup(
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
         'test': [
-            'pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard',
+            'pytest>=8', 'pytest-timeout', 'pytest-xdist', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard',
             'model-index', 'cityscapesscripts'
         ],
     },

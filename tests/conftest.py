@@ -15,6 +15,13 @@ def pytest_configure(config):
         config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that train run one after the other, in whatever process of pytest-xdist: each keeps two cores busy."""
+    for item in items:
+        if item.get_closest_marker('e2e'):
+            item.add_marker(pytest.mark.xdist_group('e2e'))
+
+
 @pytest.fixture(autouse=True)
 def own_environment():
     """What a tool that runs in this process sets (forbidding checkpoints that run code) ends with the test."""

@@ -2,7 +2,8 @@
 """Convert a checkpoint of other code, or of another norm, into one that loads here.
 
 What is written loads strictly into the ResNet or ResNeXt of the source's depth and width, or into the backbone of
---config; else nothing is written. Nothing that SOURCE carries is run.
+--config; else nothing is written. Without --config the backbone that loads it is printed, to be pasted into a config.
+Nothing that SOURCE carries is run.
 """
 import argparse
 import sys
@@ -20,11 +21,11 @@ LAYOUTS = {
 }
 NORMS = {
     'XBN': 'batch-free norms where XBN has them; BN checkpoints load into XBN backbones as they are',
-    'SN': 'from BN: ratios that select BN (--bn-share)',
-    'RBN': 'from BN: weight / sigmoid(1)',
-    'EN': "BN's tensors",
+    'SN': 'or SyncSN; from BN: ratios that select BN (--bn-share)',
+    'RBN': 'or SyncRBN; from BN: weight / sigmoid(1)',
+    'EN': "or SyncEN; from BN: BN's tensors",
     'IBN': 'from IBN-Net-a only',
-    'BN': 'from EN always; from SN or RBN that compute what BN does',
+    'BN': 'or SyncBN, FrozenBN, BRN; from EN always, from SN or RBN that compute what BN does',
 }
 
 
@@ -34,19 +35,19 @@ def parse_args(argv):
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f'--from:\n{listed(LAYOUTS)}\n\n--to (the Sync norms, FrozenBN and BRN take the same files):\n'
-        f'{listed(NORMS)}\n\nWhat becomes of each tensor, and why: mmnorm/convert/norms.py, layouts.py')
+        epilog=f'--from:\n{listed(LAYOUTS)}\n\n--to:\n{listed(NORMS)}\n\n'
+        'What becomes of each tensor, and why: mmnorm/convert/norms.py, layouts.py')
     parser.add_argument('source', metavar='SOURCE', help='checkpoint file, or a URL such as torchvision://resnet50')
     parser.add_argument('out', metavar='OUT', help='new checkpoint file, ending in .pth')
     parser.add_argument('--from', dest='layout', choices=LAYOUTS, default='auto', help='layout of SOURCE')
-    parser.add_argument('--to', dest='norm', choices=NORMS, required=True, help='norm of OUT')
-    parser.add_argument('--prefix', default='', help="put before every name of OUT, as 'backbone.'; default none, for "
+    parser.add_argument('--to', dest='norm', required=True, metavar='NORM', help='norm of OUT, see below')
+    parser.add_argument('--prefix', default='', help="put before every name of OUT, as 'backbone'; default none, for "
                         "a backbone's init_cfg=dict(type='Pretrained', checkpoint=OUT)")
     parser.add_argument('--config', help='config of mmdet or mmseg whose backbone OUT must fit')
     parser.add_argument('--whole', action='store_true',
                         help='convert the whole network of --config, heads included, not its backbone alone')
     parser.add_argument('--source-prefix', default='', metavar='PREFIX',
-                        help="take what is below it in SOURCE, as 'teacher.'")
+                        help="take what is below it in SOURCE, as 'teacher'")
     parser.add_argument('--bn-share', type=float, default=1., metavar='SHARE',
                         help="SN from BN: BN's share of the ratios. 1 (default) computes exactly what BN computed, and "
                         'the ratios never train; with less they do, and it computes something else')
@@ -64,14 +65,17 @@ def main(argv=None):
         from mmnorm.engine import forbid_running_checkpoints
 
         forbid_running_checkpoints()
-        options = vars(args).copy()
-        verbose = options.pop('verbose')
-        print(convert_file(**options).text(verbose))
+        print(_printable(convert_file(**vars(args)).text(args.verbose)))
         print(args.out)
     except (ImportError, OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {_printable(" ".join(str(error).split()))}', file=sys.stderr)
         return 2
     return 0
+
+
+def _printable(text):
+    """Without what a name in a file could do to a terminal."""
+    return ''.join(letter if letter.isprintable() or letter == '\n' else '?' for letter in text)
 
 
 if __name__ == '__main__':

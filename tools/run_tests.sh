@@ -23,4 +23,4 @@ has_browser || echo 'no chromium: the test that opens a report is skipped (to ha
 
 # One thread each, because many tests start processes of their own: more threads than cores are slower than one
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-pytest -o testpaths=tests "$@"
+pytest -o testpaths=tests -n auto --maxprocesses 4 --dist loadgroup "$@"

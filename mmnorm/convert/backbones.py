@@ -1,97 +1,242 @@
 """The backbone that tensors belong to: found by their shapes, built from mmdet or mmseg, loaded strictly."""
+import math
 import re
 from importlib import import_module
+from itertools import accumulate
+from typing import NamedTuple
+
+from .norms import OWN, kind_of, listed, mode_of, norm_layers
 
 #: Blocks in each stage, by whether they are bottlenecks (three convolutions) and by depth.
 DEPTHS = {
     False: {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
     True: {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
 }
-#: What stands in place of the batch-free norm: of any number of channels, with the same tensors as GN with 64 groups.
-_BATCH_FREE = dict(type='GN', num_groups=1)
+_STAGES = 4
+#: What would do for a network that is not found.
+OTHER = '; for another network give its --config'
 
 
-def find_backbone(weights, norm):
+class Backbone(NamedTuple):
+    """A backbone that tensors belong to.
+
+    Attributes:
+        cfg (dict): Its config, for mmdet or mmseg: type, depth, and what differs from the defaults of both.
+        name (str): What to call it ('SN ResNeXt-101 32x8d').
+        notes (list[str]): What is assumed of it, since tensors do not tell.
+    """
+
+    cfg: dict
+    name: str
+    notes: list
+
+
+def find_backbone(weights, norm, hard=False):
     """Describe the backbone that tensors belong to.
 
     Args:
         weights (dict[str, Tensor]): Named as mmdet's ResNet names them.
         norm (str): 'XBN', 'IBN' (IBN-Net-a), or a name for ``norm_cfg``.
+        hard (bool): Its SN layers, if it has any, are hardened.
 
     Returns:
-        tuple[dict, str]: Its config, for mmdet or mmseg, and what to call it ('SN ResNeXt-101 32x8d').
+        Backbone: What it is. :func:`check_placement` and :func:`check_fit` tell whether that holds.
 
     Raises:
         ValueError: No backbone of these hosts is like that.
     """
-    blocks = {}
-    for stage, block in re.findall(r'^layer(\d+)\.(\d+)\.', '\n'.join(weights), re.MULTILINE):
-        blocks[int(stage)] = max(blocks.get(int(stage), 0), int(block) + 1)
-    numbers = tuple(blocks[stage] for stage in sorted(blocks))
+    cfg, name = _structure(weights)
+    cfg.update(_norms(weights, norm, cfg['type'], hard))
+    return Backbone(cfg, f'{norm} {name}', list(_notes(weights, norm, cfg)))
+
+
+def _structure(weights):
+    """Config and name of a backbone, but for its norms."""
+    numbers = tuple(_blocks(weights).values())
     bottleneck = 'layer1.0.conv3.weight' in weights
     depths = [depth for depth, known in DEPTHS[bottleneck].items() if known[:len(numbers)] == numbers]
     if len(depths) != 1:
         raise ValueError(f'its stages have {numbers} {"bottleneck" if bottleneck else "basic"} blocks: the known are '
                          + ', '.join(f'{known} of ResNet-{depth}' for depth, known in DEPTHS[bottleneck].items())
-                         + '; for another network give its --config')
+                         + OTHER)
     deep = 'conv1.weight' not in weights
-    stem, last = ('stem.0.weight', 'stem.6.weight') if deep else ('conv1.weight', 'conv1.weight')
-    for key in (stem, last, *(f'layer1.0.conv{i}.weight' for i in range(1, 4 if bottleneck else 3))):
+    first, last = ('stem.0.weight', 'stem.6.weight') if deep else ('conv1.weight', 'conv1.weight')
+    for key in (first, last, *(f'layer1.0.conv{i}.weight' for i in range(1, 4 if bottleneck else 3))):
         if key not in weights or weights[key].dim() != 4 or not weights[key].numel():
             raise ValueError(f'it has no convolution {key}, as every ResNet{" with a deep stem" if deep else ""} has')
     width, in_group = weights['layer1.0.conv1.weight'].shape[0], weights['layer1.0.conv2.weight'].shape[1]
     base = weights['layer1.0.conv3.weight'].shape[0] // 4 if bottleneck else width
-    cfg = dict(
-        type='ResNet', depth=depths[0], base_channels=base, stem_channels=weights[last].shape[0],
-        in_channels=weights[stem].shape[1], num_stages=len(numbers),
-        strides=(1, 2, 2, 2)[:len(numbers)], dilations=(1, ) * len(numbers), out_indices=(len(numbers) - 1, ),
-        deep_stem=deep, avg_down=any(key.endswith('.downsample.2.weight') for key in weights))
-    name = f'-{depths[0]}'
-    if in_group != width:
-        groups = width // in_group
-        cfg.update(type='ResNeXt', groups=groups, base_width=in_group)
-        name += f' {groups}x{in_group}d'
-    special = [what for what, holds in (('deep stem', deep), (f'width {base}', base != 64)) if holds]
-    name = f'{norm} {cfg["type"]}{name}' + f' ({", ".join(special)})' * bool(special)
+    if in_group == width != base:
+        raise ValueError(f'its bottlenecks are {width} channels wide, where those of a ResNet with its outputs have '
+                         f'{base}: mmdet and mmseg have no Wide ResNet{OTHER}')
+    groups, stem, fewer = width // in_group, weights[last].shape[0], len(numbers) < _STAGES
+    cfg = _without_none(
+        type='ResNeXt' if groups > 1 else 'ResNet', depth=depths[0],
+        groups=groups if groups > 1 else None, base_width=in_group if groups > 1 else None,
+        # by default mmdet's stem is as wide as the base, mmseg's has 64 channels
+        base_channels=base if (base, stem) != (64, 64) else None,
+        stem_channels=stem if (base, stem) != (64, 64) else None,
+        in_channels=weights[first].shape[1] if weights[first].shape[1] != 3 else None,
+        num_stages=len(numbers) if fewer else None,
+        strides=(1, 2, 2)[:len(numbers)] if fewer else None,
+        dilations=(1, ) * len(numbers) if fewer else None,
+        out_indices=tuple(range(len(numbers))) if fewer else None,
+        deep_stem=True if deep else None,
+        avg_down=True if any(norm.endswith('.downsample.2') for norm in norm_names(weights)) else None)
+    special = [what for what, holds in (
+        (f'{len(numbers)} of {_STAGES} stages', fewer), ('deep stem', deep), (f'width {base}', base != 64)) if holds]
+    name = f'{cfg["type"]}-{depths[0]}' + f' {groups}x{in_group}d' * (groups > 1)
+    return cfg, name + f' ({", ".join(special)})' * bool(special)
+
+
+def _without_none(**arguments):
+    return {argument: value for argument, value in arguments.items() if value is not None}
+
+
+def norm_names(weights):
+    """Names (list[str]) of the norms of a ResNet, which has one after each convolution; some may have no tensors."""
+    names = []
+    for key in weights:
+        match = re.fullmatch(r'(layer\d+\.\d+\.)?(conv|stem\.|downsample\.)(\d+)\.weight', key)
+        if not match:
+            continue
+        block, where, number = match[1] or '', match[2], int(match[3])
+        if where == 'conv':
+            names.append(f'{block}bn{number}')
+        # the convolutions of a deep stem are its 0, 3 and 6; that of a downsample is its 0, or its 1 after a pooling
+        elif number % 3 == 0 or where == 'downsample.' and number == 1 and f'{block}downsample.0.weight' not in weights:
+            names.append(f'{block}{where}{number + 1}')
+    return names
+
+
+def placement(weights):
+    """Find how XBN places the batch-free norms of a ResNet.
+
+    Args:
+        weights (dict[str, Tensor]): Named as mmdet's ResNet names them.
+
+    Returns:
+        dict: Those arguments of :func:`~mmnorm.blocks.xbn.place_xbn` that are not its defaults; {} also if there are
+        no such norms. :func:`check_placement` tells whether they place exactly these.
+    """
+    free, blocks = _batch_free(weights), _blocks(weights)
+    if not free:
+        return {}
+    before = dict(zip(blocks, accumulate(blocks.values(), initial=0)))
+    found = [(int(stage), before[int(stage)] + int(block) + 1, norm) for stage, block, norm in re.findall(
+        r'^layer(\d+)\.(\d+)\.(.+)$', '\n'.join(free), re.MULTILINE)]
+    stages, stem = {stage for stage, *_ in found}, len(found) < len(free)
+    positions = tuple(sorted({int(norm[2:]) for *_, norm in found if norm.startswith('bn')}))
+    full = any(norm.startswith('downsample.') for *_, norm in found)
+    every = math.gcd(*(number for _, number, _ in found)) or 1
+    reached = {stage for stage in blocks if (before[stage] + blocks[stage]) // every > before[stage] // every}
+    usual = (2, ) if 'layer1.0.conv3.weight' in weights else (1, )
+    everything = full and stem and stages == reached
+    return _without_none(
+        position=None if full or positions in ((), usual) else positions[0] if len(positions) == 1 else positions,
+        every=every if every > 1 else None,
+        norm_cfg=_batch_free_cfg(weights, free),
+        stem=True if stem and not everything else None,
+        stages=None if everything or not full and stages == reached else tuple(stage - 1 for stage in sorted(stages)),
+        scope='full' if full else None)
+
+
+def check_placement(model, weights, name, hint=''):
+    """See that weights have their batch-free norms where an XBN backbone has them: it would drop statistics elsewhere.
+
+    Args:
+        model (nn.Module): The backbone; one without XBN's norms passes, as do weights that have all statistics.
+        weights (dict[str, Tensor]): As they are before they are converted.
+        name (str): What to call the model.
+        hint (str): What would do, at the end of the message.
+
+    Raises:
+        ValueError: They have them elsewhere.
+    """
+    free = _batch_free(weights)
+    placed = getattr(model, 'xbn_layers', free)
+    if free and set(free) != set(placed):
+        raise ValueError(f'its batch-free norms are {listed(free)}, those of {name} {listed(placed)}{hint}')
+
+
+def _batch_free(weights):
+    """Names of those norms of a ResNet that keep no running statistics."""
+    return [name for name in norm_names(weights) if f'{name}.running_mean' not in weights]
+
+
+def _batch_free_cfg(weights, names):
+    """Config of norms of which tensors show only whether they have gamma; None for the authors', GN with 64 groups."""
+    channels = [weights[f'{name}.weight'].numel() for name in names if f'{name}.weight' in weights]
+    if not channels:
+        return dict(type='IN')
+    if any(number > 64 and number % 64 for number in channels):  # a layer of fewer channels gets as many groups
+        return dict(type='GN', num_groups=math.gcd(64, *channels))
+    return None
+
+
+def _blocks(weights):
+    """The number of blocks by the number of the stage, from 1."""
+    blocks = {}
+    for stage, block in re.findall(r'^layer(\d+)\.(\d+)\.', '\n'.join(weights), re.MULTILINE):
+        blocks[int(stage)] = max(blocks.get(int(stage), 0), int(block) + 1)
+    return dict(sorted(blocks.items()))
+
+
+def _norms(weights, norm, host, hard):
+    """Arguments of a backbone that give it its norms; ``host`` is its type without XBN."""
     if norm == 'XBN':
-        cfg.update(type=f'XBN{cfg["type"]}', xbn=_placement(weights, blocks, bottleneck))
+        xbn = placement(weights)
     elif norm == 'IBN':
-        stages = tuple(stage - 1 for stage in sorted(blocks) if f'layer{stage}.0.bn1.in_weight' in weights)
-        cfg.update(type=f'XBN{cfg["type"]}', xbn=dict(position=1, stages=stages, norm_cfg=dict(type='IBN')))
+        stages = tuple(stage - 1 for stage in _blocks(weights) if f'layer{stage}.0.bn1.in_weight' in weights)
+        if not stages:
+            raise ValueError("only files of IBN-Net's authors, with names such as layer1.0.bn1.IN.weight, become IBN: "
+                             'it has no instance-normalised halves')
+        xbn = dict(position=1, stages=stages, norm_cfg=dict(type='IBN'))
     else:
-        cfg.update(norm_cfg=_norm_cfg(weights, norm))
-    return cfg, name
+        return dict(norm_cfg=_norm_cfg(weights, norm, hard)) if norm != 'BN' else {}
+    return dict(type=f'XBN{host}', **(dict(xbn=xbn) if xbn else {}))
 
 
-def _norm_cfg(weights, norm):
-    logits = weights.get('layer1.0.bn1.mean_weight')
-    without_bn = norm == 'SN' and logits is not None and logits.shape[-1] == 2
-    return dict(type='SN', batch_stat=False) if without_bn else dict(type=norm)
+def _norm_cfg(weights, norm, hard):
+    """Arguments of norms which tensors of the same kind show."""
+    layers = norm_layers(weights)
+    first, own = layers.get('layer1.0.bn1', {}), {}
+    kind = kind_of(first)
+    if kind == norm.removeprefix('Sync') == 'SN':
+        shape = next(first[leaf].shape for leaf in OWN['SN'] if leaf in first)
+        own = _without_none(groups=shape[0] if len(shape) > 1 else None,
+                            batch_stat=False if shape[-1:] == (2, ) else None, hard=True if hard else None)
+    elif kind == norm.removeprefix('Sync') == 'RBN':
+        own = _without_none(center=None if 'center_weight' in first else False,
+                            scale=None if 'scale_bias' in first else False)
+    elif kind == norm.removeprefix('Sync') == 'EN':
+        mode = mode_of([layer for layer in layers.values() if kind_of(layer) == kind])
+        own = _without_none(mode=mode if mode != 'rule' else None)
+    return dict(type=norm, **own)
 
 
-def _placement(weights, blocks, bottleneck):
-    """Arguments of place_xbn by which the norms without running statistics are placed; the default if all have them."""
-    def batch_free(norm):
-        return f'{norm}.running_mean' not in weights
-
-    names = [f'layer{stage}.{block}' for stage in sorted(blocks) for block in range(blocks[stage])]
-    positions = (1, 2, 3) if bottleneck else (1, 2)
-    found = [(number, position) for number, name in enumerate(names, start=1) for position in positions
-             if batch_free(f'{name}.bn{position}')]
-    # IN of the authors has no affine, so that nothing of it is in the file
-    own = f'{names[found[0][0] - 1]}.bn{found[0][1]}.weight' if found else ''
-    xbn = dict(norm_cfg=_BATCH_FREE if not found or own in weights else dict(type='IN'))
-    if found:
-        xbn.update(every=found[0][0], position=tuple(sorted({position for _, position in found})),
-                   stem=batch_free('bn1') and batch_free('stem.7'))
-    return xbn
+def _notes(weights, norm, cfg):
+    """What is lacking in a backbone, and what is assumed of it."""
+    if 'num_stages' in cfg:
+        yield f'it has no layer{_STAGES}, as with C4: in a backbone of {_STAGES} stages the last would start at random'
+    if norm != 'XBN' or not _batch_free(weights):
+        return
+    norm_cfg = cfg.get('xbn', {}).get('norm_cfg', dict(type='GN', num_groups=64))
+    if norm_cfg['type'] == 'IN':
+        yield ("its batch-free norms have no tensors: the authors' IN, without affine, is assumed. If it was trained "
+               'with another norm without affine, name that in xbn=dict(norm_cfg=...)')
+    else:
+        yield (f'its batch-free norms are taken for GN with {norm_cfg["num_groups"]} groups'
+               + ", as the authors'" * (norm_cfg['num_groups'] == 64)
+               + ': GW and IN have the same tensors, and no tensor tells the groups. If it was trained with another '
+               'norm or number, name that in xbn=dict(norm_cfg=...)')
 
 
 def build_backbone(cfg):
     """Build a backbone of mmdet, or of mmseg if there is no mmdet.
 
     Args:
-        cfg (dict): As of :func:`find_backbone`.
+        cfg (dict): As :func:`find_backbone` has it.
 
     Returns:
         nn.Module: With initial weights.
@@ -109,13 +254,14 @@ def build_backbone(cfg):
                       'installed: pip install mmnorm[onedl]')
 
 
-def check_fit(model, weights, name):
+def check_fit(model, weights, name, hint=''):
     """Load weights of which all must be used, into a model of which all must be loaded.
 
     Args:
         model (nn.Module): Changed in place.
         weights (dict[str, Tensor]): A state dict; what layers of ours take for granted (EN's alpha) may be missing.
         name (str): What to call the model.
+        hint (str): What would do, at the end of the message.
 
     Raises:
         ValueError: It does not fit; the first names are given.
@@ -124,7 +270,8 @@ def check_fit(model, weights, name):
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError(f'it does not fit {name}: {len(wrong)} tensors have other shapes: {wrong[0]}') from error
+        raise ValueError(f'it does not fit {name}: {len(wrong)} tensors have other shapes: '
+                         f'{wrong[0].rstrip(".")}{hint}') from error
     missing, superfluous = found.missing_keys, found.unexpected_keys
     problems = []
     if missing:
@@ -132,7 +279,8 @@ def check_fit(model, weights, name):
     if superfluous:
         problems.append(f'{len(superfluous)} of its tensors have no place there, {superfluous[0]} the first')
     if problems:
-        raise ValueError(f'it does not fit {name}: {"; ".join(problems)}{_about_stems(missing, superfluous)}')
+        raise ValueError(f'it does not fit {name}: {"; ".join(problems)}'
+                         f'{_about_stems(missing, superfluous) or hint}')
 
 
 def _about_stems(missing, superfluous):

@@ -3,21 +3,22 @@ import argparse
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from mmnorm.engine import check_free, read_checkpoint, save_network
-from mmnorm.engine.files import build_network, read_config
+from mmnorm.engine import check_free, save_network
+from mmnorm.engine.files import build_network, note_of, origin_of, read_config, read_file
 from mmnorm.norms import IBN
 
-from .backbones import build_backbone, check_fit, find_backbone
+from .backbones import OTHER, build_backbone, check_fit, check_placement, find_backbone
 from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, unwrap
-from .norms import OWN, convert_norms, kinds
+from .norms import OWN, convert_norms, kinds, listed
 
 #: What a network may be converted to: a kind of norm, batch-free norms as XBN places them, or IBN as IBN-Net-a has it.
 TARGETS = ('BN', 'EN', 'RBN', 'SN', 'XBN', 'IBN')
-_SHOWN = 3  # names of a list, unless all are asked for
+#: Norms that take the files of another.
+ALIASES = dict(SyncBN='BN', FrozenBN='BN', BRN='BN', SyncEN='EN', SyncRBN='RBN', SyncSN='SN')
 
 
 @dataclass
@@ -28,41 +29,56 @@ class Report:
         source (str): The file.
         layout (str): Key of ``LAYOUTS``.
         network (str): What the tensors fit.
+        backbone (dict or None): Config of a backbone that loads the new file; None where one was given.
         norms (dict[str, int]): Number of layers by 'BN -> SN'.
         mapped (dict[str, str]): New names to old ones.
         missing (list[str]): New names of what the source lacks: set by the conversion, or left to the layers' defaults.
         dropped (dict[str, list[str]]): Names of the source that are not in the new file, by what they are.
+        origin (dict): Where the weights come from, as the new file's note tells it (``converted_from``, ``through``,
+            ``whose``, ``licence``).
         notes (list[str]): What the user should know.
     """
 
     source: str
     layout: str
     network: str
+    backbone: dict | None
     norms: dict
     mapped: dict
     missing: list
     dropped: dict
+    origin: dict
     notes: list
 
     def text(self, verbose=False):
         """Lines (str) for the user; ``verbose`` gives every name."""
         def part(title, of):
-            if verbose:
-                return '\n    '.join([f'  {title}: {len(of)}', *of])
-            return f'  {title}: {len(of)}' + f' ({", ".join(of[:_SHOWN])}{" ..." * (len(of) > _SHOWN)})' * bool(of)
+            return '\n    '.join([f'  {title}: {len(of)}', *of]) if verbose else f'  {title}: {listed(of)}'
 
         mapped = [new if new == old else f'{old} -> {new}' for new, old in self.mapped.items()]
         norms = ', '.join(f'{number} {change}' for change, number in self.norms.items())
-        return '\n'.join([
-            f'{self.source}: layout {self.layout}, {LAYOUTS[self.layout].about}',
+        lines = [f'{self.source}: layout {self.layout}, {LAYOUTS[self.layout].about}']
+        if self.origin['through']:
+            lines.append(f'  converted before, from {self.origin["converted_from"]}: {self.origin["whose"]}')
+        lines += [
             f'  fits {self.network}, every tensor used; norm layers: {norms or "none"}',
             part('tensors mapped', mapped), part('missing in the source, set or left to the layers', self.missing),
             *(part(f'dropped, {what}', of) for what, of in self.dropped.items()),
-            f'  licence: {LAYOUTS[self.layout].licence}', *(f'  note: {note}' for note in self.notes)])
+            f'  licence: {self.origin["licence"]}', *(f'  note: {note}' for note in self.notes)]
+        if self.backbone:
+            lines.append(f'  for the model of a config:\n    backbone={_as_python(self.backbone)}')
+        return '\n'.join(lines)
+
+
+def _as_python(value):
+    """Code that makes a config."""
+    if isinstance(value, dict):
+        return f'dict({", ".join(f"{key}={_as_python(of_key)}" for key, of_key in value.items())})'
+    return repr(value)
 
 
 def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole=False, source_prefix='', bn_share=1.,
-                 hard=False):
+                 hard=False, verbose=False):
     """Write a checkpoint of other code, or of another norm, as one that loads into ours.
 
     It is written only if it loads strictly: into the backbone of a config, or into the ResNet or ResNeXt that its
@@ -71,8 +87,7 @@ def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole
     Args:
         source (str): File, or a URL that mmengine knows ('torchvision://resnet50'). Nothing that it carries is run.
         out (str or Path): Ends in .pth; must not exist.
-        norm (str): One of ``TARGETS``. Files for SN also do for SyncSN, and so on; those for BN for SyncBN, FrozenBN
-            and BRN.
+        norm (str): One of ``TARGETS`` or of ``ALIASES``, in upper or lower case.
         layout (str): Key of ``LAYOUTS``, or 'auto'.
         prefix (str): Put before every name. Default none, as for ``init_cfg=dict(type='Pretrained')`` of a backbone.
         config (str or Path): Config of mmdet or mmseg whose backbone (and shared RoI head, with C4) it is for.
@@ -80,6 +95,7 @@ def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole
         source_prefix (str): Take only what is below it, as of a teacher and a student.
         bn_share (float): Of SN from BN, see :mod:`mmnorm.convert.norms`.
         hard (bool): The source's SN layers are hardened. Files of :func:`mmnorm.engine.files.harden_files` say so.
+        verbose (bool): Name every layer that cannot be converted.
 
     Returns:
         Report: What was done.
@@ -88,29 +104,79 @@ def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole
         FileNotFoundError: ``source`` or ``config`` does not exist.
         FileExistsError: ``out`` does.
         ValueError: The file is no checkpoint or wants to run something, its layout is unknown or ambiguous, a norm
-            cannot become the other, or something does not fit.
+            cannot become the other, or something does not fit; or an argument means nothing here.
         ImportError: There is neither mmdet nor mmseg.
     """
+    norm = _known(norm)
     if whole and (config is None or prefix):
         raise ValueError('--whole is of the whole network of a config: it needs --config and takes no --prefix')
+    prefix, source_prefix = (part and f'{part.rstrip(".")}.' for part in (prefix, source_prefix))
     check_free(out)
     checkpoint = _read(source)
+    given = None if config is None else _network_of(config, whole)
+    hardened = hard or not {'hard', 'picks'}.isdisjoint(note_of(checkpoint))
     try:
-        report, weights = _convert(checkpoint, source, norm, layout, config, whole, source_prefix, bn_share, hard)
+        layout, weights, names, dropped = _take(checkpoint, layout, source_prefix, whole)
+        network = given or _find_network(weights, norm, hardened)
+        converted, changed, notes = _convert(weights, network, norm, bn_share, hardened, verbose)
+        _check_use(changed, bn_share, hard)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
-    table = LAYOUTS[report.layout]
-    note = dict(converted_from=str(source), layout=report.layout, norm=norm, fits=report.network, whose=table.about,
-                licence=table.licence)
-    report.mapped = {prefix + new: old for new, old in report.mapped.items()}
-    report.missing = [prefix + new for new in report.missing]
+    _join_halves(names)
+    gone = [names[name] for name in names if name not in converted]
+    if gone:
+        dropped['not in the new norm'] = gone
+    table, stays_sn = LAYOUTS[layout], ('SN', 'SN') in changed.values()
+    if table.note and stays_sn:
+        notes.append(table.note)
+    origin = _origin(checkpoint, source, table)
+    note = dict(origin, layout=layout, norm=norm, fits=network.name)
+    if hardened and stays_sn:
+        note['hard'] = True
+    backbone = network.cfg
+    if backbone:
+        note['backbone'] = backbone
+        init_cfg = dict(type='Pretrained', checkpoint=str(out), **(dict(prefix=prefix) if prefix else {}))
+        backbone = dict(backbone, init_cfg=init_cfg)
     # clones: a view would be saved with all of what it is a view of
-    weights = {prefix + name: value.clone() for name, value in weights.items()}
-    save_network(weights, dict(meta=_meta(checkpoint)), out, note)
-    return report
+    save_network({prefix + name: value.clone() for name, value in converted.items()}, dict(meta=_meta(checkpoint)), out,
+                 note)
+    return Report(
+        source=str(source), layout=layout, network=network.name, backbone=backbone,
+        norms=dict(Counter(' -> '.join(change) for change in changed.values())),
+        mapped={prefix + name: names[name] for name in converted if name in names},
+        missing=[prefix + name for name in network.reference if name not in names], dropped=dropped, origin=origin,
+        notes=[*network.notes, *notes])
 
 
 _LIKE_BN = re.compile(r"""type=['"](IBN|(?:Sync)?BGN|GBGN)['"]""")
+
+
+class _Network(NamedTuple):
+    """What tensors are for: its modules, the backbone first; and, if it was found and not given, the config of it."""
+
+    parts: list
+    name: str
+    cfg: dict | None = None
+    notes: tuple = ()
+
+    @property
+    def reference(self):
+        """The state dict of all parts."""
+        return {name: value for part in self.parts for name, value in part.state_dict().items()}
+
+
+def _known(norm):
+    known = {name.lower(): name for name in (*TARGETS, *ALIASES)}
+    if norm.lower() not in known:
+        raise ValueError(f'--to {norm}: nothing is converted to that, only to {", ".join(known.values())}')
+    return known[norm.lower()]
+
+
+def _read(source):
+    # the authors' training scripts keep their arguments beside the network: plain attributes, which run nothing
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return read_file(source)
 
 
 def _meta(checkpoint):
@@ -118,16 +184,16 @@ def _meta(checkpoint):
     return meta if isinstance(meta, dict) else {}
 
 
-def _read(source):
-    if '://' not in str(source) and not Path(source).is_file():
-        raise FileNotFoundError(f'checkpoint {source} does not exist')
-    # the authors' training scripts keep their arguments beside the network: plain attributes, which run nothing
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return read_checkpoint(str(source))
+def _origin(checkpoint, source, table):
+    """Where weights come from: as the note of an earlier conversion tells, or else as their layout suggests."""
+    before = origin_of(checkpoint)
+    if before:
+        return {**before, 'through': [*before['through'], str(source)]}
+    return dict(converted_from=str(source), through=[], whose=table.about, licence=table.licence)
 
 
-def _convert(checkpoint, source, norm, layout, config, whole, source_prefix, bn_share, hard):
-    """The report and the new state dict, checked, without prefix."""
+def _take(checkpoint, layout, source_prefix, whole):
+    """The layout; the tensors by their new names; the old names by the new; and what was left out."""
     weights, dropped = unwrap(checkpoint)
     alike = _LIKE_BN.search(str(_meta(checkpoint).get('cfg', '')))
     if alike:
@@ -138,52 +204,67 @@ def _convert(checkpoint, source, norm, layout, config, whole, source_prefix, bn_
         layout = 'mmdet'
     elif layout == 'auto':
         layout = find_layout(weights)
-    weights, origin, others = take_network(weights) if whole else take_backbone(weights, layout)
-    dropped.update(others)
-    parts, network = _parts(weights, norm, config, whole)
-    reference = {name: value for part in parts for name, value in part.state_dict().items()}
-    ibn = {name for part in parts for name, module in part.named_modules() if isinstance(module, IBN)}
-    _check_has_norm(norm, parts, kinds(reference) | ({'IBN'} if ibn else set()), network)
-    hard = hard or 'picks' in (_meta(checkpoint).get('mmnorm') or {})
-    converted, changed, notes = convert_norms(weights, reference, bn_share, hard, ibn)
-    rest = dict(converted)
-    for part in parts[1:]:
-        check_fit(part, {name: rest.pop(name) for name in part.state_dict() if name in rest}, network)
-    check_fit(parts[0], rest, network)
-    # an XBN backbone takes, and leaves, gamma and beta of a batch-free norm without affine
-    converted = {name: converted[name] for name in reference if name in converted}
-    for half in [name for name in origin if name.rpartition('.')[2] in OWN['IBN']]:
+    weights, names, others = take_network(weights) if whole else take_backbone(weights, layout)
+    broken = [names[name] for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f'{len(broken)} of its tensors hold NaN or infinity, {broken[0]} the first: its training '
+                         'diverged, take a checkpoint from before that')
+    return layout, weights, names, {**dropped, **others}
+
+
+def _join_halves(names):
+    """Name both tensors of IBN-Net that become one of ours; the names are changed in place."""
+    for half in [name for name in names if name.rpartition('.')[2] in OWN['IBN']]:
         name = half.replace('.in_', '.')
-        origin[name] = f'{origin.pop(half)} and {origin[name]}'
-    gone = [origin[name] for name in origin if name not in converted]
-    if gone:
-        dropped['not in the new norm'] = gone
-    return Report(
-        source=str(source), layout=layout, network=network,
-        norms=dict(Counter(' -> '.join(change) for change in changed.values())),
-        mapped={name: origin[name] for name in converted if name in origin},
-        missing=[name for name in reference if name not in origin], dropped=dropped, notes=notes), converted
+        names[name] = f'{names.pop(half)} and {names[name]}'
 
 
-def _parts(weights, norm, config, whole):
-    """The modules that the tensors are for, the backbone first, and what to call them."""
-    if config is None:
-        cfg, name = find_backbone(weights, norm)
-        return [build_backbone(cfg)], name
+def _network_of(config, whole):
+    """The network of a config, or its backbone."""
     network = build_network(read_config(config))
     if whole:
-        return [network], f'the network of {config}'
+        return _Network([network], f'the network of {config}')
     if not hasattr(network, 'backbone'):
         raise ValueError(f'the network of {config} has no backbone: {type(network).__name__}')
     # C4 has the last stage in the heads
     shared = getattr(getattr(network, 'roi_head', None), 'shared_head', None)
-    return [network.backbone, *([shared] if shared is not None else [])], f'the backbone of {config}'
+    return _Network([network.backbone, *([shared] if shared is not None else [])], f'the backbone of {config}')
+
+
+def _find_network(weights, norm, hardened):
+    """The backbone that the shapes are those of."""
+    found = find_backbone(weights, norm, hardened)
+    return _Network([build_backbone(found.cfg)], found.name, found.cfg, found.notes)
+
+
+def _convert(weights, network, norm, bn_share, hardened, verbose):
+    """The new state dict, checked; what each layer's kind was and is; and notes."""
+    parts, name, reference, found = network.parts, network.name, network.reference, network.cfg is not None
+    ibn = {layer for part in parts for layer, module in part.named_modules() if isinstance(module, IBN)}
+    _check_has_norm(norm, parts, kinds(reference) | ({'IBN'} if ibn else set()), name)
+    check_placement(parts[0], weights, name, OTHER if found else '; without --config the xbn=... of SOURCE is printed')
+    converted, changed, notes = convert_norms(weights, reference, bn_share, hardened, ibn, verbose)
+    rest = dict(converted)
+    for part in parts[1:]:
+        check_fit(part, {key: rest.pop(key) for key in part.state_dict() if key in rest}, name)
+    check_fit(parts[0], rest, name, OTHER if found else '')
+    # an XBN backbone takes, and leaves, gamma and beta of a batch-free norm without affine
+    return {key: converted[key] for key in reference if key in converted}, changed, notes
 
 
 def _check_has_norm(norm, parts, found, network):
-    has = norm in found
     if norm == 'XBN':
         has = any(hasattr(module, 'xbn_layers') for part in parts for module in part.modules())
+    else:
+        has = ALIASES.get(norm, norm) in found
     if not has:
         raise ValueError(f'{network} has no {norm} layers: those that it has are of kind '
                          f'{", ".join(sorted(found)) or "none"} (mmnorm/convert/norms.py)')
+
+
+def _check_use(changed, bn_share, hard):
+    """See that the options about some norms found such norms."""
+    if bn_share != 1 and not any(kind != 'SN' == target for kind, target in changed.values()):
+        raise ValueError('--bn-share is of norms that become SN: here none does')
+    if hard and not any(kind == 'SN' for kind, _ in changed.values()):
+        raise ValueError('--hard is of SN layers: it has none')

@@ -4,14 +4,18 @@ The papers' authors and torchvision train on RGB images normalised by ImageNet's
 stride in the 3 x 3 convolution: the defaults of mmdet and mmseg (``style='pytorch'``).
 """
 import re
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 
-from .norms import kinds
+from .backbones import norm_names
+from .norms import BATCH_FREE, kinds
 
-SN_LICENCE = "CC-BY-NC-4.0 for the authors' release: no commercial use"
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
+_SN_LICENCE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
+_SN_NOTE = ("the authors' IN and LN divide by unbiased variances, ours by the biased ones of the paper: outputs differ "
+            'by the order of 1 / positions, which is most in the last stage and for small images')
 
 
 class Layout(NamedTuple):
@@ -19,20 +23,23 @@ class Layout(NamedTuple):
 
     Attributes:
         about (str): Whose, and what of it.
-        sign (str): Regular expression of a name that it has.
-        norms (set[str]): The kinds of norms that its backbone has (see :mod:`mmnorm.convert.norms`); empty: any.
+        signs (tuple[str]): Names of which it has one, the usual one first; ``*`` and ``?`` stand for anything.
+        norms (tuple[str]): The kind of norms that its backbone has (see :mod:`mmnorm.convert.norms`), and after it
+            those that it may have too; empty: any.
         rename (dict[str, str]): Regular expressions and what stands in their place, applied in order. What comes out
             are the names of mmdet's and mmseg's ResNet, which are torchvision's.
         drop (dict[str, str]): Regular expressions of what has no place in a backbone, and what it is.
-        licence (str): Of the weights that are known in this layout.
+        licence (str): Of the weights that are known in this layout; names tell a layout, not whose the weights are.
+        note (str): What the user should know of norms that stay as they are.
     """
 
     about: str
-    sign: str
-    norms: frozenset = frozenset()
+    signs: tuple
+    norms: tuple = ()
     rename: dict = {}
     drop: dict = {}
-    licence: str = "the checkpoint's own"
+    licence: str = "that of its source, which the file does not tell"
+    note: str = ''
 
 
 _CLASSIFIER = {r'^fc\.': 'ImageNet classifier'}
@@ -42,13 +49,14 @@ LAYOUTS = {
     # (8,1) weights, without BN's part, have mean_weight of shape (2,) and no running statistics
     'sn': Layout(
         "SN's authors, Switchable-Normalization (ResNet v1) and SwitchNorm_Segmentation",
-        sign=r'^layer1\.0\.sn1\.mean_weight$', norms=frozenset({'SN'}),
+        signs=('layer1.0.sn1.mean_weight', ), norms=('SN', ),
         rename={r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.', **_SN_NAMES},  # layer0 is the segmenter's stem
-        drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'}, licence=SN_LICENCE),
+        drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'}, licence=_SN_LICENCE,
+        note=_SN_NOTE),
     # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
     'sn-detectron': Layout(
         "SN's authors, SwitchNorm_Detection (Detectron.pytorch): pretrained backbones and whole detectors",
-        sign=r'^Conv_Body\.(conv_body\.)?res2\.0\.sn1\.mean_weight$', norms=frozenset({'SN'}),
+        signs=('Conv_Body.conv_body.res2.0.sn1.mean_weight', 'Conv_Body.res2.0.sn1.mean_weight'), norms=('SN', ),
         rename={
             r'^Conv_Body\.(conv_body\.)?res1\.': '',
             r'^Conv_Body\.(conv_body\.)?res2\.': 'layer1.',
@@ -63,28 +71,31 @@ LAYOUTS = {
             r'^Conv_Body\.(conv_top|topdown_lateral_modules|posthoc_modules|extra_pyramid_modules)\.': 'FPN',
             r'^RPN\.': 'RPN', r'^Box_(Head|Outs)\.': 'box head', r'^Mask_(Head|Outs)\.': 'mask head',
             r'^Keypoint_(Head|Outs)\.': 'keypoint head',
-        }, licence=SN_LICENCE),
+        }, licence=_SN_LICENCE, note=_SN_NOTE),
     'rbn': Layout(
         "RBN's authors, RBN (torchvision's ResNet and ResNeXt)",
-        sign=r'^layer1\.0\.bn1\.scale_bias$', norms=frozenset({'RBN'}), drop=_CLASSIFIER,
-        licence="research and education only for the authors' code"),
+        signs=('layer1.0.bn1.scale_bias', ), norms=('RBN', ), drop=_CLASSIFIER,
+        licence="if it is the authors' release: research and education only, as their code"),
     'ibn': Layout(
         "IBN-Net's authors, IBN-Net (ResNet and ResNeXt, IBN-Net-a)",
-        sign=r'^layer1\.0\.bn1\.IN\.weight$', norms=frozenset({'BN', 'IBN'}),
-        rename={r'\.IN\.(weight|bias)$': r'.in_\1', r'\.BN\.': '.'}, drop=_CLASSIFIER, licence='MIT'),
-    # the stem's norm and those of the placement are GN, of weight and bias alone
+        signs=('layer1.0.bn1.IN.weight', ), norms=('IBN', 'BN'),
+        rename={r'\.IN\.(weight|bias)$': r'.in_\1', r'\.BN\.': '.'}, drop=_CLASSIFIER,
+        licence="if it is the authors' release: MIT"),
+    # the stem's norm and those of the placement are GN, of weight and bias alone, or IN, without tensors
     'xbn': Layout(
         "XBN's authors, XBNBlock (ResNet and ResNeXt)",
-        sign=r'^layer1\.0\.conv1\.weight$', norms=frozenset({'BN', 'GN'}),
-        drop={**_CLASSIFIER, r'^last_bn\.': 'norm before the classifier'}, licence='none stated by the authors'),
+        signs=('layer1.0.conv1.weight', ), norms=(BATCH_FREE, 'BN'),
+        drop={**_CLASSIFIER, r'^last_bn\.': 'norm before the classifier'},
+        licence="if it is the authors' release: they state none"),
     'torchvision': Layout(
         "torchvision's ResNet and ResNeXt, alone or in its detectors",
-        sign=r'^(backbone\.body\.)?layer1\.0\.bn1\.running_mean$', norms=frozenset({'BN'}), drop=_CLASSIFIER,
-        licence='BSD-3-Clause for torchvision'),
+        signs=('layer1.0.bn1.running_mean', 'backbone.body.layer1.0.bn1.running_mean'), norms=('BN', ),
+        drop=_CLASSIFIER, licence="if it is torchvision's release: BSD-3-Clause"),
     # with C4 the last stage is the heads' shared one
     'mmdet': Layout(
         'mmdet, mmseg and this package: a backbone alone, or a whole network; of any norm',
-        sign=r'(^|\.)layer1\.0\.bn1\.weight$', rename={r'^roi_head\.shared_head\.': 'backbone.'},
+        # XBN's first norm may be IN, without tensors
+        signs=('layer1.0.bn1.weight', '*layer1.0.bn?.weight'), rename={r'^roi_head\.shared_head\.': 'backbone.'},
         drop={**_CLASSIFIER,
               r'^ema_': "the EMA hook's other weights (mmcv 1.x): the averaged ones have the plain names"}),
 }
@@ -133,7 +144,7 @@ def select(weights, prefix):
 
 
 def find_layout(weights):
-    """Find the layout that tensors are in, the first of ``LAYOUTS`` whose sign and kinds of norms they have.
+    """Find the layout that tensors are in, the first of ``LAYOUTS`` whose names and kinds of norms they have.
 
     Args:
         weights (dict[str, Tensor]): As :func:`unwrap` returns them.
@@ -145,9 +156,8 @@ def find_layout(weights):
         ValueError: There is none; or they are ambiguous, as of :func:`take_backbone`.
     """
     for name, layout in LAYOUTS.items():
-        if _has_sign(weights, layout):
-            if not layout.norms or layout.norms == kinds(take_backbone(weights, name)[0]):
-                return name
+        if _is_in(weights, layout):
+            return name
     if any('layer1.0.gn1.' in name for name in weights):
         raise ValueError('its norms are GN, which keeps no statistics that another norm could start from')
     raise ValueError('it is in none of the known layouts: it has no ResNet that names its first norm layer1.0.bn1 or '
@@ -166,46 +176,64 @@ def take_backbone(weights, layout):
         by the new; and the names that were left out, by what they are.
 
     Raises:
-        ValueError: The names are not of that layout; there is no backbone, or there are several; or two tensors get
-            the same name.
+        ValueError: They are not in that layout; there is no backbone, or there are several; or two tensors get the
+            same name.
     """
-    if not _has_sign(weights, LAYOUTS[layout]):
-        raise ValueError(f'it is not in the layout {layout}, which has names such as {LAYOUTS[layout].sign}')
-    renamed, dropped = _sort_out(weights, LAYOUTS[layout].rename, LAYOUTS[layout].drop)
-    trunks = list(dict.fromkeys(match[1] for match in map(_TRUNK.fullmatch, renamed) if match))
-    if len(trunks) != 1:
-        raise ValueError(f'it is ambiguous: it has {len(trunks)} backbones, under '
-                         f'{" and ".join(trunk or "no prefix" for trunk in trunks)}; choose one with --source-prefix'
-                         if trunks else f'it has no ResNet by the names of {layout}: no layer1.0.conv1.weight')
-    outside = [old for new, old in renamed.items() if not new.startswith(trunks[0])]
-    if outside:
-        dropped['no part of the backbone'] = outside
-    origin = {new.removeprefix(trunks[0]): old for new, old in renamed.items() if new.startswith(trunks[0])}
-    return {new: weights[old] for new, old in origin.items()}, origin, dropped
+    wanted = LAYOUTS[layout]
+    if not _is_in(weights, wanted):
+        norms = f'{wanted.norms[0]} norms and ' if wanted.norms else ''
+        other = find_layout(weights)
+        raise ValueError(f'it is not in the layout {layout}, which has {norms}names such as {wanted.signs[0]}; it '
+                         f'looks like {other}: --from {other}')
+    return _take(weights, wanted)
 
 
 def take_network(weights):
     """As :func:`take_backbone`, but the whole of a network of mmdet or mmseg, under its names."""
-    origin, dropped = _sort_out(weights, {}, LAYOUTS['mmdet'].drop)
+    origin, dropped = _sort_out({name: name for name in weights}, LAYOUTS['mmdet'].drop)
     return {name: weights[name] for name in origin}, origin, dropped
 
 
-def _has_sign(weights, layout):
-    return any(map(re.compile(layout.sign).search, weights))
+def _is_in(weights, layout):
+    if not any(fnmatchcase(name, sign) for sign in layout.signs for name in weights):
+        return False
+    return not layout.norms or layout.norms[0] in _kinds(_take(weights, layout)[0]) <= set(layout.norms)
 
 
-def _sort_out(weights, rename, drop):
-    """Old names by new, and what is dropped; see :class:`Layout`."""
-    renamed, dropped = {}, {}
+def _kinds(weights):
+    """The kinds of the norms of a backbone, also of those that have no tensors."""
+    bare = any(f'{norm}.weight' not in weights for norm in norm_names(weights))
+    return kinds(weights) | ({BATCH_FREE} if bare else set())
+
+
+def _take(weights, layout):
+    """What :func:`take_backbone` returns."""
+    renamed = {}
     for old in weights:
         new = old
-        for pattern, replacement in rename.items():
+        for pattern, replacement in layout.rename.items():
             new = re.sub(pattern, replacement, new)
-        what = next((what for pattern, what in drop.items() if re.search(pattern, new)), None)
+        renamed[old] = new
+    trunks = list(dict.fromkeys(match[1] for match in map(_TRUNK.fullmatch, renamed.values()) if match))
+    if len(trunks) != 1:
+        raise ValueError(f'it is ambiguous: it has {len(trunks)} backbones, under '
+                         f'{" and ".join(trunk or "no prefix" for trunk in trunks)}; choose one with --source-prefix'
+                         if trunks else 'it has no ResNet: no tensor is named layer1.0.conv1.weight')
+    origin, dropped = _sort_out(renamed, layout.drop, trunks[0])
+    return {new: weights[old] for new, old in origin.items()}, origin, dropped
+
+
+def _sort_out(renamed, drop, trunk=''):
+    """Old names by new ones without the trunk's prefix, and what is dropped; ``drop`` is of names with or without."""
+    origin, dropped = {}, {}
+    for old, name in renamed.items():
+        new = name.removeprefix(trunk)
+        what = next((what for pattern, what in drop.items() if re.search(pattern, name) or re.search(pattern, new)),
+                    None if name.startswith(trunk) else 'no part of the backbone')
         if what:
             dropped.setdefault(what, []).append(old)
-        elif new in renamed:
-            raise ValueError(f'it is ambiguous: {renamed[new]} and {old} would both become {new}')
+        elif new in origin:
+            raise ValueError(f'it is ambiguous: {origin[new]} and {old} would both become {new}')
         else:
-            renamed[new] = old
-    return renamed, dropped
+            origin[new] = old
+    return origin, dropped

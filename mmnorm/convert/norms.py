@@ -2,16 +2,17 @@
 
 A layer's kind is known by what it keeps:
 
-| kind | beside weight and bias                                | to BN                   | from BN               |
-|------|-------------------------------------------------------|-------------------------|-----------------------|
-| BN   | running_mean, running_var                             |                         |                       |
-| EN   | BN's, alpha, beta, mean_batch_size, squared_gradients | always; alpha, beta go  | as it is              |
-| RBN  | BN's, center_weight, scale_weight, scale_bias         | if both weights are 0   | weight / sigmoid(1)   |
-| SN   | BN's, mean_weight, var_weight                         | if the ratios select BN | ratios that select BN |
-| GN   | nothing: GN, IN and GW, batch-free, as XBN has them   | never                   | statistics go         |
-| IBN  | BN's for one half, in_weight and in_bias of the other | never                   | never                 |
+| kind       | beside weight and bias                                | to BN                   | from BN               |
+|------------|-------------------------------------------------------|-------------------------|-----------------------|
+| BN         | running_mean, running_var                             |                         |                       |
+| EN         | BN's, alpha, beta, mean_batch_size, squared_gradients | always; alpha, beta go  | as it is              |
+| RBN        | BN's, center_weight, scale_weight, scale_bias         | if both weights are 0   | weight / sigmoid(1)   |
+| SN         | BN's, mean_weight, var_weight                         | if the ratios select BN | ratios that select BN |
+| batch-free | nothing: GN, IN and GW, as XBN has them               | never                   | statistics go         |
+| IBN        | BN's for one half, in_weight and in_bias of the other | never                   | never                 |
 
-All of it is for evaluation: what a converted network computes there is what the network computed before, but for GN.
+All of it is for evaluation: what a converted network computes there is what the network computed before, but for
+batch-free norms in the place of BN.
 Whatever else has BN's tensors (SyncBN, FrozenBN, BRN) is of kind BN here. So would be our own IBN, which has both
 halves in BN's tensors: :func:`~mmnorm.convert.convert_file` knows it in the network that it converts for by its class,
 and refuses it as a source, with BGN, by the config that a checkpoint of mmengine carries.
@@ -38,6 +39,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+BATCH_FREE = 'batch-free'
 #: What each kind of norm learns or keeps beside BN's tensors.
 OWN = {
     'SN': ('mean_weight', 'var_weight'),
@@ -53,13 +55,20 @@ _SATURATED = 128.
 _RATIO_TOLERANCE = 1e-6  # below what float32 statistics resolve
 
 _REFUSED = {
-    'SN': 'SN whose ratios do not select BN for mean and variance (if they are hardened, say so: --hard)',
+    'SN': 'SN whose ratios do not select BN for mean and variance (--hard tells that they are hardened)',
     'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
-    'GN': 'batch-free, without the running statistics that another norm needs (an XBN backbone has to have batch-free '
-          "norms in the same places; the authors' have xbn=dict(stem=True))",
-    'IBN': 'IBN, of which half normalises each instance',
-    'BN': "BN, which has no instance-normalised half",
+    BATCH_FREE: 'batch-free, without the running statistics that another norm needs (--to XBN keeps them)',
+    'IBN': 'IBN, of which half normalises each instance (--to IBN keeps it)',
+    'BN': 'BN, which has no instance-normalised half',
 }
+_SHOWN = 3  # names of a list, unless all are asked for
+
+
+def listed(names, verbose=False):
+    """The number of names and the first of them, with ``verbose`` all (str)."""
+    names = list(names)
+    shown = names if verbose else names[:_SHOWN]
+    return f'{len(names)} ({", ".join(shown)}{" ..." * (len(shown) < len(names))})' if names else '0'
 
 
 def norm_layers(weights):
@@ -82,7 +91,7 @@ def norm_layers(weights):
 def kind_of(layer):
     """The kind (str) of a layer of :func:`norm_layers`, as in the table above."""
     return next((kind for kind, own in OWN.items() if any(leaf in layer for leaf in own)),
-                'BN' if 'running_mean' in layer else 'GN')
+                'BN' if 'running_mean' in layer else BATCH_FREE)
 
 
 def kinds(weights):
@@ -90,7 +99,22 @@ def kinds(weights):
     return {kind_of(layer) for layer in norm_layers(weights).values()}
 
 
-def convert_norms(weights, reference, bn_share=1., hard=False, ibn=()):
+def mode_of(layers):
+    """The mode (str) in which EN leaves alpha and beta of its layers as they are: 'rule' if they follow that."""
+    for mode, power in (('rule', -2), ('simple', -1)):
+        if all((layer[leaf] - _share(layer, power)).abs().max() <= _RATIO_TOLERANCE
+               for layer in layers for leaf in ('alpha', 'beta') if leaf in layer):
+            return mode
+    return 'offline'
+
+
+def _share(layer, power):
+    """EN's alpha by a rule; 0 where the batch size was never seen."""
+    size = layer.get('mean_batch_size', torch.tensor(0.))
+    return torch.where(size > 0, size.clamp(min=1).pow(power), 0)
+
+
+def convert_norms(weights, reference, bn_share=1., hard=False, ibn=(), verbose=False):
     """Turn the norms of a network into those of another.
 
     Args:
@@ -100,13 +124,14 @@ def convert_norms(weights, reference, bn_share=1., hard=False, ibn=()):
         bn_share (float): Of SN from BN: the share of BN in mean and variance, in (0, 1].
         hard (bool): SN layers are hardened: the largest of their ratios counts 1.
         ibn (collection[str]): The layers of the reference that are IBN, which has the tensors of BN.
+        verbose (bool): Name all layers that cannot be converted, not the first of them alone.
 
     Returns:
         tuple[dict[str, Tensor], dict[str, tuple[str, str]], list[str]]: The new state dict, its norms' tensors of
         shape (C,); the kinds that each layer had and has; and what the user should know.
 
     Raises:
-        ValueError: A norm cannot become what it should; all such layers are named. Or ``bn_share`` is out of range.
+        ValueError: A norm cannot become what it should; or ``bn_share`` is out of range.
     """
     if not 0 < bn_share <= 1:
         raise ValueError(f'the share of BN must be above 0 and at most 1, got {bn_share}')
@@ -126,7 +151,7 @@ def convert_norms(weights, reference, bn_share=1., hard=False, ibn=()):
                 refused.setdefault(kind, []).append(name)
                 continue
             layer = _from_bn(target, layer, references[name], bn_share)
-        if target != 'GN':
+        if target != BATCH_FREE:
             layer = _completed(layer)
         prefix = f'{name}.' if name else ''
         for leaf in source:
@@ -134,10 +159,10 @@ def convert_norms(weights, reference, bn_share=1., hard=False, ibn=()):
         converted.update({prefix + leaf: value for leaf, value in layer.items()})
         changed[name] = kind, target
     if refused:
-        wanted = ', '.join(sorted({targets[name] for names in refused.values() for name in names}))
+        wanted = ' or '.join(sorted({targets[name] for names in refused.values() for name in names}))
         raise ValueError(f'its norms cannot become {wanted}: ' + '; '.join(
-            f'{len(names)} are {_REFUSED[kind]}: {", ".join(names)}' for kind, names in refused.items()))
-    return converted, changed, list(_notes(sources, changed, bn_share))
+            f'{_REFUSED[kind]}: {listed(names, verbose)}' for kind, names in refused.items()))
+    return converted, changed, list(_notes(sources, changed, bn_share, hard))
 
 
 def _is_norm(layer):
@@ -149,7 +174,9 @@ def _is_norm(layer):
 def _to_bn(kind, layer, hard):
     """BN's tensors of a layer; None if BN cannot compute what it computes."""
     bn = {leaf: layer[leaf] for leaf in _BN if leaf in layer}
-    if kind in ('GN', 'IBN') or kind == 'SN' and not all(_selects_bn(layer.get(leaf), hard) for leaf in OWN['SN']):
+    if kind in (BATCH_FREE, 'IBN'):
+        return None
+    if kind == 'SN' and not all(_selects_bn(layer.get(leaf), hard) for leaf in OWN['SN']):
         return None
     if kind == 'RBN':
         if any(layer[leaf].any() for leaf in ('center_weight', 'scale_weight') if leaf in layer):
@@ -168,7 +195,7 @@ def _selects_bn(logits, hard):
 
 def _from_bn(kind, bn, reference, bn_share):
     """A layer that computes what BN computed, with the tensors that the layer it is for has."""
-    if kind == 'GN':
+    if kind == BATCH_FREE:
         return {leaf: bn[leaf] for leaf in ('weight', 'bias')}
     if kind == 'SN':
         gap = _SATURATED if bn_share == 1 else math.log(2 * bn_share / (1 - bn_share))
@@ -204,7 +231,7 @@ def _without_bn(layer):
     return 'mean_weight' in layer and layer['mean_weight'].shape[-1:] == (2, )
 
 
-def _notes(sources, changed, bn_share):
+def _notes(sources, changed, bn_share, hard):
     """What the user should know of a conversion."""
     def layers(condition):
         return [sources[name] for name, kinds_of_layer in changed.items() if condition(sources[name], *kinds_of_layer)]
@@ -214,7 +241,11 @@ def _notes(sources, changed, bn_share):
     if any(evalnorm):
         yield (f'alpha and beta of {sum(map(bool, evalnorm))} EN layers are not 0 (up to {max(evalnorm):.3g}) and are '
                'dropped: evaluation is now by the running statistics alone')
-    placed = layers(lambda layer, kind, target: kind != 'GN' == target)
+    mode = mode_of(layers(lambda layer, kind, target: kind == target == 'EN'))
+    if mode != 'rule':
+        yield (f'alpha and beta of its EN layers are not those of the rule: their norm_cfg has to have mode={mode!r}'
+               + ", or 'online' to go on with estimating them" * (mode == 'offline') + ', else loading replaces them')
+    placed = layers(lambda layer, kind, target: kind != BATCH_FREE == target)
     if placed:
         yield (f'{len(placed)} norms become batch-free and lose only their running statistics, as XBN backbones load '
                'BN checkpoints anyway: what the network computes changes, so train it with live BNs '
@@ -224,7 +255,9 @@ def _notes(sources, changed, bn_share):
                if bn_share == 1 else f'IN and LN have {(1 - bn_share) / 2:.3g} each of every mean and variance: the '
                'network does not compute what it computed with BN, and has to be trained')
     if layers(lambda layer, kind, target: target == 'SN' and _without_bn(layer)):
-        yield "its SN layers have no BN part, as (8,1) weights: they need norm_cfg=dict(type='SN', batch_stat=False)"
+        yield "its SN layers have no BN part, as (8,1) weights: their norm_cfg has to have batch_stat=False"
+    if hard and layers(lambda layer, kind, target: kind == target == 'SN'):
+        yield "its SN layers are hardened: their norm_cfg has to have hard=True"
     untaken = layers(lambda layer, *_: 'running_var' in layer and not layer['running_var'].any())
     if untaken:
         yield (f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever taken. Recollect them '

@@ -160,7 +160,7 @@ def test_sn_weights_without_bn(convert):
     report, weights = convert({key.replace('bn', 'sn'): value for key, value in sn.items()}, 'SN')
     assert any('batch_stat=False' in note for note in report.notes)
     assert_same(outputs(weights, norm_cfg=dict(type='SN', batch_stat=False)), forward(sn, X, networks.sn))
-    with pytest.raises(ValueError, match='53 are SN whose ratios do not select BN'):
+    with pytest.raises(ValueError, match=r'SN whose ratios do not select BN .*: 53 \(bn1, layer1.0.bn1, '):
         convert({key.replace('bn', 'sn'): value for key, value in sn.items()}, 'BN')
 
 
@@ -191,9 +191,13 @@ def test_xbn_of_the_authors(convert):
     theirs = {f'module.{key}': value for key, value in with_classifier(xbn).items()}
     theirs['module.last_bn.weight'] = torch.ones(32 * WIDTH)
     report, weights = convert(dict(state_dict=theirs), 'XBN')
-    assert report.layout == 'xbn' and report.norms == {'GN -> GN': 17, 'BN -> BN': 36}
+    assert report.layout == 'xbn' and report.norms == {'batch-free -> batch-free': 17, 'BN -> BN': 36}
     assert_same(outputs(weights, XBNResNet, xbn=dict(stem=True)), forward(xbn, X, networks.bn_or_gn))
-    with pytest.raises(ValueError, match='its norms cannot become BN: 17 are batch-free.*: bn1, layer1.0.bn2'):
+    for lost in ('bn1', 'layer1.1.bn2'):
+        damaged = {key: value for key, value in xbn.items() if not key.startswith(f'{lost}.')}
+        with pytest.raises(ValueError, match=f'it lacks 2 of 267 tensors, {lost}.weight the first'):
+            convert(damaged, 'XBN')
+    with pytest.raises(ValueError, match=r'cannot become BN: batch-free, .*--to XBN.*: 17 \(bn1, layer1.0.bn2, '):
         convert(dict(state_dict=theirs), 'BN')
 
 
@@ -211,11 +215,11 @@ def test_ibn_of_the_authors(convert):
     placed = dict(position=1, stages=(0, 1, 2), norm_cfg=dict(type='IBN'))
     assert_same(outputs(weights, XBNResNet, xbn=placed), forward(theirs, X, networks.bn_or_ibn))
     # which half is which, ours of BN's names do not say: nothing else takes it, and it takes nothing else
-    with pytest.raises(ValueError, match='cannot become BN: 13 are IBN, of which half .*: layer1.0.bn1, layer1.1.bn1'):
+    with pytest.raises(ValueError, match=r'cannot become BN: IBN, of which half .*: 13 \(layer1.0.bn1, layer1.1.bn1, '):
         convert(theirs, 'BN')
     with pytest.raises(ValueError, match='not in the layout ibn'):
         convert(bn_resnet50(), 'IBN', layout='ibn')
-    with pytest.raises(ValueError, match='has no IBN layers: those that it has are of kind BN'):
+    with pytest.raises(ValueError, match="only files of IBN-Net's authors, .*layer1.0.bn1.IN.weight, become IBN"):
         convert(bn_resnet50(), 'IBN')
 
 
@@ -225,23 +229,14 @@ def test_ibn_fits_the_config_of_its_row_or_not(convert, tmp_path):
                       "stem_channels=8), neck=dict(in_channels=[32, 64, 128, 256]))\n")
     report, _ = convert(ibn_resnet50(), 'IBN', config=str(config))
     assert report.norms['IBN -> IBN'] == 13
-    with pytest.raises(ValueError, match='cannot become IBN: 6 are BN, which has no instance-normalised half'):
+    with pytest.raises(ValueError, match=r'become IBN: BN, which has no instance-normalised half: 6 \(layer3.0.bn1, '):
         convert(ibn_resnet50(stages='12'), 'IBN', config=str(config))
-
-
-@pytest.mark.parametrize('depth, xbn', [
-    (50, dict(position=1)), (50, dict(position=(1, 3), every=2)), (50, dict(norm_cfg=dict(type='GW'))),
-    (50, dict(norm_cfg=dict(type='IN'), stem=True)), (18, dict(stem=True))], ids=str)
-def test_xbn_placements_are_found(convert, depth, xbn):
-    state = XBNResNet(depth, base_channels=WIDTH, xbn=xbn).state_dict()
-    report, weights = convert(state, 'XBN', layout='xbn')
-    assert weights.keys() == state.keys() and report.missing == []
 
 
 def test_bn_to_xbn_drops_statistics_of_the_batch_free_only(convert):
     bn = bn_resnet50()
     report, weights = convert(bn, 'XBN')
-    assert report.norms == {'BN -> BN': 37, 'BN -> GN': 16} and 'live BNs' in report.notes[0]
+    assert report.norms == {'BN -> BN': 37, 'BN -> batch-free': 16} and 'live BNs' in report.notes[0]
     assert set(bn) - set(weights) == set(report.dropped['not in the new norm'])
     # what the backbone makes of the BN checkpoint itself
     assert_same(outputs(weights, XBNResNet), outputs(bn_checkpoint_in_xbn(bn), XBNResNet))
@@ -258,7 +253,7 @@ def bn_checkpoint_in_xbn(bn):
     (ResNet, dict(depth=18, base_channels=8), 'ResNet-18 (width 8)'),
     (ResNet, dict(depth=101, base_channels=4), 'ResNet-101 (width 4)'),
     (ResNet, dict(depth=50, base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, )),
-     'ResNet-50 (width 8)'),
+     'ResNet-50 (3 of 4 stages, width 8)'),
     (ResNet, dict(depth=50, base_channels=8, deep_stem=True, stem_channels=16),
      'ResNet-50 (deep stem, width 8)'),
     (ResNetV1d, dict(depth=50, base_channels=8), 'ResNet-50 (deep stem, width 8)'),
@@ -297,12 +292,12 @@ def test_sn_with_groups_gets_ratios_for_each():
     assert torch.equal(reference.ratios()[0], torch.tensor([[0., 0., 1.]] * 2))
 
 
-@pytest.mark.parametrize('cfg, own', [(dict(center=False), {'scale_weight', 'scale_bias'}),
-                                      (dict(scale=False), {'center_weight'})], ids=str)
+@pytest.mark.parametrize('cfg, own', [(dict(center=False), ['scale_bias', 'scale_weight']),
+                                      (dict(scale=False), ['center_weight'])], ids=str)
 def test_rbn_with_one_calibration(cfg, own):
     bn, layer, x = networks.bn_tensors(4), RBN(4, **cfg).eval(), torch.randn(2, 4, 5, 5)
     converted = convert_norms(bn, layer.state_dict())[0]
-    assert converted.keys() - bn.keys() == own
+    assert sorted(converted.keys() - bn.keys()) == own
     layer.load_state_dict(converted)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), networks.bn(bn, x), rtol=1e-5, atol=1e-5)
@@ -311,7 +306,7 @@ def test_rbn_with_one_calibration(cfg, own):
 def test_only_what_computes_bn_becomes_bn(convert):
     sn = convert(bn_resnet50(), 'SN')[1]
     soft = {**sn, 'layer2.0.bn3.var_weight': torch.tensor([0., 3., 4.])}
-    with pytest.raises(ValueError, match=r'cannot become BN: 1 are SN whose ratios .*--hard\): layer2.0.bn3$'):
+    with pytest.raises(ValueError, match=r'cannot become BN: SN whose ratios .*--hard .*: 1 \(layer2.0.bn3\)$'):
         convert(soft, 'BN')
     hard = convert(soft, 'BN', hard=True)[1]
     assert torch.equal(hard['layer2.0.bn3.weight'], sn['layer2.0.bn3.weight'])
@@ -319,13 +314,35 @@ def test_only_what_computes_bn_becomes_bn(convert):
     assert convert(picked, 'BN')[1].keys() == hard.keys()
     with pytest.raises(ValueError, match='layer2.0.bn3'):
         convert({**soft, 'layer2.0.bn3.var_weight': torch.tensor([0., 5., 4.])}, 'BN', hard=True)
+    again = convert(picked, 'SN')[0]  # what is made of them is still hardened, and says so
+    assert again.backbone['norm_cfg'] == dict(type='SN', hard=True) and 'hard=True' in again.notes[0]
+    assert convert(load_safely(again.backbone['init_cfg']['checkpoint']), 'BN')[1].keys() == hard.keys()
     rbn = convert(bn_resnet50(), 'RBN')[1]
     biased = {**rbn, 'bn1.scale_bias': torch.randn(WIDTH)}
     torch.testing.assert_close(convert(biased, 'BN')[1]['bn1.weight'],
                                rbn['bn1.weight'] * torch.sigmoid(biased['bn1.scale_bias']))
     for leaf in ('center_weight', 'scale_weight'):
-        with pytest.raises(ValueError, match='1 are RBN whose center_weight or scale_weight is not 0.*: bn1$'):
+        with pytest.raises(ValueError, match=r'BN: RBN whose center_weight or scale_weight is not 0.*: 1 \(bn1\)$'):
             convert({**rbn, f'bn1.{leaf}': torch.eye(WIDTH)[0]}, 'BN')
+
+
+def test_refusals_name_three_layers_or_all(convert):
+    sn = resnet50(lambda _, channels: networks.sn_tensors(channels))
+    with pytest.raises(ValueError, match=r': 53 \(bn1, layer1.0.bn1, layer1.0.bn2 \.\.\.\)$') as few:
+        convert(sn, 'BN')
+    with pytest.raises(ValueError, match=r': 53 \(bn1, .*, layer4.2.bn3\)$') as all_of_them:
+        convert(sn, 'BN', verbose=True)
+    assert len(str(few.value)) < 300 and str(all_of_them.value).count('.bn') == 48
+
+
+@pytest.mark.parametrize('norm, kind', dict(SyncSN='SN', SyncRBN='RBN', SyncEN='EN', SyncBN='BN', FrozenBN='BN',
+                                            BRN='BN').items())
+def test_norms_that_take_the_files_of_another(convert, norm, kind):
+    bn = bn_resnet50()
+    report, weights = convert(bn, norm.lower())
+    assert report.norms == {f'BN -> {kind}': 53} and report.backbone['norm_cfg'] == dict(type=norm)
+    expected = convert(bn, kind)[1]
+    assert all(torch.equal(weights[key], expected[key]) for key in expected.keys() | weights.keys())
 
 
 def test_en_to_bn_says_what_goes(convert):
@@ -356,6 +373,76 @@ def test_detectors_of_mmdet_and_prefixes(convert):
     assert weights.keys() == bn.keys() and len(report.dropped['not under --source-prefix']) == len(detector)
 
 
+@pytest.mark.parametrize('prefix', ['teacher', 'teacher.', 'teacher.backbone'])
+def test_a_classifier_is_dropped_wherever_the_backbone_is(convert, prefix):
+    bn = bn_resnet50()
+    both = {f'{who}.backbone.{key}': value for who in ('student', 'teacher')
+            for key, value in with_classifier(bn).items()}
+    report, weights = convert(both, 'BN', source_prefix=prefix)
+    assert weights.keys() == bn.keys()
+    inside = '' if prefix == 'teacher.backbone' else 'backbone.'
+    assert report.dropped['ImageNet classifier'] == [f'{inside}fc.weight', f'{inside}fc.bias']
+
+
+@pytest.mark.parametrize('made', [float('nan'), float('inf')])
+def test_what_is_not_finite_is_refused(convert, tmp_path, made):
+    bn = with_classifier(bn_resnet50())
+    bn['fc.weight'][0, 0] = made  # is dropped, and so is of no concern
+    convert(bn, 'SN')
+    bn['layer2.0.bn1.running_var'][3] = bn['layer3.0.conv2.weight'][0, 0, 1, 1] = made
+    with pytest.raises(ValueError, match='2 of its tensors hold NaN or infinity, layer2.0.bn1.running_var the first'):
+        convert(bn, 'SN')
+    assert not (tmp_path / 'out_2.pth').exists()
+
+
+def test_where_weights_come_from_stays_known(convert, tmp_path):
+    bn, files = bn_resnet50(), []
+    for norm in ('RBN', 'BN', 'SN'):
+        report, _ = convert(load_safely(files[-1]) if files else bn, norm)
+        files.append(report.backbone['init_cfg']['checkpoint'])
+        note = load_safely(files[-1])['meta']['mmnorm']
+        assert note['converted_from'] == str(tmp_path / 'source_0.pth')
+        assert len(note['through']) == len(files) - 1 and note['whose'].startswith("torchvision's ResNet")
+        assert note['licence'] == "if it is torchvision's release: BSD-3-Clause"
+        assert f'  licence: {note["licence"]}' in report.text().splitlines()
+        said = f"  converted before, from {tmp_path / 'source_0.pth'}: torchvision's ResNet"
+        assert (said in report.text()) == (len(files) > 1)
+    assert [path.rpartition('_')[2] for path in note['through']] == ['2.pth', '4.pth']
+
+
+@pytest.mark.parametrize('checkpoint, norm, licence', [
+    (lambda: resnet50(lambda _, channels: networks.sn_tensors(channels)), 'SN', 'that of its source, which the file '),
+    (lambda: {key.replace('bn', 'sn'): value for key, value in resnet50(
+        lambda _, channels: networks.sn_tensors(channels)).items()}, 'SN', "if it is the authors' release: CC-BY-NC"),
+    (lambda: resnet50(lambda _, channels: networks.rbn_tensors(channels)), 'RBN', "if it is the authors' release: re"),
+    (lambda: ibn_resnet50(), 'IBN', "if it is the authors' release: MIT"),
+    (lambda: resnet50(lambda name, channels: networks.gn_tensors(channels)), 'XBN', "if it is the authors' release: "),
+    # IN of XBN's authors has no tensors
+    (lambda: resnet50(lambda name, channels: {} if name.endswith('.bn2') else networks.bn_tensors(channels)), 'XBN',
+     "if it is the authors' release: they state none"),
+], ids=['ours', 'sn', 'rbn', 'ibn', 'xbn', 'xbn, IN'])
+def test_licences_are_conditional(convert, checkpoint, norm, licence):
+    assert f'\n  licence: {licence}' in convert(checkpoint(), norm)[0].text()
+
+
+@pytest.mark.parametrize('layout, says', [
+    ('xbn', r'layout xbn, which has batch-free norms and names such as layer1.0.conv1.weight'),
+    ('sn', r'layout sn, which has SN norms and names such as layer1.0.sn1.mean_weight'),
+    ('rbn', r'layout rbn, which has RBN norms and names such as layer1.0.bn1.scale_bias'),
+])
+def test_a_wrong_layout_is_told_from_the_right_one(convert, layout, says):
+    with pytest.raises(ValueError, match=f'it is not in the {says}; it looks like torchvision: --from torchvision$'):
+        convert(bn_resnet50(), 'SN', layout=layout)
+
+
+def test_variances_of_the_authors_of_sn_are_told_of(convert):
+    sn = resnet50(lambda _, channels: networks.sn_tensors(channels))
+    for theirs in ({key.replace('bn', 'sn'): value for key, value in sn.items()},
+                   {detectron(key, 'Conv_Body.', 'Conv_Body.'): value for key, value in sn.items()}):
+        assert 'divide by unbiased variances, ours by the biased' in convert(theirs, 'SN')[0].notes[-1]
+    assert not convert(sn, 'SN')[0].notes  # trained here
+
+
 def test_meta_and_note_are_kept(convert, tmp_path):
     checkpoint = dict(meta=dict(epoch=3), state_dict=resnet50(lambda _, channels: networks.rbn_tensors(channels)))
     convert(checkpoint, 'RBN')
@@ -371,6 +458,10 @@ def test_the_file_initialises_a_backbone(convert, tmp_path):
     model.init_weights()
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[key].to(value))
+
+
+def convert_to(norm, bn):
+    return convert_norms(bn, ResNet(50, base_channels=WIDTH, norm_cfg=dict(type=norm)).state_dict())[0]
 
 
 def sn_names(bn):
@@ -404,11 +495,15 @@ def sn_names(bn):
      'it is ambiguous: conv1.weight and Conv_Body.res1.conv1.weight would both'),
     (lambda bn: bn, dict(layout='sn-detectron', source_prefix='gone.'), 'no tensor whose name starts with gone.'),
     (lambda bn: bn, dict(bn_share=0), 'share of BN must be above 0'),
+    (lambda bn: bn, dict(norm='BN', bn_share=0.5), '--bn-share is of norms that become SN: here none does'),
+    (lambda bn: convert_to('SN', bn), dict(bn_share=0.5), '--bn-share is of norms that become SN: here none does'),
+    (lambda bn: bn, dict(hard=True), '--hard is of SN layers: it has none'),
+    (lambda bn: bn, dict(norm='GN'), '--to GN: nothing is converted to that, only to BN, EN, RBN, SN, XBN, IBN, '),
     (lambda bn: bn, dict(whole=True), '--whole is of the whole network of a config'),
 ])
 def test_what_is_refused(convert, tmp_path, change, options, message):
     with pytest.raises(ValueError, match=message):
-        convert(change(bn_resnet50()), 'SN', **options)
+        convert(change(bn_resnet50()), **{'norm': 'SN', **options})
     assert not list(tmp_path.glob('*out*'))
 
 
@@ -423,8 +518,9 @@ def test_files_that_run_something_or_are_damaged(tmp_path, monkeypatch):
     with open('malicious.pth', 'rb') as file:
         whole = file.read()
     (tmp_path / 'truncated.pth').write_bytes(whole[:len(whole) // 2])
-    for name in ('malicious', 'truncated'):
-        with pytest.raises(ValueError, match=f'{name}.pth does not load as a checkpoint'):
+    for name, what in (('malicious', 'refused, because it would run posix.mkdir;'),
+                       ('truncated', 'its end is missing')):
+        with pytest.raises(ValueError, match=f'{name}.pth does not load as a checkpoint: {what}'):
             convert_file(f'{name}.pth', 'out.pth', 'SN')
     with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):
         convert_file('gone.pth', 'out.pth', 'SN')

@@ -7,8 +7,9 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet
 
+from mmnorm.blocks.mmdet_backbones import XBNResNet
 from mmnorm.convert import LAYOUTS, TARGETS, convert_file
-from mmnorm.engine.files import build_network, read_config
+from mmnorm.engine.files import build_network, harden_files, read_config
 from mmnorm.engine.runner import load_safely
 from tests.conftest import ROOT
 
@@ -87,9 +88,36 @@ def test_norms_follow_the_config_layer_by_layer(config, source, tmp_path):
     xbn = config(RETINANET.replace('depth=18', "type='XBNResNet', xbn=dict(stem=True, position=2, every=2), depth=18"),
                  norm='EN')
     report = convert_file(source[0], tmp_path / 'out.pth', 'XBN', config=xbn)
-    assert report.norms == {'BN -> GN': 5, 'BN -> EN': 15}
+    assert report.norms == {'BN -> batch-free': 5, 'BN -> EN': 15}
     free = [key for key in source[1] if key not in load_safely(tmp_path / 'out.pth')['state_dict']]
     assert {key.rpartition('.')[0] for key in free} == {'bn1', *(f'layer{i}.1.bn2' for i in (1, 2, 3, 4))}
+
+
+def test_batch_free_norms_have_to_be_where_the_config_has_them(config, tmp_path):
+    source = str(tmp_path / 'source.pth')
+    torch.save(XBNResNet(18, base_channels=8, xbn=dict(stem=True)).state_dict(), source)
+    placed = RETINANET.replace('depth=18', "type='XBNResNet', xbn=dict({xbn}), depth=18")
+    # it fits and is told so, without a backbone to paste
+    report = convert_file(source, tmp_path / 'out.pth', 'XBN', config=config(placed, norm='BN', xbn='stem=True'))
+    assert report.network.startswith('the backbone of') and 'backbone=' not in report.text()
+    assert 'backbone' not in load_safely(tmp_path / 'out.pth')['meta']['mmnorm']
+    says = (r'batch-free norms are 9 \(bn1, layer1.0.bn1, .*, those of .*config.py \d+ .*; '
+            'without --config the xbn=... of SOURCE is printed$')
+    for other in ('', 'stem=True, position=2', 'stem=True, every=2', "scope='full'"):
+        with pytest.raises(ValueError, match=says):
+            convert_file(source, tmp_path / 'no.pth', 'XBN', config=config(placed, norm='BN', xbn=other))
+
+
+def test_hardened_files_keep_where_their_weights_come_from(config, source, tmp_path):
+    sn = config(RETINANET, norm='SN')
+    network = build_network(read_config(config(RETINANET, 'bn.py', norm='BN')))
+    torch.save(network.state_dict(), tmp_path / 'bn.pth')
+    convert_file(str(tmp_path / 'bn.pth'), tmp_path / 'sn.pth', 'SN', config=sn, whole=True)
+    hardened = harden_files(sn, str(tmp_path / 'sn.pth'), tmp_path / 'hard.pth')[1]
+    note = load_safely(hardened)['meta']['mmnorm']
+    assert note['converted_from'] == str(tmp_path / 'bn.pth') and note['licence'] and note['picks']
+    report = convert_file(str(hardened), tmp_path / 'back.pth', 'BN', config=tmp_path / 'bn.py', whole=True)
+    assert report.origin['through'] == [str(hardened)]
 
 
 def test_c4_has_the_last_stage_in_its_head(config, tmp_path):
@@ -161,7 +189,9 @@ def test_command_line(tool, source, tmp_path):
     lines = done.stdout.splitlines()
     assert 'source.pth: layout torchvision, ' in lines[0]
     assert lines[1] == '  fits SN ResNet-18 (width 8), every tensor used; norm layers: 20 BN -> SN'
-    assert '  tensors mapped: 120 (conv1.weight, bn1.weight, bn1.bias ...)' in lines and lines[-1] == 'new/sn.pth'
+    assert '  tensors mapped: 120 (conv1.weight, bn1.weight, bn1.bias ...)' in lines
+    assert lines[-2:] == ["    backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, norm_cfg=dict("
+                          "type='SN'), init_cfg=dict(type='Pretrained', checkpoint='new/sn.pth'))", 'new/sn.pth']
     assert (tmp_path / 'new/sn.pth').is_file()
 
 
@@ -176,13 +206,19 @@ def test_mistakes_are_told_in_one_line(main, source, tmp_path, capsys):
     out = str(tmp_path / 'out.pth')
     soft = tmp_path / 'soft.pth'
     torch.save(ResNet(18, base_channels=8, norm_cfg=dict(type='SN')).state_dict(), soft)
+    named = tmp_path / 'named.pth'  # for the terminal of whoever converts it
+    torch.save({**source[1], 'layer1.\x1b[31m': torch.ones(1)}, named)
     for args, message in (
             (['gone.pth', out, '--to', 'SN'], 'checkpoint gone.pth does not exist'),
             ([source[0], source[0], '--to', 'SN'], 'is not overwritten'),
             ([source[0], str(tmp_path / 'out.pt'), '--to', 'SN'], 'must end in .pth'),
             ([source[0], out, '--to', 'SN', '--from', 'sn'], 'source.pth: it is not in the layout sn, which has'),
             ([source[0], out, '--to', 'SN', '--config', 'gone.py'], 'config gone.py does not exist'),
-            ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: 20 are SN whose ratios do not')):
+            ([source[0], out, '--to', 'SN', '--config', source[0]], f'error: {source[0]} cannot be read as a config: '),
+            ([str(tmp_path), out, '--to', 'SN'], 'is a folder: name the checkpoint in it'),
+            ([source[0], out, '--to', 'PN'], 'error: --to PN: nothing is converted to that, only to BN, EN, '),
+            ([str(named), out, '--to', 'SN'], 'layer1.?[31m the first'),
+            ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: SN whose ratios do not')):
         assert main(args) == 2, args
         said = capsys.readouterr().err.strip()
         assert said.startswith('error: ') and message in said and '\n' not in said, said

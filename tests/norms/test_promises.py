@@ -112,7 +112,8 @@ def test_any_input_gives_a_finite_result_and_gradient_or_says_why_not(
     try:
         y = layer(x)
     except ValueError as error:
-        assert h * w * min(n, 2) <= 4, error  # as good as nothing to take a variance of
+        # as good as nothing to take a variance of, or less than the groups of a sample that were asked for
+        assert h * w * min(n, 2) <= 4 or channels * h * w < getattr(layer, 'num_groups', 1), error
         return
     y.backward(torch.ones_like(y))
     assert y.shape == x.shape and y.dtype == dtype and y.is_contiguous()

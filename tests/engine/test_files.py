@@ -1,0 +1,71 @@
+"""Files that are no checkpoints, or would run something, are told from each other."""
+import os
+
+import pytest
+import torch
+
+from mmnorm.engine.files import read_file
+
+
+class Malicious:
+    def __init__(self, run, *args):
+        self.of = run, args
+
+    def __reduce__(self):
+        return self.of
+
+
+@pytest.mark.parametrize('written, message', [
+    (b'', 'it is empty'),
+    (b'<!DOCTYPE html><html>', r"it begins with b'<!DOCTYPE html><html>', which is no file of torch.save"),
+    (b'PK\x03\x04 and no more', 'its end is missing, as after a download that broke off'),
+    (b'\x80\x02 and no more', 'it is damaged, or holds more than tensors and plain values'),
+])
+def test_files_that_torch_did_not_save(tmp_path, written, message):
+    (tmp_path / 'a.pth').write_bytes(written)
+    with pytest.raises(ValueError, match=f'a.pth does not load as a checkpoint: {message}$'):
+        read_file(tmp_path / 'a.pth')
+
+
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match='is a folder: name the checkpoint in it'):
+        read_file(tmp_path)
+    with pytest.raises(FileNotFoundError, match='checkpoint .*gone.pth does not exist'):
+        read_file(tmp_path / 'gone.pth')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_what_would_be_run_is_named_and_not_run(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict={}, a=Malicious(os.mkdir, 'ran')), 'a.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError) as refused:
+        read_file('a.pth')
+    assert str(refused.value) == ('a.pth does not load as a checkpoint: refused, because it would run posix.mkdir; a '
+                                  'file of the state dict alone, from whoever made it, would do')
+    assert not os.path.exists('ran')
+
+
+def test_names_do_nothing_to_a_terminal(tmp_path):
+    torch.save(dict(a=Malicious(os.mkdir, 'ran'), b=Malicious(os.system, 'true')), tmp_path / 'a.pth')
+    written = (tmp_path / 'a.pth').read_bytes().replace(b'mkdir', b'\x1b[31m')
+    (tmp_path / 'a.pth').write_bytes(written)
+    with pytest.raises(ValueError, match=r'it would run posix.\\x1b\[31m, posix.system;'):
+        read_file(tmp_path / 'a.pth')
+
+
+def test_methods_of_tensors_are_not_taken(tmp_path):
+    torch.save(Malicious(getattr, torch.Tensor, 'add_'), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='it is damaged, or holds more than tensors and plain values'):
+        read_file(tmp_path / 'a.pth')
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::UserWarning')
+def test_programs_are_no_weights(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='it is a TorchScript program; a file of the state dict alone would do'):
+        read_file(tmp_path / 'a.pth')
+
+
+def test_checkpoints_are_loaded(tmp_path):
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth')
+    assert torch.equal(read_file(tmp_path / 'a.pth')['state_dict']['a'], torch.ones(2))
