@@ -36,8 +36,8 @@ setup(
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
         'test': [
-            'pytest>=8', 'pytest-timeout', 'pytest-xdist', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard',
-            'model-index', 'cityscapesscripts'
+            'pytest>=8', 'pytest-timeout', 'pytest-xdist', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime',
+            'onnxscript', 'tensorboard', 'model-index', 'cityscapesscripts'
         ],
     },
 )
