@@ -5,6 +5,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,8 +25,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def own_environment():
-    """What a tool that runs in this process sets (forbidding checkpoints that run code) ends with the test."""
-    with mock.patch.dict(os.environ):
+    """What a test sets in this process ends with it: the environment, in which tools forbid checkpoints that run code,
+    and mmengine's default scope, in which names of configs are looked up."""
+    scopes = mock.patch.object(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
+    with mock.patch.dict(os.environ), scopes:
         yield
 
 

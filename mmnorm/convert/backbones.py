@@ -249,7 +249,7 @@ def build_backbone(cfg):
             registry = import_module(f'{host}.registry')
         except (ImportError, AssertionError):  # an mmdet beside the wrong mmcv fails by an assertion
             continue
-        return registry.MODELS.build(dict(cfg))
+        return registry.MODELS.build(dict(cfg, _scope_=host))  # whatever the default scope of this process is
     raise ImportError('what is converted is loaded into a backbone of mmdet or mmseg to see that it fits; neither is '
                       'installed: pip install mmnorm[onedl]')
 

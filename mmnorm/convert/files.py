@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from mmnorm.engine import check_free, save_network
-from mmnorm.engine.files import build_network, note_of, origin_of, read_config, read_file
+from mmnorm.engine import check_free, read_checkpoint, save_network
+from mmnorm.engine.checkpoint import note_of, origin_of
+from mmnorm.engine.files import build_network, read_config
 from mmnorm.norms import IBN
 
 from .backbones import OTHER, build_backbone, check_fit, check_placement, find_backbone
@@ -176,7 +177,7 @@ def _known(norm):
 def _read(source):
     # the authors' training scripts keep their arguments beside the network: plain attributes, which run nothing
     with torch.serialization.safe_globals([argparse.Namespace]):
-        return read_file(source)
+        return read_checkpoint(source)
 
 
 def _meta(checkpoint):

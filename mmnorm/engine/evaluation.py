@@ -13,15 +13,15 @@ from mmengine.dist import all_reduce, get_rank
 from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner.amp import autocast
-from mmengine.runner.checkpoint import CheckpointLoader
 from rich.console import Console
 from rich.progress import track
 
 from mmnorm.statistics import SYNC_TYPES, replace_norm_types, training_batches
 
+from .checkpoint import origin_of, read_checkpoint
 from .config import load_config, stop
 from .processes import die_with_parent, on_first_rank, start_distributed
-from .runner import Runner, forbid_running_checkpoints, load_safely, log_history_allowed
+from .runner import Runner, forbid_running_checkpoints
 
 
 def open_evaluation(args, splits=('train', 'test')):
@@ -183,22 +183,6 @@ class Evaluation:
         return self._runner.build_dataloader(loader_cfg, seed=self.seed)
 
 
-def read_checkpoint(path):
-    """Load a checkpoint from a file or a URL, without running anything that it carries.
-
-    Raises:
-        ValueError: It is no checkpoint, or wants to run something.
-    """
-    try:
-        if '://' not in path:
-            return load_safely(path)
-        with log_history_allowed():
-            return CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
-        reason = ''.join(str(error).splitlines()[:1])
-        raise ValueError(f'{path} does not load as a checkpoint ({type(error).__name__}: {reason[:160]})') from error
-
-
 def load_weights(model, checkpoint, path):
     """Load weights that must fit.
 
@@ -235,7 +219,7 @@ def save_network(weights, checkpoint, out, note, cfg=None):
         weights (dict[str, Tensor]): State dict of the network, without wrapper.
         checkpoint (dict): What the network was loaded from: its ``meta`` is taken over, optimizer and log are not.
         out (str or Path): The checkpoint, ending in .pth; its folder is made.
-        note (dict): What was done, of plain values, kept as ``meta['mmnorm']``.
+        note (dict): What was done, of plain values, kept as ``meta['mmnorm']`` with the origin of converted weights.
         cfg (Config or None): Written as ``out`` with .py in the place of .pth.
 
     Returns:
@@ -248,7 +232,7 @@ def save_network(weights, checkpoint, out, note, cfg=None):
     out = Path(out)
     targets = check_free(out, with_config=cfg is not None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    meta = dict(checkpoint.get('meta') or {}, mmnorm=note)
+    meta = dict(checkpoint.get('meta') or {}, mmnorm={**origin_of(checkpoint), **note})
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
         partial = [Path(folder, target.name) for target in targets]
         if cfg is not None:

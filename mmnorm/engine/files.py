@@ -1,23 +1,18 @@
 """Networks from files: a config and its checkpoints, and the same hardened (sn, Table III)."""
 import copy
 import logging
-import pickle
-import re
-import zipfile
 from pathlib import Path
 
-import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 
 from mmnorm.norms import RBN, SN, harden, ratios
 from mmnorm.statistics import replace_norm_types
 
+from .checkpoint import read_checkpoint
 from .config import parse_config
-from .evaluation import check_free, load_weights, read_checkpoint, save_network
-from .runner import log_history_allowed
+from .evaluation import check_free, load_weights, save_network
 
-_ORIGIN = ('converted_from', 'through', 'whose', 'licence')
 _LEARNED = {SN: ('mean_weight', 'var_weight'), RBN: ('center_weight', 'scale_weight', 'scale_bias')}
 
 
@@ -52,67 +47,6 @@ def build_network(cfg):
         raise ValueError(f'the model of the config cannot be built: {type(error).__name__}: {reason}') from error
 
 
-def read_file(path):
-    """Load a checkpoint without running anything that it carries, or say what is wrong with it.
-
-    Args:
-        path (str or Path): File, or a URL that mmengine knows.
-
-    Returns:
-        dict: What it holds; something else, if the file does.
-
-    Raises:
-        FileNotFoundError: The file is not there.
-        ValueError: It is no checkpoint, or wants to run something, which is named.
-    """
-    local = '://' not in str(path)
-    if local and Path(path).is_dir():
-        raise ValueError(f'{path} is a folder: name the checkpoint in it')
-    if local and not Path(path).is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    try:
-        return read_checkpoint(str(path))
-    except ValueError as error:
-        reason = _not_saved_whole(path) if local else None
-        raise ValueError(f'{path} does not load as a checkpoint: '
-                         f'{reason or _refused(path, error.__cause__)}') from error
-
-
-def _not_saved_whole(path):
-    """What keeps a file from being a whole one of torch.save (str); None if nothing does."""
-    with open(path, 'rb') as file:
-        start = file.read(32)
-    if not start:
-        return 'it is empty'
-    if start.startswith(b'PK'):
-        return None if zipfile.is_zipfile(path) else 'its end is missing, as after a download that broke off'
-    # an old PyTorch wrote pickles
-    return None if start.startswith(b'\x80') else f'it begins with {start!r}, which is no file of torch.save'
-
-
-def _refused(path, error):
-    """Why loading a file ended with an error."""
-    if not isinstance(error, pickle.UnpicklingError):
-        reason = ''.join(str(error).splitlines()[:1]).partition('. ')[0]
-        if 'TorchScript' in reason:
-            return 'it is a TorchScript program; a file of the state dict alone would do'
-        return f'{type(error).__name__}: {reason[:160]}'
-    wanted = _unsafe(path) or re.findall(r'GLOBAL (\S+)', str(error))
-    if not wanted:
-        return 'it is damaged, or holds more than tensors and plain values'
-    names = ', '.join(ascii(name)[1:-1] for name in wanted[:3]) + ' ...' * (len(wanted) > 3)
-    return f'refused, because it would run {names}; a file of the state dict alone, from whoever made it, would do'
-
-
-def _unsafe(path):
-    """What a file would run (list[str]), read from its instructions without following any; [] where that fails."""
-    try:
-        with log_history_allowed():
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # a URL, a file of an old PyTorch, or instructions that are damaged
-        return []
-
-
 def load_network(model, path):
     """Load a checkpoint with everything that the SN and RBN layers of a network learn.
 
@@ -129,7 +63,7 @@ def load_network(model, path):
         FileNotFoundError: The file is not there.
         ValueError: It is no checkpoint, or does not fit the model; the first missing key is named.
     """
-    checkpoint = read_file(path)
+    checkpoint = read_checkpoint(path)
     load_weights(model, checkpoint, path)
     keys = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
     learned = [f'{name}.{key}' if name else key for name, layer in model.named_modules()
@@ -140,19 +74,6 @@ def load_network(model, path):
                          f'config learn, {missing[0]} the first: it is a checkpoint of another network, of one with BN '
                          'perhaps')
     return checkpoint
-
-
-def note_of(checkpoint):
-    """What a tool of ours noted in a file that it wrote (dict); {} in files of others."""
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    note = meta.get('mmnorm') if isinstance(meta, dict) else None
-    return note if isinstance(note, dict) else {}
-
-
-def origin_of(checkpoint):
-    """The part of a note (dict) that tells where converted weights come from, which all that is made of them keeps."""
-    note = note_of(checkpoint)
-    return {key: note[key] for key in _ORIGIN} if note.keys() >= set(_ORIGIN) else {}
 
 
 def harden_files(config, checkpoint, out):
@@ -192,8 +113,7 @@ def harden_files(config, checkpoint, out):
     replace_norm_types(hard.model, {'SN': 'SN', 'SyncSN': 'SyncSN'}, hard=True)
     hard.load_from, hard.resume = str(out), False
     _check_hardened(config, build_network(hard), network)
-    note = dict(origin_of(loaded), hardened_from=str(checkpoint),
-                picks={name: list(pick) for name, pick in picks.items()})
+    note = dict(hardened_from=str(checkpoint), picks={name: list(pick) for name, pick in picks.items()})
     written = save_network(network.state_dict(), loaded, out, note, hard)
     return written[1], written[0], picks
 

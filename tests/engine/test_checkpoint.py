@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from mmnorm.engine.files import read_file
+from mmnorm.engine import read_checkpoint
 
 
 class Malicious:
@@ -24,14 +24,14 @@ class Malicious:
 def test_files_that_torch_did_not_save(tmp_path, written, message):
     (tmp_path / 'a.pth').write_bytes(written)
     with pytest.raises(ValueError, match=f'a.pth does not load as a checkpoint: {message}$'):
-        read_file(tmp_path / 'a.pth')
+        read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_what_is_no_file(tmp_path):
     with pytest.raises(ValueError, match='is a folder: name the checkpoint in it'):
-        read_file(tmp_path)
+        read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match='checkpoint .*gone.pth does not exist'):
-        read_file(tmp_path / 'gone.pth')
+        read_checkpoint(tmp_path / 'gone.pth')
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -39,7 +39,7 @@ def test_what_would_be_run_is_named_and_not_run(tmp_path, monkeypatch, zipped):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(state_dict={}, a=Malicious(os.mkdir, 'ran')), 'a.pth', _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError) as refused:
-        read_file('a.pth')
+        read_checkpoint('a.pth')
     assert str(refused.value) == ('a.pth does not load as a checkpoint: refused, because it would run posix.mkdir; a '
                                   'file of the state dict alone, from whoever made it, would do')
     assert not os.path.exists('ran')
@@ -50,22 +50,22 @@ def test_names_do_nothing_to_a_terminal(tmp_path):
     written = (tmp_path / 'a.pth').read_bytes().replace(b'mkdir', b'\x1b[31m')
     (tmp_path / 'a.pth').write_bytes(written)
     with pytest.raises(ValueError, match=r'it would run posix.\\x1b\[31m, posix.system;'):
-        read_file(tmp_path / 'a.pth')
+        read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_methods_of_tensors_are_not_taken(tmp_path):
     torch.save(Malicious(getattr, torch.Tensor, 'add_'), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match='it is damaged, or holds more than tensors and plain values'):
-        read_file(tmp_path / 'a.pth')
+        read_checkpoint(tmp_path / 'a.pth')
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::UserWarning')
 def test_programs_are_no_weights(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match='it is a TorchScript program; a file of the state dict alone would do'):
-        read_file(tmp_path / 'a.pth')
+        read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_checkpoints_are_loaded(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth')
-    assert torch.equal(read_file(tmp_path / 'a.pth')['state_dict']['a'], torch.ones(2))
+    assert torch.equal(read_checkpoint(tmp_path / 'a.pth')['state_dict']['a'], torch.ones(2))

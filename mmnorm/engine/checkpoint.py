@@ -1,0 +1,88 @@
+"""Checkpoint files, read without running anything that they carry, and what our tools note in them."""
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from .runner import load_safely, log_history_allowed
+
+_ORIGIN = ('converted_from', 'through', 'whose', 'licence')
+
+
+def read_checkpoint(path):
+    """Load a checkpoint without running anything that it carries, or say what is wrong with it.
+
+    Args:
+        path (str or Path): File, or a URL that mmengine knows.
+
+    Returns:
+        dict: What it holds; something else, if the file does.
+
+    Raises:
+        FileNotFoundError: The file is not there.
+        ValueError: It is no checkpoint, or wants to run something, which is named.
+    """
+    local = '://' not in str(path)
+    if local and Path(path).is_dir():
+        raise ValueError(f'{path} is a folder: name the checkpoint in it')
+    if local and not Path(path).is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    try:
+        if local:
+            return load_safely(path)
+        with log_history_allowed():
+            return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
+        reason = _not_saved_whole(path) if local else None
+        raise ValueError(f'{path} does not load as a checkpoint: {reason or _refused(path, error)}') from error
+
+
+def _not_saved_whole(path):
+    """What keeps a file from being a whole one of torch.save (str); None if nothing does."""
+    with open(path, 'rb') as file:
+        start = file.read(32)
+    if not start:
+        return 'it is empty'
+    if start.startswith(b'PK'):
+        return None if zipfile.is_zipfile(path) else 'its end is missing, as after a download that broke off'
+    # an old PyTorch wrote pickles
+    return None if start.startswith(b'\x80') else f'it begins with {start!r}, which is no file of torch.save'
+
+
+def _refused(path, error):
+    """Why loading a file ended with an error."""
+    if not isinstance(error, pickle.UnpicklingError):
+        reason = ''.join(str(error).splitlines()[:1]).partition('. ')[0]
+        if 'TorchScript' in reason:
+            return 'it is a TorchScript program; a file of the state dict alone would do'
+        return f'{type(error).__name__}: {reason[:160]}'
+    wanted = _unsafe(path) or re.findall(r'GLOBAL (\S+)', str(error))
+    if not wanted:
+        return 'it is damaged, or holds more than tensors and plain values'
+    names = ', '.join(ascii(name)[1:-1] for name in wanted[:3]) + ' ...' * (len(wanted) > 3)
+    return f'refused, because it would run {names}; a file of the state dict alone, from whoever made it, would do'
+
+
+def _unsafe(path):
+    """What a file would run (list[str]), read from its instructions without following any; [] where that fails."""
+    try:
+        with log_history_allowed():
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # a URL, a file of an old PyTorch, or instructions that are damaged
+        return []
+
+
+def note_of(checkpoint):
+    """What a tool of ours noted in a file that it wrote (dict); {} in files of others."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    note = meta.get('mmnorm') if isinstance(meta, dict) else None
+    return note if isinstance(note, dict) else {}
+
+
+def origin_of(checkpoint):
+    """The part of a note (dict) that tells where converted weights come from, which all that is made of them keeps."""
+    note = note_of(checkpoint)
+    return {key: note[key] for key in _ORIGIN} if note.keys() >= set(_ORIGIN) else {}
