@@ -16,6 +16,7 @@ def pytest_configure(config):
         config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """Tests that train run one after the other, in whatever process of pytest-xdist: each keeps two cores busy."""
     for item in items:
