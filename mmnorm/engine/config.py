@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 from mmnorm.norms.base import warn_once
 from mmnorm.statistics import SYNC_TYPES, replace_norm_types
 
-from .preflight import problems
+from .preflight import frozen_from_scratch, problems
 from .processes import on_first_rank
 
 
@@ -61,6 +61,9 @@ def load_config(args, splits, initialises=True):
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     cfg.launcher = args.launcher
     found = problems(cfg, args.check or 1, splits, initialises)
+    if initialises and 'train' in splits and not cfg.get('load_from') and not cfg.get('resume'):
+        for message in frozen_from_scratch(cfg.get('model')):
+            warn_once(message)
     if args.check and not torch.cuda.is_available():
         print(f'no GPU found: {args.check} process(es) on the CPU, with {os.cpu_count()} cores', flush=True)
     if found:

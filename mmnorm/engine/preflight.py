@@ -40,8 +40,6 @@ def problems(cfg, num_processes, splits, initialises=True):
                      f'Put or link them there, or set data_root. To try without: {DIGITS.format(task)}')
     if initialises and 'train' in splits:  # also when it resumes: mmengine initialises first
         found += missing_weights(cfg.get('model'))
-        if not cfg.get('load_from') and not cfg.get('resume'):
-            found += frozen_from_scratch(cfg.get('model'))
     return found
 
 
