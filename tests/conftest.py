@@ -16,14 +16,6 @@ def pytest_configure(config):
         config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items):
-    """Tests that train run one after the other, in whatever process of pytest-xdist: each keeps two cores busy."""
-    for item in items:
-        if item.get_closest_marker('e2e'):
-            item.add_marker(pytest.mark.xdist_group('e2e'))
-
-
 @pytest.fixture(autouse=True)
 def own_environment():
     """What a test sets in this process ends with it: the environment, in which tools forbid checkpoints that run code,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Set everything up and run the tests; arguments go to pytest: tools/run_tests.sh -k report
+# Those that do not train, which are independent, on two cores: tools/run_tests.sh -m 'not e2e' -n 2
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,4 +24,4 @@ has_browser || echo 'no chromium: the test that opens a report is skipped (to ha
 
 # One thread each, because many tests start processes of their own: more threads than cores are slower than one
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-pytest -o testpaths=tests -n auto --maxprocesses 4 --dist loadgroup "$@"
+pytest -o testpaths=tests "$@"
