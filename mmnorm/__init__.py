@@ -1,28 +1,27 @@
-"""mmnorm: normalization layers and residual blocks of five papers for OpenMMLab.
+"""mmnorm: normalization layers and residual blocks of five papers, for PyTorch and for OpenMMLab.
 
-``import mmnorm`` (in a config: ``custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)``) registers
-every name; see mmnorm/registry.py.
+The layers and what works on built networks need torch alone:
+
+    from mmnorm import SN
+    layer = SN(64)
+
+Where mmengine is installed, ``import mmnorm`` also registers every name for configs (``custom_imports =
+dict(imports=['mmnorm'], allow_failed_imports=False)``); :mod:`mmnorm.openmmlab` lists all that this does.
 """
 from importlib.util import find_spec
 
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
-
-from . import guards, panoptic
-from .fuse import Fused, fuse_conv_norm
-from .norms import estimate_offline, harden, ratios
-from .registry import register_all
-from .zoo import inherit
+from .blocks import Fused, NormLayer, fuse_conv_norm, list_norms, place_xbn, replace_norms
+from .norms import (BGN, BRN, EN, GBGN, GW, IBN, PN, RBN, SN, FrozenBN, SyncBGN, SyncEN, SyncRBN, SyncSN,
+                    estimate_offline, harden, ratios)
+from .statistics import measure_shift, perturbed, recollect, to_evalnorm
 
 __version__ = '0.1.0'
-__all__ = ['Fused', 'estimate_offline', 'fuse_conv_norm', 'harden', 'ratios']
+__all__ = [
+    'BGN', 'BRN', 'EN', 'GBGN', 'GW', 'IBN', 'PN', 'RBN', 'SN', 'FrozenBN', 'Fused', 'NormLayer', 'SyncBGN', 'SyncEN',
+    'SyncRBN', 'SyncSN', 'estimate_offline', 'fuse_conv_norm', 'harden', 'list_norms', 'measure_shift', 'perturbed',
+    'place_xbn', 'ratios', 'recollect', 'replace_norms', 'to_evalnorm'
+]
 
-MODULE2PACKAGE.setdefault('mmnorm', 'mmnorm')  # for mmengine.hub.get_config; _base_ has zoo/inherit.py
-# `_base_ = 'mmseg::...'` looks for a distribution that the onedl set does not carry; the module's own name does
-if find_spec('mmseg') is not None and not is_installed(MODULE2PACKAGE['mmseg']):
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
-
-inherit.install()
-panoptic.install()
-register_all()
-guards.install()
+if find_spec('mmengine') is not None:
+    from . import openmmlab
+    openmmlab.install()

@@ -55,7 +55,7 @@ def layers(names, channels, compiled):
     from mmcv.cnn import build_norm_layer
     from torch import nn
 
-    from mmnorm.registry import NORMS
+    from mmnorm.norms import NORMS
 
     class Copy(nn.Module):
         """What memory alone costs: reads x and writes y, nothing else."""
@@ -287,7 +287,7 @@ def main(argv=None):
     from mmengine.registry import MODELS
     unknown = [name for name in args.norms or () if name not in MODELS.module_dict]
     if unknown:
-        print(f'error: no norm is registered as {", ".join(unknown)}; mmnorm/registry.py has the names',
+        print(f'error: no norm is registered as {", ".join(unknown)}; mmnorm/openmmlab/registry.py has the names',
               file=sys.stderr)
         return 2
     torch.set_num_threads(args.threads)

@@ -16,6 +16,8 @@ from mmengine.registry import MODELS
 from mmnorm import engine, statistics
 from mmnorm.engine.recommend import headline
 from mmnorm.norms import estimate_offline
+from mmnorm.openmmlab.batches import training_forward
+from mmnorm.openmmlab.configs import evalnorm_config
 
 
 def parse_args():
@@ -83,7 +85,7 @@ def recollect(args, evaluation, original):
         batches = evaluation.test_batches(args.batches, batch_size=evaluation.batch_size)
         forward = lambda model, batch: model.test_step(batch)  # noqa: E731
     else:
-        batches, forward = evaluation.training_batches(args.batches), statistics.training_forward
+        batches, forward = evaluation.training_batches(args.batches), training_forward
     found = statistics.recollect(evaluation.model, batches, forward, None if args.all else by_batch, not args.average)
     if engine.on_first_rank():
         note = dict(repair='recollect', of=args.checkpoint, data=args.data, batches=args.batches, seed=args.seed,
@@ -96,8 +98,8 @@ def evalnorm(args, evaluation, original):
     """Turn BNs into EN, with alpha and beta estimated on training batches or set by the rule."""
     engine.check_free(args.out, with_config=True)
     statistics.to_evalnorm(evaluation.network)
-    cfg, network = statistics.evalnorm_config(original, evaluation.network, MODELS.build)  # or told before estimation
-    values = estimate_offline(evaluation.model, evaluation.training_batches(args.batches), statistics.training_forward)
+    cfg, network = evalnorm_config(original, evaluation.network, MODELS.build)  # or told before estimation
+    values = estimate_offline(evaluation.model, evaluation.training_batches(args.batches), training_forward)
     if args.mode != 'offline':
         sizes = statistics.apply_rule(evaluation.network, power=2 if args.mode == 'rule' else 1)
         values = {name: (size, ) for name, size in sizes.items()}

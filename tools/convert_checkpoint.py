@@ -36,7 +36,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f'--from:\n{listed(LAYOUTS)}\n\n--to:\n{listed(NORMS)}\n\n'
-        'What becomes of each tensor, and why: mmnorm/convert/norms.py, layouts.py')
+        'What becomes of each tensor, and why: mmnorm/convert/tensors.py, layouts.py')
     parser.add_argument('source', metavar='SOURCE', help='checkpoint file, or a URL such as torchvision://resnet50')
     parser.add_argument('out', metavar='OUT', help='new checkpoint file, ending in .pth')
     parser.add_argument('--from', dest='layout', choices=LAYOUTS, default='auto', help='layout of SOURCE')

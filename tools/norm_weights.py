@@ -35,21 +35,21 @@ def show(args):
     """Write the page and the JSON file; return what to print."""
     import torch
 
-    from mmnorm.engine import files, progress
+    from mmnorm.engine import networks, progress
     from mmnorm.engine.config import fit_to_cpu
     from mmnorm.engine.preflight import missing_data
     from mmnorm.norms import RBN, SN
-    from mmnorm.report.weights import write_weights
+    from mmnorm.report.learned import write_weights
     from mmnorm.statistics.receptive_field import receptive_fields, run_dense_part
-    from mmnorm.statistics.weights import measure_spread, norm_weights
+    from mmnorm.statistics.learned import measure_spread, norm_weights
 
     if args.out and Path(args.out).is_file():
         raise ValueError(f'--out {args.out} is a file, not a folder')
-    cfg = files.read_config(args.config)
+    cfg = networks.read_config(args.config)
     cfg.launcher = 'none'
     if not torch.cuda.is_available():
         fit_to_cpu(cfg)
-    model = files.build_network(cfg)
+    model = networks.build_network(cfg)
     if not any(isinstance(layer, (SN, RBN)) for layer in model.modules()):
         raise ValueError(f'{args.config} has neither SN nor RBN layers: there are no weights to show')
     if args.spread:
@@ -61,7 +61,7 @@ def show(args):
                              f'--spread needs the test set: {args.config} has no test_dataloader')
     notes, snapshots, fields = [], [], None
     for path in args.checkpoints:
-        files.load_network(model, path)
+        networks.load_network(model, path)
         if fields is None:
             try:
                 fields = receptive_fields(model, run_dense_part)
@@ -92,7 +92,7 @@ def snapshot_name(path, paths):
 
 def harden(args):
     """Write the hardened network; return what to print."""
-    from mmnorm.engine.files import harden_files
+    from mmnorm.engine.networks import harden_files
 
     config, checkpoint, picks = harden_files(args.config, args.checkpoint, args.out)
     counts = []

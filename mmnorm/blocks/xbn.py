@@ -1,19 +1,24 @@
-"""XBN placement: which norms of a residual backbone become batch-free (paper xbn, Section 5 and Figure 6)."""
+"""XBN placement: which norms of a residual backbone become batch-free (xbn, Section 5 and Figure 6).
+
+Huang et al., CVPR 2022, https://arxiv.org/abs/2203.10778 (paper xbn)
+"""
 import itertools
-from pathlib import Path
+from collections.abc import Callable, Collection
+from typing import Any
 
-from mmcv.cnn import ConvModule, build_norm_layer
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from mmnorm.norms.base import warn_once
+from mmnorm.norms.checks import check_groups
+
+from .layers import build_norm, channels_of, is_conv_module, is_norm
 
 GN64 = dict(type='GN', num_groups=64)  # ResNet, ResNeXt
 GN16 = dict(type='GN', num_groups=16)  # MobileNetV2
 
 
-def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stages=None, scope=None):
+def place_xbn(backbone: nn.Module, position: int | tuple[int, ...] | None = None, every: int = 1,
+              norm_cfg: dict[str, Any] = GN64, stem: bool = False, stages: Collection[int] | None = None,
+              scope: str | None = None, build: Callable[[dict, int], nn.Module] = build_norm) -> list[str]:
     """Replace one BN of each residual block of a built backbone by a batch-free normalizer.
 
     Attribute names stay (``bn2`` then holds the GN), so checkpoints load key by key. Call the backbone's own freezing
@@ -33,6 +38,7 @@ def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stage
         scope (str or None): 'full' replaces every norm, downsamples and stem included: Figure 7's "Full". With
             ``stages`` every norm of those, and the stem only if ``stem``: with RBN as norm_cfg the stages of paper
             rbn's Table 4.
+        build (callable): ``(norm_cfg, channels) -> layer``. Default :func:`~mmnorm.blocks.build_norm`.
 
     Returns:
         list[str]: Names of the replaced layers, in the order of the network.
@@ -44,15 +50,15 @@ def place_xbn(backbone, position=None, every=1, norm_cfg=GN64, stem=False, stage
     blocks = residual_blocks(backbone)
     _check_arguments(backbone, position, every, stages, scope)
     if scope == 'full':
-        return [_replace(backbone, name, norm_cfg) for name in _all_norms(backbone, stages, stem)]
+        return [_replace(backbone, name, norm_cfg, build) for name in _all_norms(backbone, stages, stem)]
     names = _stem_norms(backbone)[-1:] if stem else []
     for number, (stage, block_name, block) in enumerate(blocks, start=1):
         if number % every == 0 and (stages is None or stage in stages):
             names += [f'{block_name}.{name}' for name in _norms_at(block_name, block, position)]
-    return [_replace(backbone, name, norm_cfg) for name in names]
+    return [_replace(backbone, name, norm_cfg, build) for name in names]
 
 
-def residual_blocks(backbone):
+def residual_blocks(backbone: nn.Module) -> list[tuple[int, str, nn.Module]]:
     """List (stage index, name, block) in the order of the network."""
     blocks = [(stage, f'{layer}.{name}', block)
               for stage, layer in enumerate(_stages(backbone))
@@ -68,7 +74,7 @@ def _stages(backbone):
     """Names of what holds the blocks: ``res_layers``; MobileNetV2 calls them ``layers`` and may add a convolution."""
     names = getattr(backbone, 'res_layers', None) or getattr(backbone, 'layers', [])
     return [name for name in names
-            if isinstance(name, str) and not isinstance(backbone.get_submodule(name), ConvModule)]
+            if isinstance(name, str) and not is_conv_module(backbone.get_submodule(name))]
 
 
 def _norms_of(block):
@@ -78,7 +84,7 @@ def _norms_of(block):
     if type(block).__name__ != 'InvertedResidual':  # mmdet, mmseg and we have a class each
         return {}
     convs = [(name, module) for name, module in block.named_modules()
-             if isinstance(module, ConvModule) and module.with_norm]
+             if is_conv_module(module) and module.with_norm]
     depthwise = [module.groups > 1 for _, module in convs] + [False]
     norms = {1: [], 2: [], 3: []}
     for number, (name, module) in enumerate(convs):
@@ -133,136 +139,11 @@ def _norms_at(block_name, block, position):
     return [name for number in positions for name in norms[number]]
 
 
-def is_norm(module):
-    """Whether a module is a norm layer, batch-free or not."""
-    return isinstance(module, (_BatchNorm, _InstanceNorm, nn.GroupNorm))
-
-
-def _replace(backbone, name, norm_cfg):
-    old = backbone.get_submodule(name)
-    channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
-    norm_cfg = dict(norm_cfg)
-    groups = norm_cfg.get('num_groups')
-    if groups is not None:
-        norm_cfg['num_groups'] = groups = min(groups, channels)
-        if channels % groups:
-            fitting = [g for g in range(1, channels + 1) if channels % g == 0]
-            raise ValueError(f'xbn: {name} has {channels} channels, which {groups} groups do not divide; '
-                             f'num_groups may be one of {fitting}')
+def _replace(backbone, name, norm_cfg, build):
+    channels, norm_cfg = channels_of(backbone.get_submodule(name)), dict(norm_cfg)
+    if norm_cfg.get('num_groups') is not None:
+        norm_cfg['num_groups'] = min(norm_cfg['num_groups'], channels)
+        check_groups(f'xbn: {name}', norm_cfg['num_groups'], channels)
     parent, _, attribute = name.rpartition('.')
-    setattr(backbone.get_submodule(parent), attribute, build_norm_layer(norm_cfg, channels)[1])
+    setattr(backbone.get_submodule(parent), attribute, build(norm_cfg, channels))
     return name
-
-
-class XBN:
-    """What turns a host's backbone class into its XBN twin: ``class XBNResNet(XBN, ResNet)``.
-
-    BN checkpoints load key by key: a batch-free layer ignores running statistics, and gamma and beta too if it has no
-    affine of its own. They are fit to train on only where the BNs are live: a batch-free layer in front of a frozen BN
-    that never saw it gives garbage, which is warned of.
-
-    Args:
-        xbn (dict or None): Arguments of :func:`place_xbn`. None means its defaults, with the class's ``xbn_norm_cfg``.
-        *args, **kwargs: The host's own.
-
-    Raises:
-        FileNotFoundError: From ``init_weights``, when the pretrained file is missing; it names the ways on.
-    """
-
-    xbn_norm_cfg = GN64
-
-    def __init__(self, *args, xbn=None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.xbn_layers = place_xbn(self, **{'norm_cfg': self.xbn_norm_cfg, **(xbn or {})})
-        self._freeze_stages()  # the host froze before the new layers existed; DDP breaks on half-frozen stages
-
-    def init_weights(self):
-        missing = missing_pretrained(self.init_cfg)
-        if missing:
-            raise FileNotFoundError(missing_pretrained_message(type(self).__name__, missing))
-        super().init_weights()
-
-    def train(self, mode=True):
-        if mode and self.norm_eval and any(isinstance(m, _BatchNorm) and not _frozen(m) for m in self.modules()):
-            warn_once(f'{type(self).__name__} has norm_eval=True: its BNs normalise by running statistics that never '
-                      'change, only their gamma and beta and the batch-free layers train. That is meant for weights '
-                      'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); to say that '
-                      "it is meant set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py).")
-        return super().train(mode)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        bn_keys = dropped = 0
-        for name in self.xbn_layers:
-            own = self.get_submodule(name).state_dict()
-            for key in ('running_mean', 'running_var', 'num_batches_tracked', 'weight', 'bias'):
-                full = f'{prefix}{name}.{key}'
-                if key not in own and full in state_dict:
-                    del state_dict[full]
-                    bn_keys += key == 'running_mean'
-                    dropped += key == 'weight'
-        if dropped:
-            warn_once(f'{type(self).__name__}: gamma and beta of {dropped} BNs were dropped, since the batch-free '
-                      'layers in their place have no affine (affine=True in norm_cfg gives them one)')
-        if bn_keys and (self.norm_eval or self.frozen_stages >= 0 or any(map(_frozen, self.modules()))):
-            warn_once(f'{type(self).__name__}: a BN checkpoint is loaded while BNs are frozen. A batch-free layer in '
-                      'front of a frozen BN that never saw it gives garbage (relative error 0.1 in stage 1, 1.0 in '
-                      'stage 4). Start from XBN-pretrained weights, or train the BNs: norm_eval=False and '
-                      'frozen_stages=-1 (configs/_base_/live_norm.py), or recollect their statistics first.')
-        batch_free = [
-            name for name, layer in self.named_modules() if getattr(layer, 'running_mean', None) is not None
-            and f'{prefix}{name}.weight' in state_dict and f'{prefix}{name}.running_mean' not in state_dict]
-        if batch_free:
-            warn_once(f'{type(self).__name__}: the checkpoint has batch-free norms in {len(batch_free)} of the places '
-                      f'where this backbone has BN ({", ".join(batch_free[:3])}): it was trained with another '
-                      'placement, and these BNs would have no statistics. Give xbn the arguments that it was trained '
-                      "with; the authors' weights have xbn=dict(stem=True).")
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def missing_pretrained(init_cfg):
-    """Find the local checkpoint that an ``init_cfg`` names and that does not exist.
-
-    Args:
-        init_cfg (dict, list[dict] or None): As mmengine takes it.
-
-    Returns:
-        str or None: Its path; None when nothing is missing or the checkpoint is not a local path.
-    """
-    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]:
-        path = cfg.get('checkpoint') or ''
-        if path and '://' not in path and not Path(path).is_file():
-            return path
-    return None
-
-
-def missing_pretrained_message(backbone, path):
-    """Say that weights are missing and, for an XBN backbone, name the three ways on.
-
-    Args:
-        backbone (str): Name of the class that wants them.
-        path (str): Where they were looked for.
-
-    Returns:
-        str: The message, of several lines for an XBN backbone.
-    """
-    message = f'{backbone}: the pretrained weights {path} are missing (looked for from {Path.cwd()}).'
-    if not backbone.startswith('XBN'):
-        return f"""{message}
-For a config of mmnorm `tools/zoo.py show CONFIG` says where they come from; tools/convert_checkpoint.py brings the
-authors' releases, torchvision's and mmdet's files into the form that is loaded."""
-    source = f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
-     ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}"""
-    if 'ibn_a' in Path(path).name:
-        source = f"""IBN-Net's ImageNet weights, a file of release v1.0 of github.com/XingangPan/IBN-Net, converted:
-     tools/convert_checkpoint.py FILE {path} --to IBN"""
-    elif Path(path).name != 'resnet50_xbn.pth':
-        source = """Pretrain them: the authors released only those of ResNet-50 and ResNeXt-50 with GN at position 2 and
-     in the stem (pretrained/resnet50_xbn.pth), and these do not fit another placement or depth"""
-    return f"""{message} Three ways on:
-  1. {source}
-  2. BN weights, with the BNs live, as in configs/mask_rcnn_xbn_r50_bn_init.py
-  3. No pretrained weights, as in configs/mask_rcnn_xbn_r50_scratch.py"""
-
-
-def _frozen(module):
-    return getattr(module, 'frozen', False)

@@ -5,7 +5,7 @@ from importlib import import_module
 from itertools import accumulate
 from typing import NamedTuple
 
-from .norms import OWN, kind_of, listed, mode_of, norm_layers
+from .tensors import OWN, kind_of, listed, mode_of, norm_layers
 
 #: Blocks in each stage, by whether they are bottlenecks (three convolutions) and by depth.
 DEPTHS = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from .backbones import norm_names
-from .norms import BATCH_FREE, kinds
+from .tensors import BATCH_FREE, kinds
 
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
 _SN_LICENCE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
@@ -24,7 +24,7 @@ class Layout(NamedTuple):
     Attributes:
         about (str): Whose, and what of it.
         signs (tuple[str]): Names of which it has one, the usual one first; ``*`` and ``?`` stand for anything.
-        norms (tuple[str]): The kind of norms that its backbone has (see :mod:`mmnorm.convert.norms`), and after it
+        norms (tuple[str]): The kind of norms that its backbone has (see :mod:`mmnorm.convert.tensors`), and after it
             those that it may have too; empty: any.
         rename (dict[str, str]): Regular expressions and what stands in their place, applied in order. What comes out
             are the names of mmdet's and mmseg's ResNet, which are torchvision's.

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
-from mmnorm.norms.base import warn_once
-from mmnorm.statistics import SYNC_TYPES, replace_norm_types
+from mmnorm.norms.checks import warn_once
+from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 
 from .preflight import frozen_from_scratch, problems
 from .processes import on_first_rank

@@ -5,11 +5,12 @@ from datetime import datetime
 from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 
-from mmnorm.norms import estimate_offline
-from mmnorm.norms.base import PlaneNorm
+from mmnorm.norms import PlaneNorm, estimate_offline
+from mmnorm.openmmlab.batches import training_forward
+from mmnorm.openmmlab.configs import evalnorm_config
 from mmnorm.statistics import (EDGES, INPUT, apply_rule, bn_layers, collect_histograms, collect_moments, domain_shift,
-                               estimation_shift, evalnorm_config, evaluating, normalizing_by_batch, part_of,
-                               recollect, run, to_evalnorm, trained_by_batch, training_forward, worst_channel)
+                               estimation_shift, evaluating, feed, normalizing_by_batch, part_of, recollect,
+                               to_evalnorm, trained_by_batch, worst_channel)
 
 from .evaluation import save_network
 from .recommend import headline, recommend
@@ -194,4 +195,4 @@ class Diagnosis:
         return self.evaluation.training_batches(number or self.batches, what)
 
     def _feed(self, what, number=None):
-        run(self.network, self._training_batches(what, number), training_forward, f'for {what}')
+        feed(self.network, self._training_batches(what, number), training_forward, f'for {what}')

@@ -16,7 +16,8 @@ from mmengine.runner.amp import autocast
 from rich.console import Console
 from rich.progress import track
 
-from mmnorm.statistics import SYNC_TYPES, replace_norm_types, training_batches
+from mmnorm.openmmlab.batches import training_batches
+from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 
 from .checkpoint import origin_of, read_checkpoint
 from .config import load_config, stop

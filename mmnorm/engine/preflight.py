@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mmnorm.blocks import missing_pretrained, missing_pretrained_message
+from mmnorm.openmmlab.configs import dicts
+from mmnorm.openmmlab.xbn import missing_pretrained, missing_pretrained_message
 
 from .runner import load_safely
 
@@ -53,7 +54,7 @@ def missing_data(dataloader):
         list[str]: Paths as the data set would open them.
     """
     missing = []
-    for dataset in _find_dicts(dict(dataloader or {}).get('dataset'), 'type'):
+    for dataset in dicts(dict(dataloader or {}).get('dataset'), 'type'):
         if dataset.get('backend_args'):
             continue  # not on this machine's disk
         names = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
@@ -66,15 +67,15 @@ def missing_weights(model):
     """Messages for the pretrained weights of a model config that this machine cannot load."""
     messages = [
         f'{cfg["checkpoint"]} needs torchvision, which is not installed: install the one that fits your PyTorch, or '
-        'give init_cfg a file of these weights.' for cfg in _find_dicts(model, 'checkpoint')
+        'give init_cfg a file of these weights.' for cfg in dicts(model, 'checkpoint')
         if str(cfg['checkpoint']).startswith('torchvision://') and find_spec('torchvision') is None
     ]
-    for module in _find_dicts(model, 'type'):
+    for module in dicts(model, 'type'):
         path = missing_pretrained(module.get('init_cfg') or dict(checkpoint=module.get('pretrained') or ''))
         if path:
             kind = module['type']  # a name, or in mmengine's newer configs the class
             messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path))
-    for cfg in _find_dicts(model, 'checkpoint'):
+    for cfg in dicts(model, 'checkpoint'):
         norm = _of_authors(str(cfg['checkpoint']))
         if norm:
             messages.append(f"{cfg['checkpoint']} is in the layout of {norm}'s authors, and its norms would not be "
@@ -87,10 +88,10 @@ def missing_weights(model):
 
 def frozen_from_scratch(model):
     """A message if a model config has norms whose statistics stay as loaded, and nothing to load; else none."""
-    norms = [cfg['norm_cfg'] for cfg in _find_dicts(model, 'norm_cfg') if isinstance(cfg['norm_cfg'], dict)]
+    norms = [cfg['norm_cfg'] for cfg in dicts(model, 'norm_cfg') if isinstance(cfg['norm_cfg'], dict)]
     frozen = dict.fromkeys(cfg['type'] for cfg in norms if cfg.get('type') == 'FrozenBN' or cfg.get('frozen'))
-    if not frozen or any(cfg['checkpoint'] for cfg in _find_dicts(model, 'checkpoint')) or any(
-            cfg['pretrained'] for cfg in _find_dicts(model, 'pretrained')):
+    if not frozen or any(cfg['checkpoint'] for cfg in dicts(model, 'checkpoint')) or any(
+            cfg['pretrained'] for cfg in dicts(model, 'pretrained')):
         return []
     return [f'{", ".join(map(str, frozen))} keeps the statistics that it is loaded with, and this model starts from no '
             'weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: '
@@ -108,14 +109,3 @@ def _of_authors(path):
     weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
     return next((norm for norm, name in _OF_AUTHORS.items() for key, value in weights.items()
                  if re.search(name, str(key)) and (norm != 'RBN' or value.dim() > 1)), None)
-
-
-def _find_dicts(tree, key):
-    """Every dict with ``key`` in a config tree, from the outside in."""
-    if isinstance(tree, dict):
-        if key in tree:
-            yield tree
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for branch in tree:
-            yield from _find_dicts(branch, key)

@@ -15,10 +15,9 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 import mmnorm
+from mmnorm.blocks import norm_layers
 
 
 class RunRecordHook(Hook):
@@ -36,7 +35,6 @@ class RunRecordHook(Hook):
         self._path = Path(runner.work_dir, 'run.json')
         self._start = time.monotonic()
         self._earlier = self._earlier_seconds(runner)
-        norms = (m for m in model.modules() if isinstance(m, (_NormBase, nn.GroupNorm, nn.LayerNorm)))
         self._record = dict(
             config=runner.cfg.filename,
             cwd=os.getcwd(),
@@ -49,7 +47,7 @@ class RunRecordHook(Hook):
             started=datetime.now().astimezone().isoformat(timespec='seconds'),
             finished=None,
             num_parameters=sum(p.numel() for p in model.parameters()),
-            norms=dict(Counter(type(m).__name__ for m in norms)))
+            norms=dict(Counter(type(layer).__name__ for layer in norm_layers(model).values())))
         self._write(runner, peak_memory())
 
     def before_save_checkpoint(self, runner, checkpoint):

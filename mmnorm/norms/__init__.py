@@ -1,13 +1,22 @@
-"""The normalizers, one file per paper or baseline, each a few lines on the moment plane."""
-from .bgn import BGN, GBGN, SyncBGN
+"""The normalizers, one file per paper or baseline, each a few lines on the moment plane. They need torch alone."""
+from .base import BatchFreeNorm, PlaneNorm
+from .bgn import BGN, SyncBGN
 from .brn import BRN
-from .evalnorm import EN, SyncEN, estimate_offline
+from .estimate import estimate_offline
+from .evalnorm import EN, SyncEN
 from .frozen_bn import FrozenBN
+from .gbgn import GBGN
 from .gw import GW
 from .ibn import IBN
 from .pn import PN
 from .rbn import RBN, SyncRBN
 from .sn import SN, SyncSN, harden, ratios
 
-__all__ = ['BGN', 'BRN', 'EN', 'GBGN', 'GW', 'IBN', 'PN', 'RBN', 'SN', 'FrozenBN', 'SyncBGN', 'SyncEN', 'SyncRBN',
-           'SyncSN', 'estimate_offline', 'harden', 'ratios']
+#: Every normalizer by its name, which is that of its class.
+NORMS = {norm.__name__: norm for norm in (
+    FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN)}
+#: Normalizers to their twins whose batch statistics are those of all ranks.
+SYNC_TWINS = {NORMS[name.removeprefix('Sync')]: twin for name, twin in NORMS.items() if name.startswith('Sync')}
+
+__all__ = ['BGN', 'BRN', 'EN', 'GBGN', 'GW', 'IBN', 'NORMS', 'PN', 'RBN', 'SN', 'SYNC_TWINS', 'BatchFreeNorm',
+           'FrozenBN', 'PlaneNorm', 'SyncBGN', 'SyncEN', 'SyncRBN', 'SyncSN', 'estimate_offline', 'harden', 'ratios']

@@ -1,4 +1,4 @@
-"""Batch Renormalization (baseline of papers evalnorm and sn)."""
+"""Batch Renormalization: Ioffe, NeurIPS 2017, https://arxiv.org/abs/1702.03275 (baseline of evalnorm and sn)."""
 import torch
 
 from .base import PlaneNorm
@@ -15,46 +15,48 @@ class BRN(PlaneNorm):
     layer's training as it is.
 
     Args:
-        num_features (int): Number of channels C.
-        eps (float): Added to the variances. Default 1e-5.
-        momentum (float or None): As in BN. Default 0.1.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
+            :class:`~mmnorm.norms.base.PlaneNorm`. Without running statistics it is BN.
         r_max, d_max (float): Limits. Default 2.0 and 1.0 (evalnorm); sn used 1.5 and 0.5.
         warmup (int): Steps, counted by ``num_batches_tracked``, over which the limits grow linearly from 1 and 0 (BN)
             to r_max and d_max. Default 5000.
-        frozen (bool): See :class:`~mmnorm.norms.base.PlaneNorm`.
 
     Raises:
         ValueError: ``r_max`` is below 1, or ``d_max`` or ``warmup`` below 0.
     """
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, r_max=2., d_max=1., warmup=5000, frozen=False):
+    is_bn_in_evaluation = True
+
+    def __init__(self, num_features: int, *args, r_max: float = 2., d_max: float = 1., warmup: int = 5000,
+                 **kwargs) -> None:
         if r_max < 1 or d_max < 0 or warmup < 0:
             raise ValueError(f'{type(self).__name__}: r_max={r_max}, d_max={d_max}, warmup={warmup}; r_max must be at '
                              'least 1, d_max and warmup at least 0')
-        super().__init__(num_features, eps, momentum, frozen)
+        super().__init__(num_features, *args, **kwargs)
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 
-    def forward(self, x):
-        if self.training:
-            return self._train(x)
-        self._check_input(x)
-        self._note_norm_eval()
-        return self.running_affine(x)
+    def statistics(self, mean, var, count):
+        gamma, beta = self.gamma_beta
+        if self.running_mean is None:
+            return *self.batch_statistics(mean, var, count), gamma, beta
+        r_max, d_max = self._limits()
+        mu, sigma = self.running_mean.clone(), torch.sqrt(self.running_var + self.eps)
+        mean, var = self.batch_statistics(mean, var, count)
+        r = (torch.sqrt(var.detach() + self.eps) / sigma).clamp(1 / r_max, r_max)
+        d = ((mean.detach() - mu) / sigma).clamp(-d_max, d_max)
+        return mean, var, gamma * r, beta + gamma * d
+
+    def _limits(self):
+        progress = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.
+        return 1 + progress * (self.r_max - 1), progress * self.d_max
+
+    def normalize(self, x):
+        return self._train(x) if self.by_batch else super().normalize(x)
 
     # AOTAutograd recomputes r and d in the backward pass from running statistics that are updated by then
     @torch.compiler.disable
     def _train(self, x):
-        return super().forward(x)
-
-    def statistics(self, mean, var, count):
-        progress = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.
-        sigma = torch.sqrt(self.running_var + self.eps)
-        mu = self.running_mean.clone()
-        mean, var = self.batch_statistics(mean, var, count)
-        r_max, d_max = 1 + progress * (self.r_max - 1), progress * self.d_max
-        r = (torch.sqrt(var.detach() + self.eps) / sigma).clamp(1 / r_max, r_max)
-        d = ((mean.detach() - mu) / sigma).clamp(-d_max, d_max)
-        return mean, var, self.weight * r, torch.addcmul(self.bias, self.weight, d)
+        return super().normalize(x)
 
     def extra_repr(self):
         return f'{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, warmup={self.warmup}'

@@ -8,14 +8,17 @@ class FrozenBN(PlaneNorm):
     All four tensors are buffers with BN's names, so a BN checkpoint loads key by key.
 
     Args:
-        num_features (int): Number of channels C.
-        eps (float): Added to the running variance. Default 1e-5.
+        num_features, eps, affine, device, dtype, bias: See :class:`~mmnorm.norms.base.PlaneNorm`.
         momentum, frozen: Without effect; they may stand in a config whose type is changed.
+
+    Raises:
+        ValueError: ``track_running_stats=False``: there would be nothing to normalize by.
     """
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, frozen=True):
-        super().__init__(num_features, eps, momentum, frozen=True)
+    is_bn_in_evaluation = True
 
-    def forward(self, x):
-        self._check_input(x)
-        return self.running_affine(x)
+    def __init__(self, num_features: int, *args, frozen: bool = True, **kwargs) -> None:
+        super().__init__(num_features, *args, frozen=True, **kwargs)
+        if not self.track_running_stats:
+            raise ValueError('FrozenBN normalizes by running statistics, of which track_running_stats=False leaves '
+                             'none: leave it out')

@@ -1,28 +1,26 @@
-"""Group Whitening (the strongest batch-free norm in paper xbn's Table A2)."""
+"""Group Whitening: Huang et al., CVPR 2021, https://arxiv.org/abs/2009.13333 (the strongest BFN of xbn, Table A2)."""
 from math import prod
 
 import torch
-from torch import nn
 from torch.autograd.function import once_differentiable
 
-from mmnorm.core import like
+from .base import BatchFreeNorm
+from .checks import check_choice, check_groups
 
-from .base import check_groups, check_input, freeze
 
-
-class GW(nn.GroupNorm):
+class GW(BatchFreeNorm):
     """Group Whitening: decorrelates the groups of channels of each sample, with G x G whitening matrices.
 
-    A sample is seen as (G, M) with M = (C / G) * L, centred, and multiplied by the inverse square root of its
-    covariance; then affine per channel. It keeps no running statistics; training and evaluation are the same.
+    A sample is seen as (G, M) with M = (C / G) * L, centered, and multiplied by the inverse square root of its
+    covariance Sigma; then affine per channel. Newton's iterations, with Sigma_N = Sigma / tr(Sigma), are
+    ``P = 1.5 P - 0.5 P^3 Sigma_N`` from the identity, and the root is ``P / sqrt(tr(Sigma))``.
 
     Args:
-        num_features (int): Number of channels C.
+        num_features, eps, affine, device, dtype, frozen: See :class:`~mmnorm.norms.base.BatchFreeNorm`; eps is added
+            to the diagonal of the covariance.
         num_groups (int): G, at most C. Default 64, as in xbn.
-        eps (float): Added to the diagonal of the covariance. Default 1e-5.
         method (str): 'iterative' (Newton's iterations) or 'zca' (eigendecomposition, exact; not exportable to ONNX).
         iterations (int): T of 'iterative'. Default 5.
-        frozen (bool): Gamma and beta never change; they are buffers then.
 
     Shape:
         Input and output (N, C, *S) with M of at least 2; N may be 0.
@@ -31,39 +29,36 @@ class GW(nn.GroupNorm):
         ValueError: ``num_groups`` does not divide the channels, unknown method, or M is 1 (in forward).
     """
 
-    def __init__(self, num_features, num_groups=64, eps=1e-5, method='iterative', iterations=5, frozen=False):
-        if method not in ('iterative', 'zca'):
-            raise ValueError(f"GW: method={method!r} is unknown; 'iterative' or 'zca' would do")
+    def __init__(self, num_features: int, *args, num_groups: int = 64, method: str = 'iterative', iterations: int = 5,
+                 **kwargs) -> None:
+        check_choice(self, 'method', method, ('iterative', 'zca'))
         num_groups = min(num_groups, num_features)
-        check_groups(self, num_groups, num_features)
-        super().__init__(num_groups, num_features, eps)
+        check_groups(type(self).__name__, num_groups, num_features)
+        super().__init__(num_features, *args, num_groups=num_groups, **kwargs)
         self.method, self.iterations = method, iterations
-        if frozen:
-            freeze(self)
 
-    def forward(self, x):
-        check_input(self, x, self.num_channels)
+    def normalize(self, x):
         positions = prod(x.shape[2:])
         values = self.num_channels // self.num_groups * positions
         if values == 1:
             raise ValueError(f'GW with num_groups={self.num_groups} has one value per group in an input of shape '
-                             f'{tuple(x.shape)}; at most {self.num_channels // 2} groups would do there')
+                             f'{tuple(x.shape)}; use at most {self.num_channels // 2} groups there')
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], self.num_groups, values)
             centered = wide - wide.mean(2, keepdim=True)
             identity = torch.eye(self.num_groups, dtype=centered.dtype, device=x.device)
             covariance = centered @ centered.transpose(1, 2) / max(values, 1) + self.eps * identity
-            if self.method == 'zca':
-                whitening = _InverseSquareRoot.apply(covariance, self.eps)
-            else:
-                trace = covariance.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-                whitening = identity
-                for _ in range(self.iterations):
-                    whitening = 1.5 * whitening - 0.5 * whitening @ whitening @ whitening @ (covariance / trace)
-                whitening = whitening * torch.rsqrt(trace)
-            y = (whitening @ centered).reshape(*x.shape[:2], positions)
-            y = y * self.weight[:, None] + self.bias[:, None]
-        return like(y.to(x.dtype), x)
+            y = (self._whitening(covariance, identity) @ centered).reshape(*x.shape[:2], positions)
+            return y if self.weight is None else y * self.weight[:, None] + self.bias[:, None]
+
+    def _whitening(self, covariance, identity):
+        if self.method == 'zca':
+            return _InverseSquareRoot.apply(covariance, self.eps)
+        trace = covariance.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+        root = identity
+        for _ in range(self.iterations):
+            root = 1.5 * root - 0.5 * root @ root @ root @ (covariance / trace)
+        return root * torch.rsqrt(trace)
 
     def extra_repr(self):
         return f'{self.num_channels}, num_groups={self.num_groups}, eps={self.eps}, method={self.method}'

@@ -1,4 +1,4 @@
-"""The layer of IBN-Net-a (baseline of paper xbn)."""
+"""The layer of IBN-Net-a: Pan et al., ECCV 2018, https://arxiv.org/abs/1807.09441 (baseline of paper xbn)."""
 from math import prod
 
 import torch
@@ -13,10 +13,8 @@ class IBN(PlaneNorm):
     the running statistics of the first half are kept, but not used.
 
     Args:
-        num_features (int): Number of channels C.
-        eps (float): Added to the variance. Default 1e-5.
-        momentum (float or None): As in BN. Default 0.1.
-        frozen (bool): See :class:`~mmnorm.norms.base.PlaneNorm`.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
+            :class:`~mmnorm.norms.base.PlaneNorm`.
 
     Raises:
         ValueError: The input has no spatial axes, or one position: IN needs more.
@@ -32,10 +30,10 @@ class IBN(PlaneNorm):
         half = self.num_features // 2
         mixed = [torch.cat([own[:, :half], batch[half:].expand(own.shape[0], -1)], 1)
                  for own, batch in zip((mean, var), self.batch_statistics(mean, var, count))]
-        return *mixed, self.weight, self.bias
+        return *mixed, *self.gamma_beta
 
-    def _check_input(self, x):
-        super()._check_input(x)
+    def check(self, x):
+        super().check(x)
         if prod(x.shape[2:]) == 1:
-            raise ValueError(f'IBN normalises half of the channels over the positions of a sample, got an input of '
+            raise ValueError(f'IBN normalizes half of the channels over the positions of a sample, got an input of '
                              f'shape {tuple(x.shape)}, which has one; use BN in that place')

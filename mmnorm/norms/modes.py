@@ -1,7 +1,9 @@
 """Modes that a network is put into to look at its norms, and back from whatever happens."""
 import contextlib
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -25,7 +27,7 @@ def evaluating(model):
 
 @contextlib.contextmanager
 def normalizing_by_batch(model, layers):
-    """These layers normalise by the statistics of each batch, everything else evaluates; no state changes.
+    """These layers normalize by the statistics of each batch, everything else evaluates; no state changes.
 
     Args:
         model (nn.Module): A network.
@@ -48,7 +50,7 @@ def normalizing_by_batch(model, layers):
                 buffer.copy_(value)
 
 
-def run(model, batches, forward, purpose):
+def feed(model: nn.Module, batches: Iterable, forward: Callable | None, purpose: str) -> None:
     """Feed a network with batches.
 
     Args:

@@ -1,37 +1,20 @@
-"""Positional Normalization (baseline of paper bgn)."""
-from torch import nn
+"""Positional Normalization: Li et al., NeurIPS 2019, https://arxiv.org/abs/1907.04312 (baseline of paper bgn)."""
 from torch.nn import functional as F
 
-from mmnorm.core import like
-
-from .base import check_input, freeze
+from .base import BatchFreeNorm
 
 
-class PN(nn.GroupNorm):
+class PN(BatchFreeNorm):
     """Positional Normalization: mean and deviation over the channels at each position; affine per channel.
 
-    Without the path that re-injects the moments into later layers. It keeps no running statistics; training and
-    evaluation are the same.
-
-    Args:
-        num_features (int): Number of channels C.
-        eps (float): Added to the variance. Default 1e-5.
-        frozen (bool): Gamma and beta never change; they are buffers then.
-
-    Shape:
-        Input and output (N, C, *S); N may be 0.
+    Without the path that re-injects the moments into later layers. For arguments see
+    :class:`~mmnorm.norms.base.BatchFreeNorm`, of which ``num_groups`` is 1.
     """
 
-    def __init__(self, num_features, eps=1e-5, frozen=False):
-        super().__init__(1, num_features, eps)
-        if frozen:
-            freeze(self)
-
-    def forward(self, x):
-        check_input(self, x, self.num_channels)
+    def normalize(self, x):
         last = x.dim() - 1
         y = F.layer_norm(x.movedim(1, last), (self.num_channels, ), self.weight, self.bias, self.eps)
-        return like(y.movedim(last, 1).to(x.dtype), x)
+        return y.movedim(last, 1)
 
     def extra_repr(self):
         return f'{self.num_channels}, eps={self.eps}'

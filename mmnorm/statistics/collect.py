@@ -4,12 +4,12 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from mmengine.model import is_model_wrapper
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mmnorm.core import moments, pool
-from mmnorm.norms.base import PlaneNorm
+from mmnorm.norms import PlaneNorm
 
 #: The name of layer 0, the network's input, among the layers.
 INPUT = 'input'
@@ -83,7 +83,7 @@ class Moments:
         return Moments(*(value.cpu() if torch.is_tensor(value) else value for value in vars(self).values()))
 
 
-def bn_layers(model):
+def bn_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of a network that normalise by running statistics: torch's, mmcv's and ours.
 
     Args:
@@ -104,12 +104,14 @@ def bn_layers(model):
     return layers
 
 
-def unwrapped(model):
+def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself, without what runs it on several processes."""
-    return model.module if is_model_wrapper(model) else model
+    wrapped = isinstance(model, (DataParallel, DistributedDataParallel)) or any(
+        kind.__name__ == 'FullyShardedDataParallel' for kind in type(model).__mro__)  # whose import costs time
+    return model.module if wrapped else model
 
 
-def used_statistics(layer):
+def used_statistics(layer: nn.Module) -> slice:
     """Which of its running statistics (a slice) a layer uses: all of them but for some of ours."""
     return layer.used_statistics if isinstance(layer, PlaneNorm) else slice(None)
 

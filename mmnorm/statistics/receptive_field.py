@@ -4,12 +4,11 @@ import logging
 import math
 
 import torch
-from mmengine.logging import print_log
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mmnorm.blocks import norm_layers
 from mmnorm.norms.modes import evaluating
 
 from .collect import unwrapped
@@ -22,6 +21,7 @@ _REDUCTIONS = ('mean', 'sum', 'amax', 'max', 'std', 'var', 'logsumexp')
 _PRODUCTS = ('matmul', '__matmul__', 'bmm', 'baddbmm', 'einsum', 'scaled_dot_product_attention',
              'multi_head_attention_forward')
 _SAMPLERS = ('grid_sample', 'roi_align', 'roi_pool', 'ps_roi_align', 'ps_roi_pool', 'deform_conv2d')  # anywhere
+_logger = logging.getLogger('mmnorm')
 _DENSE_HEADS = ('rpn_head', 'bbox_head', 'decode_head', 'auxiliary_head')
 
 
@@ -47,10 +47,9 @@ def receptive_fields(model, forward):
     network = unwrapped(model)
     trace = _Trace(network)
     seen, handles = {}, []
-    for name, layer in network.named_modules():
-        if isinstance(layer, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
-            handles += [layer.register_forward_pre_hook(functools.partial(trace.enter_norm, seen, name)),
-                        layer.register_forward_hook(trace.leave_norm)]
+    for name, layer in norm_layers(network).items():
+        handles += [layer.register_forward_pre_hook(functools.partial(trace.enter_norm, seen, name)),
+                    layer.register_forward_hook(trace.leave_norm)]
     try:
         with evaluating(model), trace:
             forward(model)
@@ -78,8 +77,7 @@ def run_dense_part(model, size=256):
             try:
                 head(features)
             except Exception as error:  # heads differ in what they need beside the features
-                print_log(f'{name} is left out of the receptive fields: {type(error).__name__}: {error}', 'current',
-                          logging.WARNING)
+                _logger.warning(f'{name} is left out of the receptive fields: {type(error).__name__}: {error}')
 
 
 class _Trace(TorchFunctionMode):

@@ -1,7 +1,7 @@
 """New running statistics for a trained network: sn's batch average, precise BN; AdaBN on another domain's data."""
 import torch
 
-from mmnorm.norms.modes import normalizing_by_batch, run
+from mmnorm.norms.modes import feed, normalizing_by_batch
 
 from .collect import bn_layers, collect_moments, unwrapped
 
@@ -33,7 +33,7 @@ def recollect(model, batches, forward=None, names=None, pooled=True):
     """
     layers = choose(bn_layers(unwrapped(model)), names)
     with normalizing_by_batch(model, list(layers.values())), collect_moments(model) as collected:
-        run(model, batches, forward, 'to recollect statistics from')
+        feed(model, batches, forward, 'to recollect statistics from')
     reached = {name: collected[name] for name in layers if collected[name].batches}
     with torch.no_grad():
         for name, seen in reached.items():

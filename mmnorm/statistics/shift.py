@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmnorm.norms.modes import evaluating, run
+from mmnorm.norms.modes import evaluating, feed
 
 from .collect import INPUT, bn_layers, collect_moments, used_statistics
 
@@ -92,7 +92,7 @@ def measure_shift(model, batches, forward=None, input_statistics=None):
         ValueError: There is no BN-like layer, or no batch, or something is not finite.
     """
     with evaluating(model), collect_moments(model) as collected:
-        run(model, batches, forward, 'to measure the estimation shift on')
+        feed(model, batches, forward, 'to measure the estimation shift on')
     return estimation_shift(model, collected, input_statistics)
 
 

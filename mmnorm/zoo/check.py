@@ -13,15 +13,12 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from mmnorm.blocks import list_norms
 from mmnorm.engine import parse_config
-from mmnorm.norms.base import PlaneNorm
+from mmnorm.openmmlab.configs import dicts
 
 SIDE = 64  # pixels of the synthetic images
-_NAMES = {'BatchNorm2d': 'BN', 'SyncBatchNorm': 'SyncBN', 'GroupNorm': 'GN', 'InstanceNorm2d': 'IN'}
 # What keeps a step on synthetic images small: proposals and samples of heads; and anchors larger than them are valid
 _SMALL = dict(nms_pre=64, max_per_img=16, num=16, allowed_border=-1)
 
@@ -106,7 +103,7 @@ def _check_options(row, cfg, problems):
 def build_untrained(cfg):
     """Build the model (nn.Module) of a config (Config) with random weights and few proposals; cfg is changed."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    for part in _dicts(cfg.model):
+    for part in dicts(cfg.model):
         for key in part.keys() & _SMALL.keys():
             part[key] = min(part[key], _SMALL[key])
         part.pop('pretrained', None)
@@ -115,15 +112,6 @@ def build_untrained(cfg):
     if 'size' in cfg.model.data_preprocessor:  # to which mmseg pads
         cfg.model.data_preprocessor.size = (SIDE, SIDE)
     return MODELS.build(cfg.model)
-
-
-def _dicts(tree):
-    if isinstance(tree, dict):
-        yield tree
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for branch in tree:
-            yield from _dicts(branch)
 
 
 def count_norms(network):
@@ -140,10 +128,10 @@ def count_norms(network):
     """
     norms = {}
     for part, module in _parts(network):
-        counts = Counter((_type_name(layer), _state(layer)) for layer in _norm_layers(module).values())
+        counts = Counter((layer.type, layer.state) for layer in list_norms(module))
         if counts:
-            norms[part] = {kind: ' + '.join(f'{counts[kind, state]} {state}'.strip()
-                                            for state in ('', 'by batch', 'held', 'fixed') if counts[kind, state])
+            norms[part] = {kind: ' + '.join(f'{counts[kind, state]} {state}'.removesuffix(' trains')
+                                            for state in ('trains', 'by batch', 'held', 'fixed') if counts[kind, state])
                            for kind in sorted({kind for kind, _ in counts})}
     return norms
 
@@ -156,29 +144,6 @@ def _parts(network):
             yield name, module
 
 
-def _norm_layers(network):
-    layers = {}
-    for name, module in network.named_modules():
-        inside = any(name.startswith(f'{outer}.') for outer in layers)  # IBN's halves are no layers of their own
-        if isinstance(module, (PlaneNorm, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)) and not inside:
-            layers[name] = module
-    return layers
-
-
-def _type_name(layer):
-    return _NAMES.get(type(layer).__name__, type(layer).__name__)
-
-
-def _state(layer):
-    parameters = list(layer.parameters())
-    trains = any(parameter.requires_grad for parameter in parameters)
-    if getattr(layer, 'running_mean', None) is None:
-        return '' if trains or not parameters else 'fixed'
-    if layer.training and not getattr(layer, 'frozen', False):
-        return '' if trains else 'by batch'
-    return 'held' if trains else 'fixed'
-
-
 def step(network, cfg, problems):
     """Train one step and test one on synthetic images, and see that fixed layers stayed as they were.
 
@@ -187,8 +152,8 @@ def step(network, cfg, problems):
         cfg (Config): With its optimizer.
         problems (list[str]): Gets a sentence for whatever is wrong.
     """
-    fixed = {name: copy.deepcopy(layer.state_dict()) for name, layer in _norm_layers(network).items()
-             if _state(layer) == 'fixed'}
+    fixed = {layer.name: copy.deepcopy(network.get_submodule(layer.name).state_dict())
+             for layer in list_norms(network) if layer.state == 'fixed'}
     MessageHub.get_instance('mmnorm_zoo')  # losses that change in the course of a training ask it for the iteration
     optim_wrapper = build_optim_wrapper(network, cfg.optim_wrapper)
     losses = network.train_step(synthetic_batch(cfg), optim_wrapper)

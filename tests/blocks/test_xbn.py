@@ -12,7 +12,7 @@ from mmseg.registry import MODELS as SEG
 from torch import nn
 
 from mmnorm.blocks import place_xbn
-from mmnorm.norms import RBN, FrozenBN, base
+from mmnorm.norms import RBN, FrozenBN, checks
 
 # blocks, norms of a block, downsamples
 NETWORKS = {
@@ -31,7 +31,7 @@ def build(cfg, registry=DET, **kwargs):
 
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch):
-    monkeypatch.setattr(base, '_warned', set())
+    monkeypatch.setattr(checks, '_warned', set())
 
 
 @pytest.mark.parametrize('every', [1, 2, 4, 8])

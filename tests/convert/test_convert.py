@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 
-from mmnorm.blocks.mmdet_backbones import XBNResNet
+from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.convert import convert_file, convert_norms
 from mmnorm.engine.runner import load_safely
 from mmnorm.norms import RBN, SN

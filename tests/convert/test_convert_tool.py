@@ -7,9 +7,9 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet
 
-from mmnorm.blocks.mmdet_backbones import XBNResNet
+from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.convert import LAYOUTS, TARGETS, convert_file
-from mmnorm.engine.files import build_network, harden_files, read_config
+from mmnorm.engine.networks import build_network, harden_files, read_config
 from mmnorm.engine.runner import load_safely
 from tests.conftest import ROOT
 

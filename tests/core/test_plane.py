@@ -22,7 +22,8 @@ def test_gradcheck_of_x_and_of_all_that_statistics_return(shape):
                             for s in (shape[:2], (shape[1], ), (1, shape[1])))
 
     def layer(x, weight, bias, shared):
-        return normalize(x, lambda m, v, _: (0.5 * m + shared, v + shared.square(), weight, bias), 1e-3)
+        return normalize(x, lambda m, v, _: (0.5 * m + shared, v + shared.square(), weight, bias), 1e-3,
+                         (weight, bias, shared))
 
     assert torch.autograd.gradcheck(layer, (x, weight, bias, shared))
     assert torch.autograd.gradcheck(lambda x: layer(x, weight.detach(), bias.detach(), shared.detach()), x)

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from mmnorm.engine.config import add_common_arguments, fit_to_cpu, load_config, parse_config
 from mmnorm.engine.preflight import missing_weights, problems
-from mmnorm.norms import base
+from mmnorm.norms import checks
 from tests.conftest import ROOT
 
 TABLE_4 = str(ROOT / 'configs' / 'mask_rcnn_xbn_r50.py')
@@ -16,7 +16,7 @@ TABLE_4 = str(ROOT / 'configs' / 'mask_rcnn_xbn_r50.py')
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base, '_warned', set())
+    monkeypatch.setattr(checks, '_warned', set())
 
 
 def test_missing_coco_is_listed_with_the_way_to_the_embedded_data():
@@ -79,7 +79,7 @@ def test_frozen_norms_of_no_weights(tmp_path, base, changes, found):
 
 def told_of(config, *options):
     """What a tool that trains a config warns of before it stops for want of data."""
-    base._warned.clear()
+    checks._warned.clear()
     parser = argparse.ArgumentParser()
     add_common_arguments(parser)
     with warnings.catch_warnings(record=True) as said, pytest.raises(SystemExit):

@@ -2,7 +2,7 @@
 import torch
 from mmcv.cnn import build_norm_layer
 
-from mmnorm.registry import NORMS
+from mmnorm.norms import NORMS
 
 CHANNELS = 8
 VARIANTS = [
@@ -27,7 +27,7 @@ def build(cfg, channels=CHANNELS):
     return build_norm_layer(cfg, channels)[1]
 
 
-def randomised(layer):
+def randomized(layer):
     """The layer, with values in the place of the defaults that would make half of it the identity."""
     with torch.no_grad():
         for name, value in layer.state_dict().items():

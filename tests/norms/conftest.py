@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmnorm.norms import base
+from mmnorm.norms import checks
 
 from .cases import EVERY, described
 
@@ -14,4 +14,4 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(autouse=True)
 def seeded(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(base, '_warned', set())
+    monkeypatch.setattr(checks, '_warned', set())

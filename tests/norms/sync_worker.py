@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmnorm.norms import BGN, SyncBGN
 
-from .cases import CHANNELS, build, randomised
+from .cases import CHANNELS, build, randomized
 
 SHAPE = (CHANNELS, 4, 3)
 
@@ -22,7 +22,7 @@ def batch(total, seed=0):
 
 def layer_of(cfg):
     torch.manual_seed(1)
-    return randomised(build(cfg)).double().train()
+    return randomized(build(cfg)).double().train()
 
 
 def trained(layer, x, grad, requires_grad=True):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from .cases import CHANNELS, build, described, randomised
+from .cases import CHANNELS, build, described, randomized
 
 
 def spread(v, x):
@@ -150,7 +150,7 @@ REFERENCES = dict(SN=sn, RBN=rbn, EN=bn, BGN=bgn, GBGN=gbgn, PN=pn, BRN=brn, IBN
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('shape', [(4, CHANNELS), (5, CHANNELS, 6), (4, CHANNELS, 4, 5), (3, CHANNELS, 3, 2, 4)])
 def test_equals_the_papers_equations_forward_and_backward(cfg, shape, training):
-    layer = randomised(build(cfg).double()).train(training)
+    layer = randomized(build(cfg).double()).train(training)
     if 'num_batches_tracked' in layer.state_dict():
         layer.num_batches_tracked.fill_(2500)  # half of BRN's warm-up
     name = cfg['type'].removeprefix('Sync')
@@ -251,18 +251,18 @@ def test_gw_whitens():
 
 
 @pytest.mark.parametrize('cfg_of_ours, message', [
-    (dict(type='SN', groups=3), 'SN: groups=3 does not divide 8 channels; these would do: 1, 2, 4, 8'),
-    (dict(type='RBN', center_stat='mean'), "RBN: center_stat='mean' is unknown; these would do: channel_mean, channel"),
-    (dict(type='EN', mode='on'), "EN: mode='on' is unknown; these would do: rule, simple, online, offline"),
-    (dict(type='EN', batch_size=0), 'EN: batch_size=0; it must be at least 1'),
+    (dict(type='SN', groups=3), 'SN: groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
+    (dict(type='RBN', center_stat='mean'), "RBN: unknown center_stat='mean'; choose one of channel_mean, channel"),
+    (dict(type='EN', mode='on'), "EN: unknown mode='on'; choose one of rule, simple, online, offline"),
+    (dict(type='EN', batch_size=0), 'EN: batch_size must be a positive integer, got 0'),
     (dict(type='SyncEN', virtual_batch_size=2), 'SyncEN: virtual_batch_size makes normalization batches smaller'),
     (dict(type='BGN', num_groups='auto'), "BGN: num_groups='auto' needs batch_size"),
-    (dict(type='BGN', num_groups=0), "BGN: num_groups=0; a positive integer or 'auto' would do"),
-    (dict(type='GBGN', channel_groups=3), 'GBGN: channel_groups=3 does not divide 8 channels; these would do: 1, 2'),
-    (dict(type='GBGN', batch_groups=0), "GBGN: batch_groups=0; a positive integer or 'sample' would do"),
+    (dict(type='BGN', num_groups=0), 'BGN: num_groups must be a positive integer, got 0'),
+    (dict(type='GBGN', channel_groups=3), 'GBGN: channel_groups=3 does not divide 8 channels; choose one of 1, 2'),
+    (dict(type='GBGN', batch_groups=0), "GBGN: unless it is 'sample', batch_groups must be a positive integer, got 0"),
     (dict(type='BRN', r_max=0.5), 'BRN: r_max=0.5, d_max=1.0, warmup=5000; r_max must be at least 1'),
-    (dict(type='GW', num_groups=3), 'GW: num_groups=3 does not divide 8 channels; these would do: 1, 2, 4, 8'),
-    (dict(type='GW', method='pca'), "GW: method='pca' is unknown; 'iterative' or 'zca' would do")])
+    (dict(type='GW', num_groups=3), 'GW: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
+    (dict(type='GW', method='pca'), "GW: unknown method='pca'; choose one of iterative, zca")])
 def test_bad_arguments_are_named(cfg_of_ours, message):
     with pytest.raises(ValueError) as error:
         build(cfg_of_ours)
@@ -272,7 +272,7 @@ def test_bad_arguments_are_named(cfg_of_ours, message):
 @pytest.mark.parametrize('cfg_of_ours, shape, message', [
     (dict(type='BGN', num_groups=9), (2, CHANNELS), 'BGN: num_groups=9, but a sample of shape (8,) has only 8'),
     (dict(type='GW'), (2, CHANNELS), 'GW with num_groups=8 has one value per group'),
-    (dict(type='IBN'), (2, CHANNELS), 'IBN normalises half of the channels over the positions of a sample')])
+    (dict(type='IBN'), (2, CHANNELS), 'IBN normalizes half of the channels over the positions of a sample')])
 def test_input_without_what_the_method_needs_is_named(cfg_of_ours, shape, message):
     with pytest.raises(ValueError) as error:
         build(cfg_of_ours)(torch.randn(shape))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmnorm.norms import EN, SyncEN, estimate_offline
 
-from .cases import randomised
+from .cases import randomized
 
 
 def network(norm):
@@ -42,7 +42,7 @@ def test_training_is_bit_identical_to_bn(norm, norm_eval):
 
 
 def test_evaluation_is_the_papers_equation_sample_by_sample():
-    layer = randomised(EN(8, batch_size=3)).eval()
+    layer = randomized(EN(8, batch_size=3)).eval()
     x = torch.randn(4, 8, 5, 6) * 2 + 1
     a = b = 1 / 9
     m, v = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True)
@@ -57,7 +57,7 @@ def test_evaluation_is_the_papers_equation_sample_by_sample():
 
 
 def test_held_is_exactly_bn():
-    layer = randomised(EN(8, batch_size=2)).eval()
+    layer = randomized(EN(8, batch_size=2)).eval()
     x = torch.randn(4, 8, 5, 5)
     expected = F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
     assert torch.equal(layer(x), expected)
@@ -94,7 +94,7 @@ def test_averaged_copy_knows_the_batch_size_from_its_buffers():
 
 def test_without_a_batch_size_it_evaluates_as_bn_and_says_so(recwarn):
     warnings.simplefilter('always')
-    bn, layer = randomised(nn.BatchNorm2d(8)).eval(), EN(8).eval()
+    bn, layer = randomized(nn.BatchNorm2d(8)).eval(), EN(8).eval()
     layer.load_state_dict(bn.state_dict(), strict=True)
     x = torch.randn(2, 8, 5, 5)
     with torch.no_grad():
@@ -195,10 +195,10 @@ def test_virtual_batches_take_the_mean_of_their_statistics():
 
 def test_both_readings_of_table_2c():
     x = torch.randn(4, 8, 5, 5)
-    standard = randomised(EN(8, frozen=True)).train()
+    standard = randomized(EN(8, frozen=True)).train()
     expected = F.batch_norm(x, standard.running_mean, standard.running_var, standard.weight, standard.bias)
     assert torch.equal(standard(x), expected)
-    own = randomised(EN(8, momentum=0)).requires_grad_(False).train()
+    own = randomized(EN(8, momentum=0)).requires_grad_(False).train()
     before = copy.deepcopy(own.running_mean), copy.deepcopy(own.running_var)
     expected = F.batch_norm(x, None, None, own.weight, own.bias, training=True)
     assert torch.equal(own(x), expected)

@@ -13,10 +13,10 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmnorm import norms
-from mmnorm.registry import NORMS
+from mmnorm.norms import NORMS
 
 from ..conftest import ROOT
-from .cases import CHANNELS, build, described, randomised
+from .cases import CHANNELS, build, described, randomized
 
 pytestmark = [pytest.mark.filterwarnings(f'ignore::{kind}') for kind in ('UserWarning', 'DeprecationWarning')]
 SHAPES = (4, CHANNELS, 4, 6), (3, CHANNELS, 10, 12)
@@ -29,7 +29,7 @@ EXPORTED = [dict(type=name) for name in NORMS if not name.startswith('Sync')] + 
 
 
 def evaluating(cfg):
-    layer = randomised(build(cfg))
+    layer = randomized(build(cfg))
     layer(torch.randn(SHAPES[0]))
     return layer.eval()
 
@@ -53,7 +53,7 @@ def test_compiles_for_evaluation_without_a_graph_break(cfg):
 
 
 def test_compiled_training_equals_eager(cfg):
-    eager = randomised(build(cfg)).train()
+    eager = randomized(build(cfg)).train()
     ours = copy.deepcopy(eager)
     compiled = torch.compile(ours, backend='aot_eager')
     for seed in range(2):
@@ -183,7 +183,7 @@ def test_mmseg_builds_and_runs_a_model_with_it_everywhere(name):
     norm_cfg = dict(type=name, requires_grad=True)
     cfg.model.backbone.update(norm_cfg=norm_cfg, norm_eval=False)
     cfg.model.decode_head.norm_cfg = norm_cfg
-    # PSPNet pools to one position, where IBN has nothing to normalise an instance by
+    # PSPNet pools to one position, where IBN has nothing to normalize an instance by
     cfg.model.decode_head.pool_scales = (2, 3)
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = init_model(cfg, device='cpu')

@@ -14,7 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.nn import functional as F
 
-from .cases import CHANNELS, EVERY, build, described, randomised
+from .cases import CHANNELS, EVERY, build, described, randomized
 
 SHAPE = (4, CHANNELS, 4, 6)
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
@@ -39,7 +39,7 @@ def same_buffers(before, layer):
 def test_gradcheck(cfg, shape, training):
     if cfg['type'] == 'BRN':
         cfg = dict(cfg, r_max=1., d_max=0.)  # no gradient passes r and d, which gradcheck would see; see test_equations
-    layer = randomised(build(cfg).double()).train(training)
+    layer = randomized(build(cfg).double()).train(training)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     parameters = [p for p in layer.parameters() if p.requires_grad]
     assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *parameters), fast_mode=True)
@@ -48,7 +48,7 @@ def test_gradcheck(cfg, shape, training):
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_input_keeps_its_type_and_is_normalised_in_float32(cfg, dtype, training):
-    layer = randomised(build(cfg)).train(training)
+    layer = randomized(build(cfg)).train(training)
     if is_bn_like(layer):
         layer.running_mean.fill_(3)
     exact = copy.deepcopy(layer).double()
@@ -74,7 +74,7 @@ def test_half_precision_input_keeps_its_type_and_is_normalised_in_float32(cfg, d
 
 @pytest.mark.parametrize('training', [True, False])
 def test_channels_last_in_is_channels_last_out_of_the_same_values(cfg, training):
-    layer = randomised(build(cfg)).train(training)
+    layer = randomized(build(cfg)).train(training)
     other = copy.deepcopy(layer)
     inputs = [torch.randn(SHAPE), torch.randn(2, CHANNELS, 2, 3, 4)]
     for x, layout in zip(inputs, (torch.channels_last, torch.channels_last_3d)):
@@ -88,7 +88,7 @@ def test_channels_last_in_is_channels_last_out_of_the_same_values(cfg, training)
 
 
 def test_spatial_axes_are_only_positions(cfg):
-    layer = randomised(build(cfg))
+    layer = randomized(build(cfg))
     x = torch.randn(SHAPE)
     for training in (True, False):
         flat, volume = copy.deepcopy(layer).train(training), copy.deepcopy(layer).train(training)
@@ -123,9 +123,9 @@ def test_any_input_gives_a_finite_result_and_gradient_or_says_why_not(
 
 
 def test_constant_input_gives_the_bias_in_training(cfg):
-    layer = randomised(build(cfg)).train()
+    layer = randomized(build(cfg)).train()
     if getattr(layer, 'frozen', False):
-        pytest.skip('normalises by running statistics in training')
+        pytest.skip('normalizes by running statistics in training')
     if cfg['type'] == 'BRN':
         layer.running_mean.fill_(2)  # else r and d say how far the batch is from them
     y = layer(torch.full(SHAPE, 2.))
@@ -169,7 +169,7 @@ def test_one_value_per_statistic_raises_torchs_error(cfg):
 
 @pytest.mark.parametrize('training', [True, False])
 def test_input_is_never_modified_and_an_in_place_activation_may_follow(cfg, training):
-    layer = randomised(build(cfg)).train(training)
+    layer = randomized(build(cfg)).train(training)
     other = copy.deepcopy(layer)
     x = torch.randn(SHAPE)
     inputs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -191,7 +191,7 @@ def test_evaluation_mode_with_gradients_keeps_batch_statistics(cfg):
 
 
 def test_frozen_survives_build_norm_layer_and_training(cfg):
-    layer = randomised(build(dict(cfg, frozen=True, requires_grad=True)))
+    layer = randomized(build(dict(cfg, frozen=True, requires_grad=True)))
     before = copy.deepcopy(layer.state_dict())
     layer.train()
     x = torch.randn(SHAPE, requires_grad=True)
@@ -221,7 +221,7 @@ def test_norm_decay_mult_covers_all_parameters(cfg):
     convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm, revert_sync_batchnorm, fuse_conv_bn,
     lambda model: revert_sync_batchnorm(convert_sync_batchnorm(model))])
 def test_conversions_do_not_change_what_is_computed(cfg, change):
-    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), randomised(build(cfg))).eval()
+    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), randomized(build(cfg))).eval()
     x = torch.randn(2, 3, 6, 8)
     expected = copy.deepcopy(model)(x)
     torch.testing.assert_close(change(model)(x), expected, rtol=1e-4, atol=1e-4)
@@ -230,7 +230,7 @@ def test_conversions_do_not_change_what_is_computed(cfg, change):
 @torch.no_grad()
 def test_efficient_conv_bn_eval_changes_no_result(cfg):
     module = ConvModule(3, CHANNELS, 3, norm_cfg=cfg).eval()
-    randomised(module.norm)
+    randomized(module.norm)
     x = torch.randn(2, 3, 6, 8)
     expected = module(x)
     module.turn_on_efficient_conv_bn_eval()
@@ -243,7 +243,7 @@ def test_bn_checkpoint_loads_strictly(cfg):
     layer = build(cfg)
     if not isinstance(layer, nn.BatchNorm2d):
         pytest.skip('batch-free: GroupNorm\'s keys')
-    bn = randomised(nn.BatchNorm2d(CHANNELS))
+    bn = randomized(nn.BatchNorm2d(CHANNELS))
     layer.load_state_dict(bn.state_dict(), strict=True)
     torch.testing.assert_close(layer.bias, bn.bias)
     if is_bn_like(layer) and layer.running_mean.shape == bn.running_mean.shape:
@@ -253,14 +253,14 @@ def test_bn_checkpoint_loads_strictly(cfg):
 
 @torch.no_grad()
 def test_own_checkpoint_restores_the_layer(cfg):
-    layer, other, x = randomised(build(cfg)), build(cfg), torch.randn(SHAPE)
+    layer, other, x = randomized(build(cfg)), build(cfg), torch.randn(SHAPE)
     layer(x)
     other.load_state_dict(pickle.loads(pickle.dumps(layer.state_dict())), strict=True)
     assert torch.equal(other.eval()(x), layer.eval()(x))
 
 
 def test_released_shapes_load(cfg):
-    layer = randomised(build(cfg))
+    layer = randomized(build(cfg))
     if not isinstance(layer, nn.BatchNorm2d):
         pytest.skip('never released')
     released = {key: v.view(1, -1, 1, 1) if v.dim() == 1 else v for key, v in layer.state_dict().items()}
@@ -275,7 +275,7 @@ def test_released_shapes_load(cfg):
 
 @torch.no_grad()
 def test_deepcopy_and_pickle(cfg):
-    layer, x = randomised(build(cfg)), torch.randn(SHAPE)
+    layer, x = randomized(build(cfg)), torch.randn(SHAPE)
     layer(x)
     expected = layer.eval()(x)
     assert torch.equal(copy.deepcopy(layer)(x), expected)
@@ -312,7 +312,7 @@ def test_update_bn_gives_plain_averages(cfg):
 
 
 def test_update_bn_leaves_frozen_layers_alone(cfg):
-    layer = randomised(build(dict(cfg, frozen=True)))
+    layer = randomized(build(dict(cfg, frozen=True)))
     before = copy.deepcopy(layer.state_dict())
     torch.optim.swa_utils.update_bn([torch.randn(SHAPE)], nn.Sequential(layer))
     assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
@@ -320,7 +320,7 @@ def test_update_bn_leaves_frozen_layers_alone(cfg):
 
 @torch.no_grad()
 def test_half_precision_layer_evaluates(cfg):
-    layer = randomised(build(cfg))
+    layer = randomized(build(cfg))
     layer(torch.randn(SHAPE))
     x = torch.randn(SHAPE).half()
     expected = layer.eval()(x.float())
@@ -348,7 +348,7 @@ def test_bad_input_is_named(cfg):
         layer(torch.randn(2, 5, 3, 3))
     with pytest.raises(ValueError, match=f'{name} was built for {CHANNELS} channels'):
         layer(torch.randn(CHANNELS))
-    with pytest.raises(TypeError, match=f'{name} normalises floating point tensors, got torch.int64'):
+    with pytest.raises(TypeError, match=f'{name} normalizes floating point tensors, got torch.int64'):
         layer(torch.ones(SHAPE, dtype=torch.long))
 
 

@@ -49,7 +49,7 @@ def test_one_value_per_sample_is_warned_about_once(recwarn):
     for _ in range(2):
         layer(torch.randn(4, 6, 1, 1))
     said = [str(w.message) for w in recwarn]
-    assert len(said) == 1 and said[0].startswith('SN(6) normalises an input with one value per channel of a sample')
+    assert len(said) == 1 and said[0].startswith('SN(6) normalizes an input with one value per channel of a sample')
 
 
 def test_groups_have_weights_of_their_own():
@@ -99,9 +99,9 @@ def test_hardened_layer_computes_only_what_it_picked():
 
 def test_all_bn_is_a_constant_affine_in_evaluation():
     layer = one_hot(SN(6), BN, BN)
-    assert not layer.is_bn()
+    assert not layer.is_bn_in_evaluation
     layer.harden()
-    assert layer.is_bn() and not one_hot(SN(6, hard=True), BN, LN).is_bn()
+    assert layer.is_bn_in_evaluation and not one_hot(SN(6, hard=True), BN, LN).is_bn_in_evaluation
     x = torch.randn(3, 6, 5, 5)
     layer(x)
     with torch.no_grad():

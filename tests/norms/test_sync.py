@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import multiprocessing, nn
 
-from mmnorm.registry import NORMS
+from mmnorm.norms import NORMS
 
 from .cases import CHANNELS, described
 from .sync_worker import batch, layer_of, share_of, trained, work

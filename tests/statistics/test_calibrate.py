@@ -9,7 +9,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmnorm.norms import EN, FrozenBN, SyncEN, estimate_offline
-from mmnorm.statistics import apply_rule, evalnorm_config, measure_shift, to_evalnorm, trained_by_batch
+from mmnorm.openmmlab.configs import evalnorm_config
+from mmnorm.statistics import apply_rule, measure_shift, to_evalnorm, trained_by_batch
 
 from .test_shift import Head, batches, seeded, trained  # noqa: F401
 

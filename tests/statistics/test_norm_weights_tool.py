@@ -11,17 +11,17 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmnorm.engine import files
-from mmnorm.engine.files import build_network, read_config
+from mmnorm.engine import networks
+from mmnorm.engine.networks import build_network, read_config
 from mmnorm.engine.runner import load_safely
 from mmnorm.norms import SN, harden, ratios
 from mmnorm.report.plots import COLOURS
-from mmnorm.report.weights import finite, write_weights
-from mmnorm.statistics.weights import measure_spread, norm_weights
+from mmnorm.report.learned import finite, write_weights
+from mmnorm.statistics.learned import measure_spread, norm_weights
 from tests.conftest import ROOT
 from tests.report.test_report_browser import BROWSER, browse, count_pixels
 
-from .test_weights import CONTROLS, randomised
+from .test_learned import CONTROLS, randomised
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
 
@@ -214,7 +214,7 @@ def test_spread_names_the_missing_test_set(main, network, capsys):
 
 def test_untrained_ratios_are_warned_about(main, network, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(files, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(networks, 'print_log', lambda message, *_: said.append(message))
     config, = network('SN')
     checkpoint = tmp_path / 'untrained.pth'
     torch.save(dict(state_dict=build_network(read_config(config)).state_dict()), checkpoint)

@@ -4,7 +4,7 @@ import torch
 from mmdet.models.backbones import Darknet, MobileNetV2, ResNet
 from torch import nn
 
-from mmnorm.blocks.mmdet_backbones import XBNResNet
+from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.norms import GBGN
 from mmnorm.statistics import first_norms, perturbed
 

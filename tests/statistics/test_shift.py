@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mmnorm.statistics import INPUT, Moments, bn_layers, collect_moments, measure_shift
-from tests.norms.cases import EVERY, build, described, randomised
+from tests.norms.cases import EVERY, build, described, randomized
 
 BN_LIKE = [cfg for cfg in EVERY if isinstance(layer := build(cfg), nn.BatchNorm2d) and layer.running_mean is not None]
 
@@ -33,7 +33,7 @@ class Head(nn.Module):
 def trained(model):
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            randomised(layer)
+            randomized(layer)
     return model
 
 
@@ -110,7 +110,7 @@ def test_parts_merged_equal_the_whole():
 @pytest.mark.parametrize('cfg', BN_LIKE, ids=described)
 def test_tracked_moments_are_what_training_tracks(cfg):
     """The expected statistics are defined like the running ones, whatever the norm."""
-    layer = randomised(build(cfg)).double()
+    layer = randomized(build(cfg)).double()
     x = torch.randn(4, 8, 6, 5, dtype=torch.float64) * 2 + 1
     mean, var, count = layer.tracked_moments(x)
     used = layer.used_statistics

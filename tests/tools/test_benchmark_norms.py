@@ -30,7 +30,7 @@ def test_times_a_training_step_of_a_detector(tool, tmp_path):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--norms', 'NoNorm'], 'error: no norm is registered as NoNorm; mmnorm/registry.py has the names'),
+    (['--norms', 'NoNorm'], 'error: no norm is registered as NoNorm; mmnorm/openmmlab/registry.py has the names'),
     (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; --device cpu would do'),
     (['--shapes', '2,x'], "'2,x' is no shape; N,C,H,W would do, such as 2,64,200,200"),
     (['--shapes', '2'], "'2' is no shape")])

@@ -1,9 +1,12 @@
 """``_base_ = 'mmnorm::sn/NAME.py'``: configs of the zoo as parents of other people's."""
 import functools
+from importlib.util import find_spec
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 
-from .rows import HOME
+from mmnorm.zoo.rows import HOME
 
 PREFIX = 'mmnorm::'
 
@@ -14,6 +17,10 @@ def install():
     mmengine's own way looks into an installed distribution, and marks what it finds with the scope mmnorm, in which
     nothing of the config would be found: our configs are of the scope of mmdet or mmseg, as their children.
     """
+    MODULE2PACKAGE.setdefault('mmnorm', 'mmnorm')  # for mmengine.hub.get_config
+    # `_base_ = 'mmseg::...'` looks for a distribution that the onedl set does not carry; the module's own name does
+    if find_spec('mmseg') is not None and not is_installed(MODULE2PACKAGE['mmseg']):
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
     find = Config._get_cfg_path
 
     @functools.wraps(find)

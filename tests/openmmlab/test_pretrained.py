@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS as DET
 
-from mmnorm.norms.base import PlaneNorm
+from mmnorm.norms import PlaneNorm
 
 R18 = dict(type='ResNet', depth=18, base_channels=8)
 

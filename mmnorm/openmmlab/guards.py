@@ -16,31 +16,31 @@ Each says once what it did.
 """
 import functools
 import sys
+from importlib.util import find_spec
 
-from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from . import norms
-from .fuse import fuse_conv_norm
-from .norms import EN, FrozenBN
-from .norms.base import PlaneNorm, warn_once
-from .norms.modes import keeping_modes
-
-_TWINS = {getattr(norms, name): getattr(norms, f'Sync{name}') for name in ('SN', 'RBN', 'EN', 'BGN')}
+from mmnorm.blocks import fuse_conv_norm
+from mmnorm.norms import EN, SYNC_TWINS, FrozenBN, PlaneNorm
+from mmnorm.norms.checks import warn_once
+from mmnorm.norms.modes import keeping_modes
 
 
 def install():
     """Wrap the functions above; called once, by ``import mmnorm``."""
     torch_convert = nn.SyncBatchNorm.convert_sync_batchnorm
-    _rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), _TWINS))
-    nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_retype_ours(_leave_ours_alone(torch_convert), _TWINS))
-    _rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in _TWINS.items()}))
-    _rebind(fuse_conv_bn, _fold_by_our_rules(fuse_conv_bn))
+    _rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), SYNC_TWINS))
+    nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_retype_ours(_leave_ours_alone(torch_convert), SYNC_TWINS))
+    _rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in SYNC_TWINS.items()}))
     _rebind(turn_on_efficient_conv_bn_eval_for_single_model,
             _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model))
+    if find_spec('mmcv') is None:
+        return
+    from mmcv.cnn import ConvModule, fuse_conv_bn
+    _rebind(fuse_conv_bn, _fold_by_our_rules(fuse_conv_bn))
     ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
 
 

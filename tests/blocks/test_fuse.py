@@ -10,7 +10,7 @@ from torch import nn
 from mmnorm import fuse_conv_norm
 from mmnorm.norms import SN, FrozenBN, harden
 
-from .norms.cases import randomised
+from ..norms.cases import randomized
 
 
 def lively(model):
@@ -18,7 +18,7 @@ def lively(model):
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
-            randomised(module)
+            randomized(module)
     model.eval()  # mmdet's backbones return nothing here
     return model
 

@@ -8,7 +8,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from mmnorm.statistics import collect_moments, evaluating, training_batches, training_forward
+from mmnorm.openmmlab.batches import training_batches, training_forward
+from mmnorm.statistics import collect_moments, evaluating
 
 NARROW = {
     'yolox/yolox_tiny_8xb8-300e_coco.py': {},

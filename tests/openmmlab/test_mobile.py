@@ -10,7 +10,7 @@ from mmseg.registry import MODELS as SEG
 from torch import nn
 
 from mmnorm.blocks import place_xbn
-from mmnorm.norms import base
+from mmnorm.norms import checks
 
 # Of Table 2 of the MobileNetV2 paper: blocks of the seven stages
 MOBILE_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
@@ -20,7 +20,7 @@ SHUFFLE = dict(type='XBNShuffleNetV2', widen_factor=0.5)
 
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch):
-    monkeypatch.setattr(base, '_warned', set())
+    monkeypatch.setattr(checks, '_warned', set())
 
 
 def build(cfg, registry=DET, **kwargs):

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmnorm
-from mmnorm.norms import RBN, SN, SyncSN, base
-from mmnorm.statistics.weights import (
+from mmnorm.norms import RBN, SN, SyncSN, checks
+from mmnorm.statistics.learned import (
     FIELD_BINS,
     average,
     field_bin,
@@ -26,7 +26,7 @@ from mmnorm.statistics.weights import (
     state_dict_ratios,
     symmetric_kl,
 )
-from mmnorm.statistics.weights_hook import NormWeightsHook, scalars
+from mmnorm.openmmlab.weights_hook import NormWeightsHook, scalars
 
 CONTROLS = ('mean_weight', 'var_weight', 'center_weight', 'scale_weight', 'scale_bias')
 
@@ -290,7 +290,7 @@ def test_hook_logs_to_every_backend(tmp_path):
 
 @pytest.mark.filterwarnings('ignore')
 def test_hook_without_layers_warns_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, '_warned', set())
+    monkeypatch.setattr(checks, '_warned', set())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         _, records = run_training(tmp_path, [nn.BatchNorm2d(4)], interval=1)

@@ -1,4 +1,4 @@
-"""The page of what SN and RBN layers have learned, from the plain tables of ``mmnorm.statistics.weights``."""
+"""The page of what SN and RBN layers have learned, from the plain tables of ``mmnorm.statistics.learned``."""
 import itertools
 import json
 import math
@@ -29,8 +29,8 @@ def write_weights(content, out):
 
     Args:
         content (dict): ``config`` (str); ``notes`` (list[str]); ``snapshots`` (list[dict]), in the order of the
-            training, each with ``name`` and the tables of :func:`mmnorm.statistics.weights.norm_weights`; ``spread``,
-            that of :func:`mmnorm.statistics.weights.measure_spread` as lists, or None.
+            training, each with ``name`` and the tables of :func:`mmnorm.statistics.learned.norm_weights`; ``spread``,
+            that of :func:`mmnorm.statistics.learned.measure_spread` as lists, or None.
         out (str | Path): The folder to write to; made if it is not there.
 
     Returns:
@@ -53,7 +53,7 @@ def write_weights(content, out):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     page = out / 'norm_weights.html'
-    write_atomically(page, make_environment().get_template('weights.html.j2').render(context))
+    write_atomically(page, make_environment().get_template('learned.html.j2').render(context))
     write_atomically(page.with_suffix('.json'), json.dumps(finite(content), indent=1) + '\n')
     return page
 

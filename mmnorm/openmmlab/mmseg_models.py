@@ -1,7 +1,9 @@
 """XBN twins of mmseg's backbones. Each takes its host's arguments and ``xbn``, the arguments of ``place_xbn``."""
 from mmseg.models.backbones import MobileNetV2, ResNet, ResNetV1c, ResNetV1d, ResNeXt
 
-from .xbn import GN16, XBN
+from mmnorm.blocks import GN16
+
+from .xbn import XBN
 
 
 class XBNResNet(XBN, ResNet):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mmnorm.norms import RBN, ratios
-from mmnorm.norms.modes import evaluating, run
+from mmnorm.norms.modes import evaluating, feed
 
 from .collect import Moments, unwrapped
 
@@ -215,7 +215,7 @@ def measure_spread(model, batches, forward=None, names=None):
     handles = [layers[name].register_forward_pre_hook(spread.add) for name, spread in spreads.items()]
     try:
         with evaluating(model):
-            run(model, batches, forward, 'to measure the spread of channel means on')
+            feed(model, batches, forward, 'to measure the spread of channel means on')
     finally:
         for handle in handles:
             handle.remove()

@@ -3,7 +3,7 @@ import copy
 
 from mmengine.model import PretrainedInit
 
-from .xbn import is_norm
+from mmnorm.blocks import norm_layers
 
 
 class PretrainedWithoutNorms(PretrainedInit):
@@ -16,7 +16,7 @@ class PretrainedWithoutNorms(PretrainedInit):
     """
 
     def __call__(self, module):
-        norms = [layer for layer in module.modules() if is_norm(layer)]
+        norms = list(norm_layers(module).values())
         states = [copy.deepcopy(layer.state_dict()) for layer in norms]
         super().__call__(module)
         for layer, state in zip(norms, states):

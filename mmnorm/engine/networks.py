@@ -7,14 +7,11 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 
 from mmnorm.norms import RBN, SN, harden, ratios
-from mmnorm.statistics import replace_norm_types
+from mmnorm.openmmlab.configs import replace_norm_types
 
 from .checkpoint import read_checkpoint
 from .config import parse_config
 from .evaluation import check_free, load_weights, save_network
-
-_LEARNED = {SN: ('mean_weight', 'var_weight'), RBN: ('center_weight', 'scale_weight', 'scale_bias')}
-
 
 def read_config(path):
     """Read a config.
@@ -67,7 +64,7 @@ def load_network(model, path):
     load_weights(model, checkpoint, path)
     keys = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
     learned = [f'{name}.{key}' if name else key for name, layer in model.named_modules()
-               for kind, own in _LEARNED.items() if isinstance(layer, kind) for key in own if hasattr(layer, key)]
+               if isinstance(layer, (SN, RBN)) for key in layer.control_parameters if hasattr(layer, key)]
     missing = [key for key in learned if key not in keys]
     if missing:
         raise ValueError(f'{path} lacks {len(missing)} of the {len(learned)} weights that SN and RBN layers of the '

@@ -10,14 +10,14 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from mmnorm import norms
-from mmnorm.norms import BGN, BRN, EN, GBGN, IBN, RBN, SN, FrozenBN, base
+from mmnorm.norms import BGN, BRN, EN, GBGN, IBN, RBN, SN, FrozenBN, checks
 
 X = torch.randn(2, 3, 8, 8)
 
 
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch):
-    monkeypatch.setattr(base, '_warned', set())
+    monkeypatch.setattr(checks, '_warned', set())
 
 
 def network(norm):

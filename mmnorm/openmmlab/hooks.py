@@ -8,14 +8,27 @@ from mmengine.dist import all_reduce_params
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
 from mmengine.runner import EpochBasedTrainLoop
 
+from mmnorm.blocks import summarize_norms
 from mmnorm.norms import BRN
-from mmnorm.norms.base import warn_once
+from mmnorm.norms.checks import warn_once
+from mmnorm.norms.modes import keeping_modes
+from mmnorm.statistics import bn_layers, collect_moments, estimation_shift, recollect, trained_by_batch, unwrapped
 
 from .batches import training_batches, training_forward
-from .calibrate import trained_by_batch
-from .collect import bn_layers, collect_moments, unwrapped
-from .recollect import recollect
-from .shift import estimation_shift
+from .configs import describe_unreplaced
+
+
+class ListNormsHook(Hook):
+    """Say when a training starts which norms the model has, and warn where a norm_cfg left BN behind."""
+
+    def before_train(self, runner):
+        model = unwrapped(runner.model)
+        with keeping_modes(model):
+            model.train()
+            runner.logger.info(f'norms of the model: {summarize_norms(model)}')
+        unreplaced = describe_unreplaced(runner.cfg.get('model'), model)
+        if unreplaced:
+            runner.logger.warning(unreplaced)
 
 
 class SyncStatisticsHook(SyncBuffersHook):

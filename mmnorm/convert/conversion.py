@@ -9,12 +9,12 @@ import torch
 
 from mmnorm.engine import check_free, read_checkpoint, save_network
 from mmnorm.engine.checkpoint import note_of, origin_of
-from mmnorm.engine.files import build_network, read_config
+from mmnorm.engine.networks import build_network, read_config
 from mmnorm.norms import IBN
 
 from .backbones import OTHER, build_backbone, check_fit, check_placement, find_backbone
 from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, unwrap
-from .norms import OWN, convert_norms, kinds, listed
+from .tensors import OWN, convert_norms, kinds, listed
 
 #: What a network may be converted to: a kind of norm, batch-free norms as XBN places them, or IBN as IBN-Net-a has it.
 TARGETS = ('BN', 'EN', 'RBN', 'SN', 'XBN', 'IBN')
@@ -94,8 +94,8 @@ def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole
         config (str or Path): Config of mmdet or mmseg whose backbone (and shared RoI head, with C4) it is for.
         whole (bool): Convert the whole network of ``config``, heads included; names stay.
         source_prefix (str): Take only what is below it, as of a teacher and a student.
-        bn_share (float): Of SN from BN, see :mod:`mmnorm.convert.norms`.
-        hard (bool): The source's SN layers are hardened. Files of :func:`mmnorm.engine.files.harden_files` say so.
+        bn_share (float): Of SN from BN, see :mod:`mmnorm.convert.tensors`.
+        hard (bool): The source's SN layers are hardened. Files of :func:`mmnorm.engine.networks.harden_files` say so.
         verbose (bool): Name every layer that cannot be converted.
 
     Returns:
@@ -260,7 +260,7 @@ def _check_has_norm(norm, parts, found, network):
         has = ALIASES.get(norm, norm) in found
     if not has:
         raise ValueError(f'{network} has no {norm} layers: those that it has are of kind '
-                         f'{", ".join(sorted(found)) or "none"} (mmnorm/convert/norms.py)')
+                         f'{", ".join(sorted(found)) or "none"} (mmnorm/convert/tensors.py)')
 
 
 def _check_use(changed, bn_share, hard):

@@ -3,10 +3,10 @@ import math
 
 from mmengine.hooks import Hook
 
-from mmnorm.norms.base import warn_once
+from mmnorm.norms.checks import warn_once
 
-from .collect import unwrapped
-from .weights import NORMALIZERS, RBN_COLUMNS, norm_weights
+from mmnorm.statistics import unwrapped
+from mmnorm.statistics.learned import NORMALIZERS, RBN_COLUMNS, norm_weights
 
 
 class NormWeightsHook(Hook):

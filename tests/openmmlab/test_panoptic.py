@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmnorm.panoptic import PQStat, id2rgb, rgb2id
+from mmnorm.openmmlab.panoptic import PQStat, id2rgb, rgb2id
 
 CATEGORIES = {1: dict(isthing=1), 2: dict(isthing=1), 7: dict(isthing=0), 9: dict(isthing=0)}
 

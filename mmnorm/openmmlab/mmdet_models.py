@@ -1,7 +1,9 @@
 """XBN twins of mmdet's backbones. Each takes its host's arguments and ``xbn``, the arguments of ``place_xbn``."""
 from mmdet.models.backbones import MobileNetV2, RegNet, ResNet, ResNetV1d, ResNeXt
 
-from .xbn import GN16, XBN
+from mmnorm.blocks import GN16
+
+from .xbn import XBN
 
 
 class XBNResNet(XBN, ResNet):

@@ -7,7 +7,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .collect import unwrapped
+from mmnorm.statistics import unwrapped
 
 
 def training_batches(dataloader, number, seed=0):

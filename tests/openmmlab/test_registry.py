@@ -8,10 +8,11 @@ from mmengine.registry import MODELS as ROOT
 from mmseg.registry import MODELS as SEG
 from torch import nn
 
-from mmnorm import norms, registry
+from mmnorm import norms
+from mmnorm.openmmlab import registry
 
 
-@pytest.mark.parametrize('name', registry.NORMS)
+@pytest.mark.parametrize('name', norms.NORMS)
 def test_norms_are_visible_from_every_scope(name):
     assert DET.get(name) is SEG.get(name) is ROOT.get(name) is getattr(norms, name)
     attribute, layer = build_norm_layer(dict(type=name, requires_grad=True, eps=1e-3), 8, postfix=2)

@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import EMAHook
 from torch import nn
 
-from mmnorm.statistics import EstimationShiftHook, RecollectHook
+from mmnorm.openmmlab.hooks import EstimationShiftHook, RecollectHook
 
 
 EXTRA = """

@@ -1,0 +1,207 @@
+"""The norm layers of a network: what is one, which there are, and how one is put in the place of another."""
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mmnorm.norms import NORMS, PlaneNorm
+from mmnorm.norms.checks import check_groups
+
+#: Other norms that a layer can be made of, by the names that configs call them.
+TORCH_NORMS: dict[str, type[nn.Module]] = {
+    'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d}
+_NAMES = {kind.__name__: name for name, kind in TORCH_NORMS.items()} | {'LayerNorm': 'LN'}
+_TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """A norm layer of a network.
+
+    Attributes:
+        name: Of the layer in the network.
+        type: As a config calls it ('BN', 'SN', ...), else the name of its class.
+        channels: Number of its channels.
+        state: What it does in the mode that it is in: 'trains'; 'held', normalizing by running statistics while its
+            parameters train; 'by batch', normalizing by the batch while nothing trains; or 'fixed', nothing changes.
+    """
+    name: str
+    type: str
+    channels: int
+    state: str
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm layer: any of torch (BN, IN, GN, LN, synchronized), of ours, or a frozen BN."""
+    return (isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))
+            or type(module).__name__.startswith('FrozenBatchNorm'))
+
+
+def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The norm layers of a network by name, in its order; what lies inside of one is part of it."""
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if is_norm(module) and not any(name.startswith(f'{outer}.') for outer in layers):
+            layers[name] = module
+    return layers
+
+
+def list_norms(model: nn.Module) -> list[NormLayer]:
+    """Which norm layers a network has, and what each does in the mode that the network is in.
+
+    Args:
+        model (nn.Module): Any network; call ``model.train()`` before to see what its training does.
+
+    Returns:
+        list[NormLayer]: In the order of the network.
+    """
+    return [NormLayer(name, type_name(layer), channels_of(layer), state_of(layer))
+            for name, layer in norm_layers(model).items()]
+
+
+def type_name(layer: nn.Module) -> str:
+    """What a config calls a norm layer."""
+    return _NAMES.get(type(layer).__name__, type(layer).__name__)
+
+
+def channels_of(layer: nn.Module) -> int:
+    """Number of channels of a norm layer."""
+    for attribute in ('num_features', 'num_channels'):
+        if hasattr(layer, attribute):
+            return getattr(layer, attribute)
+    return layer.normalized_shape[-1]
+
+
+def state_of(layer: nn.Module) -> str:
+    """What a norm layer does; see :class:`NormLayer`."""
+    parameters = list(layer.parameters())
+    trains = any(parameter.requires_grad for parameter in parameters)
+    if getattr(layer, 'running_mean', None) is None:
+        return 'trains' if trains or not parameters else 'fixed'
+    if layer.training and isinstance(layer, _NormBase) and not getattr(layer, 'frozen', False):
+        return 'trains' if trains else 'by batch'
+    return 'held' if trains else 'fixed'
+
+
+def summarize_norms(model: nn.Module) -> str:
+    """One line of the norms of a network: '53 BN (held), 8 GN'."""
+    counts = Counter((layer.type, layer.state) for layer in list_norms(model))
+    return ', '.join(f'{count} {kind}' + f' ({state})' * (state != 'trains')
+                     for (kind, state), count in counts.items()) or 'no norm layers'
+
+
+def is_conv_module(module: nn.Module) -> bool:
+    """Whether a module is mmcv's ConvModule: a convolution, a norm and an activation under names of their own."""
+    return all(hasattr(module, name) for name in ('conv', 'with_norm', 'norm_name', 'order'))
+
+
+def set_layer(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a layer in the place of another, under every name that this has."""
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is old:
+                if is_conv_module(parent) and hasattr(parent, 'turn_on_efficient_conv_bn_eval'):
+                    parent.turn_on_efficient_conv_bn_eval(False)  # it would go on folding what was there
+                setattr(parent, key, new)
+
+
+def build_norm(cfg: dict[str, Any], channels: int, where: str = 'norm') -> nn.Module:
+    """Build a norm layer.
+
+    Args:
+        cfg (dict): ``type``, a name of :data:`~mmnorm.norms.NORMS` or :data:`TORCH_NORMS`, and arguments of it.
+            GN has 32 groups by default.
+        channels (int): Number of channels.
+        where (str): Named in errors.
+
+    Raises:
+        ValueError: There is no such norm, or its groups do not divide the channels.
+    """
+    arguments = dict(cfg)
+    kind, trains = arguments.pop('type'), arguments.pop('requires_grad', True)
+    if kind not in NORMS and kind not in TORCH_NORMS:
+        raise ValueError(f'{where}: no norm is called {kind!r}; choose one of {", ".join((*NORMS, *TORCH_NORMS))}')
+    if kind == 'GN':
+        groups = min(arguments.pop('num_groups', 32), channels)
+        check_groups(where, groups, channels)
+        layer = nn.GroupNorm(groups, channels, **arguments)
+    else:
+        layer = (NORMS.get(kind) or TORCH_NORMS[kind])(channels, **arguments)
+    return layer if trains else layer.requires_grad_(False)
+
+
+def replace_norms(model: nn.Module, norm: str,
+                  where: Callable[[str, nn.Module], bool] | str | Iterable[str] | None = None,
+                  **arguments: Any) -> list[str]:
+    """Replace norm layers of a built network, with their parameters and statistics.
+
+    Each new layer starts as a checkpoint of the old one would have it: gamma and beta stay, running statistics too
+    where both have them, and RBN and BGN fold what they must. Modes, devices, types and ``requires_grad`` stay; an
+    optimizer has to be made afterwards.
+
+    Args:
+        model (nn.Module): Any network; changed in place.
+        norm (str): Name of the new norm: 'SN', 'RBN', 'GN' ...
+        where (callable, str, iterable[str] or None): Which layers: ``where(name, layer) -> bool``, a pattern such as
+            'backbone.*', or names. Default None: all plain BNs, torch's and mmcv's, synchronized or not.
+        **arguments: Of the new norm, such as ``groups=2``. ``eps`` and ``momentum`` are those of the old one.
+
+    Returns:
+        list[str]: Names of the replaced layers, in the order of the network.
+
+    Raises:
+        ValueError: No layer is chosen, or the norm does not fit one; the message names it.
+    """
+    chosen = {name: layer for name, layer in norm_layers(model).items() if _is_chosen(name, layer, where)}
+    if not chosen:
+        found = ', '.join(dict.fromkeys(map(type_name, norm_layers(model).values()))) or 'none'
+        wanted = 'plain BN' if where is None else 'norm layer that where chooses'
+        raise ValueError(f'replace_norms: {type(model).__name__} has no {wanted}; its norms are: {found}')
+    if '' in chosen:
+        raise ValueError(f'replace_norms: the model is itself a {type_name(model)} layer, which cannot be replaced in '
+                         'place: build the norm instead')
+    twins = {name: _twin(name, layer, norm, arguments) for name, layer in chosen.items()}  # all or none
+    for name, layer in chosen.items():
+        set_layer(model, layer, twins[name])
+    return list(chosen)
+
+
+def _is_chosen(name, layer, where):
+    if where is None:
+        return is_plain_bn(layer)
+    if callable(where):
+        return where(name, layer)
+    return fnmatchcase(name, where) if isinstance(where, str) else name in _as_set(where)
+
+
+def _as_set(names):
+    return names if isinstance(names, Collection) else frozenset(names)
+
+
+def is_plain_bn(layer: nn.Module) -> bool:
+    """Whether a layer is BN, synchronized or not, and nothing more."""
+    return (isinstance(layer, (nn.modules.batchnorm._BatchNorm, )) and not isinstance(layer, PlaneNorm))
+
+
+def _twin(name, old, norm, arguments):
+    cfg = dict(type=norm, eps=old.eps) | arguments
+    if hasattr(old, 'momentum') and norm not in ('GN', 'LN'):
+        cfg.setdefault('momentum', old.momentum)
+    new = build_norm(cfg, channels_of(old), name)
+    tensors = {key: value for key in _TENSORS if (value := getattr(old, key, None)) is not None}
+    like = next(iter(tensors.values()), torch.empty(0))
+    new.to(like.device, like.dtype)
+    known = new.state_dict().keys()
+    new.load_state_dict({key: value for key, value in tensors.items() if key in known}, strict=False)
+    for key, parameter in old.named_parameters():
+        own = new._parameters.get(key)
+        if own is not None:
+            own.requires_grad_(parameter.requires_grad)
+            if torch.equal(own, parameter):
+                setattr(new, key, parameter)
+    return new.train(old.training)

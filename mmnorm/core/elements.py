@@ -1,0 +1,133 @@
+"""The passes over the elements of a tensor, on ATen: the only code that reads N x C x L values.
+
+:mod:`mmnorm.core.plane` calls :func:`take_moments` and :func:`complete` forward, :func:`reduce` and
+:func:`input_gradient` backward. Another backend is another module with these four.
+
+Numerical decisions: statistics are float32 at least, whatever the input's type. The variance is the centered one; the
+mean of squares minus the squared mean would lose 1e-3 at mean/std = 100 in float32.
+"""
+from math import prod
+
+import torch
+from torch import Tensor
+
+# native_group_norm gives 1/sqrt(var + eps); eps is taken off again, so it only bounds that reciprocal on constant
+# channels. Much smaller and rounding noise of x would be magnified; much larger and small variances would drown.
+_EPS = 1e-5
+
+# Up to so many positions a mean, a subtraction and a norm are faster than a group norm: data stays in the caches
+_SHORT = 256
+
+_group_norm_backward = torch.ops.aten.native_group_norm_backward.default
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """The type of statistics of x: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def spread(plane: Tensor, x: Tensor) -> Tensor:
+    """A plane with an axis of 1 for each spatial axis of x."""
+    return plane.reshape(*plane.shape, *[1] * (x.dim() - 2))
+
+
+def take_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Take the moments in the way that is fastest (on a CPU var_mean takes 10 times as long), with what comes with it.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor, Tensor or None]: ``(x - mean) * rstd``, mean, biased variance and rstd, which is
+        None for 1. Where there are no elements the moments are 0.
+    """
+    (samples, channels), length = x.shape[:2], prod(x.shape[2:])
+    dtype = statistics_dtype(x)
+    if not x.numel():
+        zeros = x.new_zeros((samples, channels), dtype=dtype)
+        return torch.empty_like(x), zeros, zeros.clone(), None
+    if x.dim() > 2 and length <= _SHORT and x.dtype == dtype:
+        positions = tuple(range(2, x.dim()))
+        mean = x.mean(positions)
+        centered = x.contiguous() - spread(mean, x)
+        var = torch.linalg.vector_norm(centered, dim=positions).square_().div_(length)
+        return centered, mean, var, None
+    source, one, zero = _for_statistics(x.contiguous()), None, None
+    if source.dtype != dtype:
+        # weight and bias are passed for their type, which becomes the type of the statistics
+        one, zero = torch.ones(channels), torch.zeros(channels)
+    hat, mean, rstd = torch.native_group_norm(source, one, zero, samples, channels, length, channels, _EPS)
+    return hat, mean, rstd.pow(-2).sub_(_EPS).relu_(), rstd
+
+
+def take_means(x: Tensor) -> Tensor:
+    """The means alone, (N, C), of a tensor that has elements."""
+    dtype = statistics_dtype(x)
+    return x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``scale * x + shift``, both (N, C), rounded once."""
+    # batch_norm in evaluation mode is ATen's fastest per-channel affine: (x - 0) / sqrt(1 - 0 + 0) * scale + shift
+    scale, shift = scale.reshape(-1), shift.reshape(-1)
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    y = torch.batch_norm(_rows(x), scale, shift, zero, one, False, 0., 0., False)
+    # not view: autograd forbids to modify a view that a Function made, and an in-place ReLU mostly follows
+    return _unsafe_view(y, x.shape)
+
+
+def complete(x: Tensor, moments: tuple, mean: Tensor, scale: Tensor, bias: Tensor | float) -> Tensor:
+    """Compute ``scale * (x - mean) + bias`` in the place of the normalized copy that came with the moments.
+
+    Args:
+        x (Tensor): (N, C, *S).
+        moments (tuple): What :func:`take_moments` returned; its first tensor is overwritten.
+        mean, scale, bias (Tensor): Broadcast to (N, C).
+    """
+    hat, own_mean, _, rstd = moments
+    if not x.numel():
+        return hat
+    if x.dtype != scale.dtype:
+        # half precision would round three times on the way over hat
+        shift = bias - mean * scale
+        return affine(x, scale.expand(x.shape[:2]), shift.expand(x.shape[:2]))
+    shift = (own_mean - mean).mul_(scale).add_(bias)
+    return hat.mul_(spread(scale if rstd is None else scale / rstd, x)).add_(spread(shift, x))
+
+
+def reduce(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum(grad)`` and ``sum(grad * (x - mean))`` over the positions, each (N, C); mean broadcasts to (N, C)."""
+    (samples, channels), dtype = x.shape[:2], statistics_dtype(x)
+    if not x.numel():
+        zeros = x.new_zeros((samples, channels), dtype=dtype)
+        return zeros, zeros
+    rows = _for_statistics(_rows(x))
+    count, length = rows.shape[1:]
+    own_mean = mean.to(dtype).expand(samples, channels).reshape(1, count)
+    one = torch.ones_like(own_mean)
+    # group_norm's bias gradient is sum(grad), its weight gradient sum(grad * (x - mean) * rstd); the weight counts
+    # only for its type
+    _, centered, total = _group_norm_backward(
+        _for_statistics(_rows(grad)), rows, own_mean, one, one.view(-1), 1, count, length, count, [False, True, True])
+    return total.view(samples, channels), centered.view(samples, channels)
+
+
+def input_gradient(grad: Tensor, x: Tensor, own_mean: Tensor, scale: Tensor, dmean: Tensor, dvar: Tensor) -> Tensor:
+    """``scale * grad + dmean / L + 2 * dvar * (x - own_mean) / L``, all planes broadcasting to (N, C)."""
+    if not x.numel():
+        return torch.empty_like(x)
+    plane, length = x.shape[:2], prod(x.shape[2:])
+    scale, c1 = scale.to(own_mean).expand(plane), dvar * (2 / length)
+    if x.dtype != own_mean.dtype:
+        # half precision: the centered term is rounded once, as a whole
+        return affine(grad, scale, dmean / length).add_(affine(x, c1, -c1 * own_mean))
+    c0 = (dmean / length).addcmul_(c1, own_mean, value=-1)
+    return affine(grad, scale, c0).addcmul_(x, spread(c1, x))
+
+
+def _rows(x):
+    """View x as one sample in which every channel of every sample is a channel: (1, N C, L)."""
+    return x.reshape(1, x.shape[0] * x.shape[1], -1).contiguous()
+
+
+def _for_statistics(x):
+    # ATen's CPU kernels keep the statistics of half precision in float32, its CUDA kernels do not
+    return x if x.is_cpu else x.to(statistics_dtype(x))

@@ -1,0 +1,46 @@
+"""What is said to a user about a layer's arguments and inputs, once per process where it is a warning."""
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor, distributed, nn
+
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Warn a user once per process, on the first rank only."""
+    if message not in _warned and (not distributed.is_initialized() or distributed.get_rank() == 0):
+        _warned.add(message)
+        warnings.warn(message, stacklevel=3)
+
+
+def check_input(layer: nn.Module, x: Tensor, channels: int) -> None:
+    """Raise a TypeError or ValueError naming the layer if ``x`` is not floating point of shape (N, channels, *S)."""
+    name = type(layer).__name__
+    if not x.is_floating_point():
+        raise TypeError(f'{name} normalizes floating point tensors, got {x.dtype}')
+    if x.dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f'{name} was built for {channels} channels, got an input of shape {tuple(x.shape)}: '
+                         f'axis 1 must have {channels}')
+
+
+def check_choice(layer: nn.Module, argument: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise a ValueError if an argument is none of the known values."""
+    if value not in choices:
+        raise ValueError(f'{type(layer).__name__}: unknown {argument}={value!r}; choose one of '
+                         f'{", ".join(map(str, choices))}')
+
+
+def check_positive(layer: nn.Module, argument: str, value: Any) -> None:
+    """Raise a ValueError if an argument is no positive integer."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{type(layer).__name__}: {argument} must be a positive integer, got {value!r}')
+
+
+def check_groups(where: str, groups: int, channels: int, argument: str = 'num_groups') -> None:
+    """Raise a ValueError that names what fits if ``groups`` do not divide ``channels``; ``where`` names the layer."""
+    if groups < 1 or channels % groups:
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        raise ValueError(f'{where}: {argument}={groups} does not divide {channels} channels; choose one of '
+                         f'{", ".join(map(str, divisors))}')

@@ -1,0 +1,73 @@
+"""Generalized Batch Group Normalization: Summers and Dinneen, ICLR 2020, https://arxiv.org/abs/1906.03548 (of bgn)."""
+from mmnorm.core import pool
+
+from .base import PlaneNorm
+from .bgn import pooled_over_groups
+from .checks import check_groups, check_positive
+
+
+class GBGN(PlaneNorm):
+    """Generalized Batch Group Normalization (bgn's baseline): statistics over groups of samples and of channels.
+
+    Running statistics have shape (channel_groups,), averaged over the groups of samples, and serve in evaluation. One
+    group of samples with C groups of channels is BN.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
+            :class:`~mmnorm.norms.base.PlaneNorm`.
+        batch_groups (int or str): Cut the batch into that many near-equal runs, or 'sample' for one per sample:
+            GN(channel_groups), without running statistics. Default 1.
+        channel_groups (int): Cut the channels into that many groups, at most C. Default 32, as in bgn's Table 2.
+
+    Raises:
+        ValueError: ``channel_groups`` does not divide the channels.
+    """
+
+    def __init__(self, num_features: int, *args, batch_groups: int | str = 1, channel_groups: int = 32,
+                 **kwargs) -> None:
+        if batch_groups == 'sample':
+            kwargs['track_running_stats'] = False
+        else:
+            check_positive(self, "unless it is 'sample', batch_groups", batch_groups)
+        self.batch_groups, self.channel_groups = batch_groups, min(channel_groups, num_features)
+        check_groups(type(self).__name__, self.channel_groups, num_features, 'channel_groups')
+        super().__init__(num_features, *args, **kwargs)
+
+    @property
+    def statistics_shape(self):
+        return (self.channel_groups, )
+
+    @property
+    def is_bn_in_evaluation(self):
+        return self.batch_groups != 'sample'
+
+    def statistics(self, mean, var, count):
+        samples = mean.shape[0]
+        shape = samples, self.channel_groups, self.num_features // self.channel_groups
+        mean, var = mean.reshape(shape), var.reshape(shape)
+        if self.batch_groups == 'sample':
+            mean, var = (plane[..., 0] for plane in pool(mean, var, 2))
+        elif samples:
+            runs = min(self.batch_groups, samples)
+            mean, var = (plane[..., 0] for plane in self.run_statistics(
+                mean.tensor_split(runs), var.tensor_split(runs), count, (0, 2)))
+        else:
+            mean, var = self.batch_statistics(mean, var, count, (0, 2))
+        return self._per_channel(mean), self._per_channel(var), *self.gamma_beta
+
+    def running_statistics(self):
+        return self._per_channel(self.running_mean), self._per_channel(self.running_var)
+
+    def from_bn(self, tensors):
+        return pooled_over_groups(self, tensors) if self.running_mean is not None else tensors
+
+    def _one_value_each(self, x):
+        if self.batch_groups == 'sample':
+            return False
+        return 0 < x.numel() == self.channel_groups * min(self.batch_groups, len(x))
+
+    def _per_channel(self, plane):
+        return plane.repeat_interleave(self.num_features // self.channel_groups, -1)
+
+    def extra_repr(self):
+        return f'{super().extra_repr()}, batch_groups={self.batch_groups}, channel_groups={self.channel_groups}'

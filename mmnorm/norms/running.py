@@ -1,0 +1,164 @@
+"""BN's part of a normalizer: statistics of the batch, of its runs, of all ranks; and the running ones."""
+import torch
+from torch import Tensor, distributed, nn
+
+from mmnorm.core import moments, pool, pool_ranks
+
+
+class RunningStatistics(nn.BatchNorm2d):
+    """A BatchNorm's state, whose statistics are pooled from a moment plane.
+
+    Running statistics may be those of groups: their shape is :attr:`statistics_shape`. Without them
+    (``track_running_stats=False``, or ``running_mean=None``) evaluation normalizes by the batch, as BN does.
+    """
+
+    #: Whether BN's part is over all ranks.
+    sync = False
+    #: Normalize each run of so many samples of a batch by itself (int or None).
+    virtual_batch_size: int | None = None
+    #: Which of the running statistics the layer uses.
+    used_statistics = slice(None)
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """Shape of the running statistics."""
+        return (self.num_features, )
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether BN's part is taken from the batch: in training, and where there are no running statistics."""
+        return self.training or self.running_mean is None
+
+    def batch_statistics(self, mean: Tensor, var: Tensor, count: int, dims=0) -> tuple[Tensor, Tensor]:
+        """BN's mean and biased variance: of the batch in training, which updates the running ones, else the running.
+
+        An empty batch (with ``sync``: on all ranks) leaves the running statistics alone and gets them.
+
+        Args:
+            mean (Tensor): A plane of means, (N, C) or finer.
+            var (Tensor): Biased, the same shape.
+            count (int): Number of elements behind each of them.
+            dims (int or tuple[int]): Axes to pool, the samples first; as many remain as there are running statistics.
+
+        Returns:
+            tuple[Tensor, Tensor]: Both of :attr:`statistics_shape`; with virtual batches (N, *statistics_shape).
+        """
+        if not self.by_batch:
+            return self.running_mean, self.running_var
+        size = self.virtual_batch_size
+        if size and len(mean) and not self.spans_ranks():
+            mean, var = self.run_statistics(mean.split(size), var.split(size), count, dims)
+            return mean.reshape(-1, *self.statistics_shape), var.reshape(-1, *self.statistics_shape)
+        shape, samples = torch.Size(self.statistics_shape), mean.shape[0]
+        elements = count * mean.numel() // shape.numel()
+        if elements:
+            mean, var = pool(mean, var, dims)
+            mean, var = mean.view(shape), var.view(shape)
+        elif self.spans_ranks():
+            # no elements, but a place in the graph: the other ranks wait for this one in the backward pass as well
+            mean, var = (plane[:0].sum() + plane.new_zeros(shape) for plane in (mean, var))
+        return self.shared_and_tracked(mean, var, elements, samples)
+
+    def run_statistics(self, means, variances, count: int, dims=0) -> list[Tensor]:
+        """BN's mean and biased variance of each run of the batch; the running ones take the mean over the runs.
+
+        Args:
+            means (tuple[Tensor]): The plane of means, cut along the samples.
+            variances (tuple[Tensor]): Biased, cut the same way.
+            count (int): Number of elements behind each value.
+            dims (int or tuple[int]): Axes to pool, of which the samples are the first.
+
+        Returns:
+            list[Tensor]: Mean and variance, each of (N, ...) with 1 in the place of the other pooled axes.
+        """
+        pooled = [pool(mean, var, dims) for mean, var in zip(means, variances)]
+        elements = count * sum(mean.numel() for mean in means) / torch.Size(self.statistics_shape).numel() / len(means)
+        if elements:
+            self.track(*(sum(planes).flatten() / len(planes) for planes in zip(*pooled)), elements, len(means[0]))
+        return [torch.cat([plane.expand(len(mean), *plane.shape[1:]) for plane, mean in zip(planes, means)])
+                for planes in zip(*pooled)]
+
+    def shared_and_tracked(self, mean: Tensor, var: Tensor, elements, samples: int) -> tuple[Tensor, Tensor]:
+        """The statistics of all ranks, if ``sync``, from this rank's; updates the running ones, which empty ones get.
+
+        Args:
+            mean (Tensor): Of :attr:`statistics_shape`.
+            var (Tensor): Biased, the same shape.
+            elements (int or Tensor): Number of elements behind each of them.
+            samples (int): Number of samples.
+
+        Returns:
+            tuple[Tensor, Tensor]: Mean and biased variance, of the same shape.
+        """
+        if self.spans_ranks():
+            if not mean.requires_grad and self.weight is not None and self.weight.requires_grad:
+                # a rank whose input has no graph, as that of no RoIs may have none, takes part in the backward pass
+                # that the other ranks wait for all the same
+                mean = mean + 0 * self.weight.sum()
+            mean, var, elements, samples = pool_ranks(mean, var, elements, samples)
+            if self.running_mean is not None:
+                mean, var = (torch.where(elements > 0, new, running.to(new))
+                             for new, running in ((mean, self.running_mean), (var, self.running_var)))
+        elif not torch.is_tensor(elements) and not elements:
+            if self.running_mean is None:
+                return mean.new_zeros(self.statistics_shape), var.new_ones(self.statistics_shape)
+            return self.running_mean.clone(), self.running_var.clone()  # which later batches change in place
+        self.track(mean, var, elements, samples)
+        return mean, var
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor, elements, samples) -> None:
+        """Update the running statistics by a training batch's.
+
+        Args:
+            mean (Tensor): Of :attr:`statistics_shape`.
+            var (Tensor): Biased, the same shape.
+            elements (int or Tensor): Number of elements behind each of them; a tensor may be 0 for none.
+            samples (int or Tensor): Number of samples that were normalized together.
+        """
+        if not (self.training and self.track_running_stats) or self.running_mean is None:
+            return
+        if torch.is_tensor(elements):
+            held = (elements > 0).any()
+            bessel = elements / (elements - 1).clamp(min=1)
+        else:
+            held, bessel = 1, elements / (elements - 1)
+        weight = 0. if self.momentum is None else self.momentum * held
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(held)
+            if self.momentum is None:
+                weight = held / self.num_batches_tracked.clamp(min=1).to(self.running_mean)
+        # Bessel-corrected as torch keeps it, so that BN checkpoints and ours are interchangeable
+        self.running_mean.lerp_(mean.to(self.running_mean), weight)
+        self.running_var.lerp_((var * bessel).to(self.running_var), weight)
+        self.see_batch_size(samples)
+
+    def see_batch_size(self, samples) -> None:
+        """Take note of how many samples, of all ranks if ``sync``, were normalized together; only EN does."""
+
+    @torch.no_grad()
+    def tracked_moments(self, x: Tensor) -> tuple:
+        """What the running statistics estimate, of one batch of this process.
+
+        Args:
+            x (Tensor): Floating point, (N, C, *S), with at least one element.
+
+        Returns:
+            tuple[Tensor, Tensor, int or Tensor]: Mean and biased variance in float64, of :attr:`statistics_shape`, and
+            the number of elements behind each of them.
+        """
+        mean, var = self._tracked_plane(x)
+        shape = torch.Size(self.statistics_shape)
+        # the samples, and the channels of each group where statistics are those of groups
+        grouped = len(x), shape.numel(), -1
+        mean, var = (plane.view(shape) for plane in pool(mean.reshape(grouped), var.reshape(grouped), (0, 2)))
+        return mean, var, x.numel() // shape.numel()
+
+    def _tracked_plane(self, x):
+        """The plane that :meth:`tracked_moments` pools: mean and biased variance of each channel, in float64."""
+        mean, var = moments(x)
+        return mean.double(), var.double()
+
+    def spans_ranks(self) -> bool:
+        """Whether BN's part is that of several processes."""
+        return self.sync and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -1,0 +1,40 @@
+"""All that knows mmengine, mmcv, mmdet and mmseg. ``import mmnorm`` calls :func:`install` where mmengine is there.
+
+What that changes, and no more:
+
+- **Registries** (registry.py): the normalizers, hooks, the initializer and our ShuffleNetV2 go to mmengine's root
+  registries. The registries of mmdet and mmseg get a further import location, so that our backbones and detectors are
+  there when a name is first looked up; no model package of a host is imported before that. mmdet's own FrozenBN, which
+  computes the same and is no BatchNorm, gives way to ours then.
+- **Guards** (guards.py): functions of mmengine, mmcv and torch that take every BatchNorm for a plain one treat ours
+  right: conversion to and from SyncBN, folding into convolutions, efficient_conv_bn_eval.
+- **Configs** (inherit.py): ``_base_ = 'mmnorm::...'`` finds our configs, and ``'mmseg::...'`` finds mmseg's with the
+  onedl packages, which mmengine looks for under another name.
+- **panopticapi** (panoptic.py): where it is not installed, a stand-in for the few functions of it that mmdet needs.
+- **Log**: what mmnorm logs goes to mmengine's current logger.
+"""
+import logging
+
+from mmengine.logging import print_log
+
+
+class _ToCurrentLogger(logging.Handler):
+    """Hands records on to the logger that a runner has set up, or prints them before there is one."""
+
+    def emit(self, record):
+        print_log(self.format(record), 'current', record.levelno)
+
+
+def install() -> None:
+    """Do all of the above; once."""
+    from . import guards, inherit, panoptic, registry
+    logger = logging.getLogger('mmnorm')
+    if any(isinstance(handler, _ToCurrentLogger) for handler in logger.handlers):
+        return
+    logger.addHandler(_ToCurrentLogger())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    inherit.install()
+    panoptic.install()
+    registry.install()
+    guards.install()

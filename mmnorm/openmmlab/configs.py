@@ -1,0 +1,134 @@
+"""Model configs as trees of dicts: walked, changed, and that of a network whose BNs became EN."""
+import copy
+from collections.abc import Iterator
+
+from mmnorm.blocks import list_norms
+from mmnorm.norms import EN
+from mmnorm.statistics import unwrapped
+
+#: Types in a norm_cfg, and what they are without synchronization.
+SYNC_TYPES = {'SyncBN': 'BN', 'MMSyncBN': 'BN', 'NaiveSyncBN': 'BN'}
+_EVALNORM_TYPES = {'BN': 'EN', 'BN1d': 'EN', 'BN2d': 'EN', 'BN3d': 'EN', **dict.fromkeys(SYNC_TYPES, 'SyncEN')}
+
+
+def dicts(tree, key: str | None = None) -> Iterator[dict]:
+    """Every dict of a config tree, from the outside in; with ``key``, every one that has it."""
+    if isinstance(tree, dict):
+        if key is None or key in tree:
+            yield tree
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from dicts(branch, key)
+
+
+def evalnorm_config(cfg, model, build):
+    """The config of a network that :func:`to_evalnorm` made, which loads wherever mmnorm is imported.
+
+    Every norm_cfg of BN becomes EN's; a part that left norm_cfg at its default gets one. BNs that share a norm_cfg
+    with others (frozen stages) become EN too, of unknown batch size: they evaluate as BN.
+
+    Args:
+        cfg (Config): Of the BN network.
+        model (nn.Module): What to_evalnorm made of it.
+        build (callable): ``model config -> nn.Module``.
+
+    Returns:
+        tuple[Config, nn.Module]: A copy, and the network that it builds, with the weights of ``model``.
+
+    Raises:
+        ValueError: A layer is BN in its class's code, which no norm_cfg reaches.
+    """
+    cfg = copy.deepcopy(cfg)
+    imports = dict(cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
+    imports['imports'] = list(dict.fromkeys([*_as_list(imports['imports']), 'mmnorm']))
+    cfg.custom_imports = imports
+    replace_norm_types(cfg.model, _EVALNORM_TYPES, mode='offline')
+    layers = {name: layer for name, layer in unwrapped(model).named_modules() if isinstance(layer, EN)}
+    for name in _still_bn(build(copy.deepcopy(cfg.model)), layers):
+        part, layer = _config_of(cfg.model, name), layers[name]
+        part.setdefault('norm_cfg', dict(type='EN', eps=layer.eps, momentum=layer.momentum, mode='offline'))
+    try:
+        twin = build(copy.deepcopy(cfg.model))  # a copy, because detectors and segmentors change what they are given
+    except TypeError as error:
+        raise ValueError(f'a part of the network does not take norm_cfg, so no config can make its BNs EN: {error}'
+                         ) from error
+    left = _still_bn(twin, layers)
+    if left:
+        raise ValueError(f'{len(left)} layers, {left[0]} the first, are BN in the code of their classes, which no '
+                         'norm_cfg reaches: no config can make them EN')
+    twin.load_state_dict(unwrapped(model).state_dict())
+    return cfg, twin
+
+
+def _still_bn(model, names):
+    return [name for name in names if not isinstance(model.get_submodule(name), EN)]
+
+
+def _config_of(tree, name):
+    """The innermost module config on the way to a layer."""
+    innermost = tree
+    for step in name.split('.'):
+        if isinstance(tree, (list, tuple)):
+            tree = tree[int(step)] if step.isdigit() and int(step) < len(tree) else None
+        else:
+            tree = tree.get(step)
+        if isinstance(tree, dict) and 'type' in tree:
+            innermost = tree
+        elif not isinstance(tree, (list, tuple)):
+            break
+    return innermost
+
+
+def replace_norm_types(tree, types, **arguments):
+    """Replace the type of every norm_cfg in a config tree, in place, and give it more arguments.
+
+    Args:
+        tree (dict or list): Such as the model's config.
+        types (dict[str, str]): Type to its replacement.
+        **arguments: Of the replacement.
+
+    Returns:
+        int: How many there were.
+    """
+    found = [part for part in dicts(tree, 'type') if part['type'] in types]
+    for part in found:
+        part.update(arguments, type=types[part['type']])
+    return len(found)
+
+
+def describe_unreplaced(cfg, network) -> str:
+    """Say which BNs a network has that its norm_cfg did not replace, because a part does not take it.
+
+    Args:
+        cfg (dict): The model's config.
+        network (nn.Module): What was built of it.
+
+    Returns:
+        str: One sentence; '' where no norm_cfg names another norm than BN, or every BN is one that the config names.
+            XBN backbones keep BNs by design.
+    """
+    chosen = dict.fromkeys(part['norm_cfg']['type'] for part in dicts(cfg, 'norm_cfg') if _names_other_norm(part))
+    if not chosen:
+        return ''
+    by_design = [f'{name}.' for name, module in network.named_modules() if hasattr(module, 'xbn_layers')]
+    left = {}
+    for layer in list_norms(network):
+        if layer.type in ('BN', 'BatchNorm1d', 'BatchNorm3d', *SYNC_TYPES) and not layer.name.startswith(
+                tuple(by_design)):
+            part = _config_of(cfg, layer.name)
+            if 'norm_cfg' not in part or _names_other_norm(part):
+                left.setdefault(str(part.get('type', 'the model')), []).append(layer.name)
+    parts = '; '.join(f'{len(names)} of {kind} ({names[0]}{" ..." * (len(names) > 1)})' for kind, names in left.items())
+    return left and (f'norm_cfg names {", ".join(map(str, chosen))}, but these are still BN: {parts}. Set norm_cfg in '
+                     'these parts; one that does not take it is BN in its code, and mmnorm.replace_norms replaces it '
+                     'in a built network') or ''
+
+
+def _names_other_norm(part):
+    cfg = part.get('norm_cfg')
+    return isinstance(cfg, dict) and 'type' in cfg and cfg['type'] not in _EVALNORM_TYPES
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
