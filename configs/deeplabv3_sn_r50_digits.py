@@ -4,10 +4,7 @@ The data are read as Cityscapes is, under its first 11 class names, which mmseg 
 background, 'sidewalk' to 'sky' are the digits 0 to 9. ASPP's dilations are for maps of 16 x 16, those of the parent for
 64 x 128.
 """
-_base_ = [
-    f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/{part}.py"
-    for part in ('models/deeplabv3_r50-d8', 'datasets/cityscapes')
-] + ['./_base_/segmentor_digits.py']
+_base_ = ['./_base_/deeplabv3_r50.py', './_base_/cityscapes.py', './_base_/segmentor_digits.py']
 
 narrow = _base_.narrow
 norm_cfg = dict(type='SyncSN')

@@ -1,13 +1,9 @@
 """Semantic segmentation on embedded data: XBN PSPNet (ResNet-50's blocks, narrow) on digits on photographs.
 
 The data are read as ADE20K is, under its first 11 class names, which mmseg does not let go: 'wall' is the background,
-'building' to 'cabinet' are the digits 0 to 9. The bases are file paths and not `mmseg::...`, which mmseg's own tools
-cannot resolve with the onedl set.
+'building' to 'cabinet' are the digits 0 to 9.
 """
-_base_ = [
-    f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/{part}.py"
-    for part in ('models/pspnet_r50-d8', 'datasets/ade20k')
-] + ['./_base_/segmentor_digits.py']
+_base_ = ['./_base_/pspnet_r50.py', './_base_/ade20k.py', './_base_/segmentor_digits.py']
 
 narrow = _base_.narrow
 norm_cfg = dict(type='BN')

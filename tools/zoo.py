@@ -49,7 +49,8 @@ def parse_args(argv):
         'check', parents=[chosen], help='parse, build, count norms, train a step and test a step, on synthetic images')
     check.add_argument('--jobs', type=positive, default=os.cpu_count(), metavar='N',
                        help='processes (default: %(default)s)')
-    commands.add_parser('table', parents=[chosen], help='Markdown tables, those of configs/README.md')
+    table = commands.add_parser('table', parents=[chosen], help="Markdown tables, the papers' pages of configs")
+    table.add_argument('--write', action='store_true', help='write the pages and configs/README.md, for all configs')
     sweep = commands.add_parser(
         'sweep', help='train a config with each learning rate that the paper searched, and report the best',
         description='What was trained to its end is not trained again; what was interrupted or failed goes on.')
@@ -145,36 +146,14 @@ def show_models(models):
     print(json.dumps([asdict(model) for model in models], indent=1, ensure_ascii=False))
 
 
-def show_tables(models):
-    """Print a Markdown table for each paper, with a line for each row of its tables, and the weights below it."""
-    import pandas as pd
+def show_pages(models, write):
+    """Print the papers' pages of the configs, or write them, with configs/README.md, for all configs."""
+    from mmnorm.zoo.pages import make_pages, write_pages
 
-    from mmnorm.report.tables import to_markdown
-
-    print('Published are the headline figures; `tools/zoo.py show NAME` has all of a config.\n')
-    for paper in import_rows().PAPERS:
-        lines, weights = [], {}
-        for model in (model for model in models if model.paper == paper):
-            link = f'[{model.name}]({Path(model.config).relative_to("configs")})'
-            start = weights.setdefault(describe_weights(model.pretrained), len(weights) + 1) if model.pretrained else ''
-            common = {'norm': model.norm, 'mode': model.mode, 'backbone': model.backbone, 'data': model.data,
-                      'weights': start}
-            for row in model.published or [None]:
-                table = row.table.removeprefix(f'{paper} ') if row else 'none'
-                where = f'{row.row} ({row.data})' if row else ''
-                lines.append(common | {'config': link, 'in the paper': table, 'row': where,
-                                       'published': row.headline if row else ''})
-        if lines:
-            print(f'## {paper}\n\n{to_markdown(pd.DataFrame(lines).set_index("config"), "left")}\n')
-        if weights:
-            listing = '\n'.join(f'{number}. {text}' for text, number in weights.items())
-            print(f'Weights that these start from:\n\n{listing}\n')
-
-
-def describe_weights(pretrained):
-    """Say where a config's weights come from, with their licence, or what to do without."""
-    more = pretrained.get('Licence') or pretrained['Instead']
-    return f'{pretrained["Source"]}: {more}'
+    if write:
+        print('\n'.join(str(path.resolve()) for path in write_pages(models)))
+    else:
+        print('\n'.join(make_pages(models).values()))
 
 
 def check(models, jobs):
@@ -257,9 +236,13 @@ def main(argv=None):
                 raise ValueError(f'{model.name} has no search in its paper; those that have: {", ".join(tables)}')
             return sweep(model, args)
         models = choose(zoo, args)
+        if args.command == 'table':
+            if args.write and len(models) < len(zoo):
+                raise ValueError('--write is for the pages of all configs: leave out names and filters')
+            return show_pages(models, args.write)
         if args.command == 'check':
             return check(models, args.jobs)
-        return dict(list=show_list, show=show_models, table=show_tables)[args.command](models)
+        return dict(list=show_list, show=show_models)[args.command](models)
     except (ImportError, OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

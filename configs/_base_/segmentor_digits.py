@@ -9,12 +9,8 @@ thousands of iterations, so that background is predicted everywhere: classifiers
 standard deviation of 0.01), which let the layers below learn only digit against background; residual blocks that start
 as nothing (zero_init_residual); and dropout of a tenth of the channels.
 """
-_base_ = [
-    f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/{part}.py"
-    for part in ('schedules/schedule_20k', 'default_runtime')
-] + ['./scratch_norm.py']
+_base_ = ['./schedule_80k.py', './scratch_norm.py']
 
-custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
 head = dict(
     num_classes=11, dropout_ratio=0, init_cfg=dict(type='Normal', std=1, override=dict(name='conv_seg')))
 narrow = dict(

@@ -3,12 +3,6 @@
 No paper's table has it; what is not said here is mmseg's. The BN weights are live in training. The heads
 keep SyncBN: XBN is a placement in residual blocks, and they have none.
 """
-_base_ = [
-    f"{__import__('mmseg').__path__[0]}/.mim/configs/"
-    'deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py',
-    '../_base_/live_norm.py',
-]
+_base_ = '../_base_/deeplabv3plus_r50_ade20k.py'
 
-custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
 model = dict(backbone=dict(type='XBNResNetV1c'))
-auto_scale_lr = dict(enable=True, base_batch_size=16)

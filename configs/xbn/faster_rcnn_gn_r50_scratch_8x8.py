@@ -1,6 +1,4 @@
 """Faster R-CNN, R-50 FPN, GN, from scratch: paper xbn, Table 6, row GN, 8 images on each of 8 GPUs."""
-_base_ = './faster_rcnn_gn_r50_scratch_8x2.py'
+_base_ = './faster_rcnn_bn_r50_scratch_8x8.py'
 
-model = dict(train_cfg=dict(rpn_proposal=dict(max_per_img=250)))
-train_dataloader = dict(batch_size=8)
-auto_scale_lr = dict(base_batch_size=64)
+model = dict(backbone=dict(norm_cfg=dict(type='GN', num_groups=32)))

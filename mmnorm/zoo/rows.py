@@ -10,6 +10,14 @@ PAPERS = ('xbn', 'evalnorm', 'sn', 'rbn', 'bgn')
 TASKS = ('object detection', 'instance segmentation', 'panoptic segmentation', 'semantic segmentation')
 MODES = ('frozen', 'live', 'scratch')
 DATA = ('COCO', 'ADE20K', 'Cityscapes', 'digits')
+HEADLINE = ('AP^bbox', 'AP^mask', 'PQ', 'mIoU', 'mIoU (ms)')  # what a list shows of the metrics: the first of each kind
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One of the papers: its title with where and when it appeared, and its address."""
+    title: str
+    url: str
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,7 @@ class Published:
     @property
     def headline(self):
         """What a list shows of the metrics (str): the first of boxes, of masks, of panoptic and of semantic maps."""
-        shown = [key for key in ('AP^bbox', 'AP^mask', 'PQ', 'mIoU', 'mIoU (ms)') if key in self.metrics]
-        return ', '.join(f'{key} {self.metrics[key]}' for key in shown)
+        return ', '.join(f'{key} {self.metrics[key]}' for key in HEADLINE if key in self.metrics)
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,24 @@ def load_zoo(path=METAFILE):
         FileNotFoundError: There is none.
         ValueError: An entry is incomplete or has a key or value that is not known; it is named.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'{path} does not exist: the list of configs comes with mmnorm, install it again')
-    entries = yaml.safe_load(Path(path).read_text())['Models']
-    models = [_read_model(entry) for entry in entries]
+    models = [_read_model(entry) for entry in _read_metafile(path)['Models']]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise ValueError(f'{path} has two entries of the name {double}')
     return dict(zip(names, models))
+
+
+def load_papers():
+    """Read what the metafile says of the papers (dict[str, Paper]), by their names here."""
+    papers = {entry['Name']: entry['Paper'] for entry in _read_metafile(METAFILE)['Collections']}
+    return {name: Paper(papers[name]['Title'], papers[name]['URL']) for name in PAPERS}
+
+
+def _read_metafile(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path} does not exist: the list of configs comes with mmnorm, install it again')
+    return yaml.safe_load(Path(path).read_text())
 
 
 def _read_model(entry):

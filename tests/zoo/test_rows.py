@@ -180,16 +180,12 @@ def test_output_that_is_cut_off(tmp_path):
     (['list', '--paper', 'xbn', '--norm', 'SN'], 'no config is all of --paper xbn and --norm SN; there are 34 without '
                                                  '--paper xbn, 48 without --norm SN'),
     (['list', 'mask_rcnn_xbn_r50', '--task', 'panoptic'], '1 without --task panoptic segmentation'),
+    (['table', '--write', '--paper', 'bgn'], '--write is for the pages of all configs'),
     (['sweep', 'no_such', '2'], 'is no config of the zoo'), (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search')])
 def test_mistakes(tool, args, message):
     run = tool('zoo.py', *args)
     assert run.returncode == 2 and run.stdout.startswith('error: ') and message in run.stdout
     assert 'Traceback' not in run.stdout
-
-
-def test_table_of_the_readme(tool):
-    table = tool('zoo.py', 'table').stdout.strip()
-    assert table in (ROOT / 'configs/README.md').read_text(), 'tools/zoo.py table gives another one'
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ tests have a short side of 450 pixels (a long one of at most 1000), multi-scale 
 probabilities of 300, 400, 500 and 600 without flips. Training resizes to a square, which is how the paper puts it; the
 script that the authors released takes short sides of 300 to 575 and keeps the ratio.
 """
-_base_ = ['./csail_schedule.py', f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/datasets/ade20k.py"]
+_base_ = ['./csail_schedule.py', '../../_base_/ade20k.py']
 
 crop_size = (450, 450)
 train_pipeline = [

@@ -18,7 +18,7 @@ cityscapesscripts installed, is what tools/test.py writes with this config of yo
 
 It also does for multi-scale predictions, with ``--tta``.
 """
-_base_ = ['./csail_schedule.py', f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/datasets/cityscapes.py"]
+_base_ = ['./csail_schedule.py', '../../_base_/cityscapes.py']
 
 crop_size = (713, 713)
 train_pipeline = [

@@ -2,7 +2,7 @@
 
 mmseg upsamples in training too; the paper speaks of validation, and its codebase scales the labels down.
 """
-_base_ = f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/models/pspnet_r50-d8.py"
+_base_ = '../../_base_/pspnet_r50.py'
 
 model = dict(
     pretrained=None,

@@ -1,0 +1,48 @@
+"""What configs of mmseg inherit from: mmseg's own files, found without mmnorm, and nothing that differs from them."""
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import mmseg
+import pytest
+from mmengine.config import Config
+
+from mmnorm.zoo import load_zoo
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+MMSEG = Path(mmseg.__file__).parent / '.mim/configs'
+MORE = {'custom_imports', 'custom_hooks', 'live_norm', 'auto_scale_lr'}  # what ours add
+
+
+@pytest.mark.parametrize(('base', 'parent'), [
+    ('deeplabv3_r50_ade20k', 'deeplabv3/deeplabv3_r50-d8_4xb4-80k_ade20k-512x512'),
+    ('deeplabv3_r50_cityscapes', 'deeplabv3/deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024'),
+    ('deeplabv3plus_r50_ade20k', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512'),
+    ('deeplabv3plus_r50_cityscapes', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb2-80k_cityscapes-512x1024')])
+def test_segmentors_are_those_of_mmseg(base, parent):
+    ours = Config.fromfile(CONFIGS / f'_base_/{base}.py').to_dict()
+    assert MORE <= ours.keys()
+    assert {key: value for key, value in ours.items() if key not in MORE} == Config.fromfile(
+        MMSEG / f'{parent}.py').to_dict()
+
+
+def test_read_without_importing_mmnorm_before():
+    """As by mmseg's own tools, which know mmnorm by the config alone."""
+    paths = [str(model.path) for model in load_zoo().values() if model.task == 'semantic segmentation']
+    script = f"""
+import sys
+from mmengine.config import Config
+for path in {paths!r}:
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    assert cfg.default_scope == 'mmseg' and cfg.custom_imports.imports == ['mmnorm'], path
+assert 'mmnorm' not in sys.modules
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_two_configs_spell_out_the_same_file_of_mmseg():
+    parents = [parent for path in CONFIGS.rglob('*.py') for parent in Config._get_base_files(str(path))]
+    parents = Counter(parent for parent in parents if parent.startswith(str(MMSEG)))
+    assert parents and set(parents.values()) == {1}
