@@ -170,7 +170,7 @@ class Environment:
             raise SetupError(f'{self.folder} is not an environment: remove it, or choose another folder with --env')
         if not self.works() or any(begun.get(key, stamp[key]) != stamp[key] for key in ('folder', 'set', 'torch')):
             # The path is resolved because this may run in the very environment that is cleared.
-            run(Path(sys.executable).resolve(), '-m', 'venv', '--clear', self.folder)
+            run(Path(sys.executable).resolve(), '-m', 'venv', *['--clear'] * bool(begun), self.folder)
         self.write_stamp(stamp)
 
     def install_mmcv(self, mmcv):
