@@ -77,7 +77,8 @@ def main(argv=None):
     parser.add_argument('--extras', default='demo,test', help="more of setup.py's extras (default: demo,test)")
     parser.add_argument('--torch', default='torch==2.13.0', help='requirement for PyTorch (default: torch==2.13.0)')
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that the running command ends too
+    for interruption in (signal.SIGINT, signal.SIGTERM):  # either ends as with Ctrl-C, and the running command with it
+        signal.signal(interruption, signal.default_int_handler)
     try:
         with locked(LOCK):
             set_up(args)
@@ -206,7 +207,7 @@ class Environment:
             if merged:
                 merge_dispatchers(source)
             try:
-                self.pip('wheel', '-v', *options, '-w', scratch, source, **variables)
+                self.pip('wheel', '-v', '--no-cache-dir', *options, '-w', scratch, source, **variables)
             except SetupError:
                 if not merged:
                     raise

@@ -23,7 +23,8 @@ SOURCES = ('nms.cpp', 'pybind.cpp', 'roi_align.cpp', 'cpu/nms.cpp')
 # the sources where it builds) that contains $FAIL_AT prints the file $HOME/failure and fails.
 PYTHON = '''#!/bin/sh
 echo $* >> "$HOME/calls"
-sources=$(ls "$9/mmcv/ops/csrc/pytorch" 2>/dev/null)
+source=${10}
+sources=$(ls "$source/mmcv/ops/csrc/pytorch" 2>/dev/null)
 case "$* $sources" in
 *"$FAIL_AT"*) cat "$HOME/failure"; exit 1 ;;
 '-m venv '*) mkdir -p "${4:-$3}/bin"; cp "$0" "${4:-$3}/bin/python" ;;
@@ -32,8 +33,8 @@ case "$* $sources" in
 *importlib.metadata*) echo 4.12.0.88 ;;
 *--only-binary*) [ -e "$8"/onedl_mmcv.whl ] ;;
 '-m pip download '*) cp "$HOME/onedl_mmcv-2.3.6.tar.gz" "$9" ;;
-'-m pip wheel '*) echo "$sources" > "$HOME/sources"; env > "$HOME/variables"; echo > "$8/onedl_mmcv.whl"
-    cp "$9/mmcv/ops/csrc/pytorch/dispatchers.cpp" "$HOME" 2>/dev/null || true ;;
+'-m pip wheel '*) echo "$sources" > "$HOME/sources"; env > "$HOME/variables"; echo > "$9/onedl_mmcv.whl"
+    cp "$source/mmcv/ops/csrc/pytorch/dispatchers.cpp" "$HOME" 2>/dev/null || true ;;
 esac
 '''
 APT_GET = '''#!/bin/sh
@@ -124,9 +125,10 @@ def as_file(member):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch, capsys):
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield Machine(tmp_path, monkeypatch, capsys)
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def pip_calls(calls, command):
