@@ -1,13 +1,13 @@
 """The norm layers of a network: what is one, which there are, and how one is put in the place of another."""
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmnorm.norms import NORMS, PlaneNorm
 from mmnorm.norms.checks import check_groups
@@ -157,6 +157,8 @@ def replace_norms(model: nn.Module, norm: str,
     Raises:
         ValueError: No layer is chosen, or the norm does not fit one; the message names it.
     """
+    if where is not None and not callable(where) and not isinstance(where, str):
+        where = frozenset(where)
     chosen = {name: layer for name, layer in norm_layers(model).items() if _is_chosen(name, layer, where)}
     if not chosen:
         found = ', '.join(dict.fromkeys(map(type_name, norm_layers(model).values()))) or 'none'
@@ -176,16 +178,12 @@ def _is_chosen(name, layer, where):
         return is_plain_bn(layer)
     if callable(where):
         return where(name, layer)
-    return fnmatchcase(name, where) if isinstance(where, str) else name in _as_set(where)
-
-
-def _as_set(names):
-    return names if isinstance(names, Collection) else frozenset(names)
+    return fnmatchcase(name, where) if isinstance(where, str) else name in where
 
 
 def is_plain_bn(layer: nn.Module) -> bool:
     """Whether a layer is BN, synchronized or not, and nothing more."""
-    return (isinstance(layer, (nn.modules.batchnorm._BatchNorm, )) and not isinstance(layer, PlaneNorm))
+    return isinstance(layer, _BatchNorm) and not isinstance(layer, PlaneNorm)
 
 
 def _twin(name, old, norm, arguments):

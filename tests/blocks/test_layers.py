@@ -1,0 +1,130 @@
+"""What norms a network has, and putting others in their place."""
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.models.backbones import ResNet
+from torch import nn
+
+from mmnorm.blocks import build_norm, is_norm, list_norms, norm_layers, replace_norms, summarize_norms
+from mmnorm.norms import NORMS, SYNC_TWINS, FrozenBN
+
+from ..norms.cases import randomized
+
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+
+
+def network(norm=nn.BatchNorm2d):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), randomized(norm(8)), nn.ReLU(), nn.Conv2d(8, 8, 3), randomized(norm(8)))
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As torchvision and mmdet have one: no subclass of torch's norms."""
+
+    def __init__(self, num_features, eps=1e-5):
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        for name, value in (('weight', 1.), ('bias', 0.), ('running_mean', 0.), ('running_var', 1.)):
+            self.register_buffer(name, torch.full((num_features, ), value))
+
+
+@pytest.mark.parametrize('module, expected', [
+    (nn.BatchNorm1d(4), True), (nn.SyncBatchNorm(4), True), (nn.InstanceNorm2d(4), True), (nn.GroupNorm(2, 4), True),
+    (nn.LayerNorm(4), True), (FrozenBatchNorm2d(4), True), (nn.Conv2d(4, 4, 1), False), (nn.Dropout(), False),
+    (nn.Sequential(nn.BatchNorm2d(4)), False)])
+def test_what_is_a_norm(module, expected):
+    assert is_norm(module) is expected
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_every_norm_of_ours_is_listed_by_its_name(name):
+    found, = list_norms(nn.Sequential(NORMS[name](8)))
+    assert (found.name, found.type, found.channels) == ('0', name, 8)
+    assert found.state == ('fixed' if name == 'FrozenBN' else 'trains')
+
+
+def test_states_are_those_of_the_mode_that_the_network_is_in():
+    model = nn.ModuleDict(dict(live=nn.BatchNorm2d(4), held=nn.BatchNorm2d(4).eval(), fixed=FrozenBN(4),
+                               by_batch=nn.BatchNorm2d(4).requires_grad_(False), free=nn.GroupNorm(2, 4),
+                               stopped=nn.GroupNorm(2, 4).requires_grad_(False), theirs=FrozenBatchNorm2d(4)))
+    assert {layer.name: layer.state for layer in list_norms(model)} == dict(
+        live='trains', held='held', fixed='fixed', by_batch='by batch', free='trains', stopped='fixed', theirs='fixed')
+    assert summarize_norms(model) == ('1 BN, 1 BN (held), 1 FrozenBN (fixed), 1 BN (by batch), 1 GN, 1 GN (fixed), '
+                                      '1 FrozenBatchNorm2d (fixed)')
+    assert summarize_norms(nn.ReLU()) == 'no norm layers'
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', [name for name in NORMS if name not in SYNC_TWINS.values()] + ['GN', 'IN'])
+def test_replaced_by_every_norm_with_parameters_modes_and_types(name):
+    model, arguments = network().double(), dict(num_groups=4) if name in ('GN', 'GW') else {}
+    model[1].eps, model[1].momentum = 1e-3, 0.05
+    model[1].eval()
+    model[4].weight.requires_grad_(False)
+    weights = model[4].bias
+    assert replace_norms(model, name, **arguments) == ['1', '4']
+    assert all(layer.type == name for layer in list_norms(model))
+    new, last = model[1], model[4]
+    assert new.eps == 1e-3 and new.training == (False if name != 'FrozenBN' else new.training)
+    assert getattr(new, 'momentum', None) in (0.05, None) or name in ('PN', 'GW')
+    for value in new.state_dict().values():
+        assert value.dtype in (torch.float64, torch.int64)
+    if name not in ('IN', 'FrozenBN'):
+        assert last.bias is weights and not last.weight.requires_grad and last.bias.requires_grad
+    assert model(torch.randn(2, 3, 12, 12, dtype=torch.float64)).isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['RBN', 'EN', 'BRN', 'FrozenBN', 'BN'])
+def test_evaluates_as_the_bn_that_it_replaces(name):
+    model, x = network().eval(), torch.randn(2, 3, 12, 12)
+    expected = model(x)
+    replace_norms(model, name)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_chooses_by_pattern_names_or_function():
+    assert replace_norms(network(), 'SN', '4') == ['4']
+    assert replace_norms(network(), 'SN', ['1']) == ['1']
+    assert replace_norms(network(), 'SN', (name for name in ['1', '4'])) == ['1', '4']
+    assert replace_norms(network(), 'SN', lambda name, layer: layer.num_features == 8 and name != '1') == ['4']
+    model = nn.Sequential(network(), network(FrozenBN))
+    assert replace_norms(model, 'SN') == ['0.1', '0.4']  # plain BN only
+    assert replace_norms(model, 'RBN', '*', center=False) == ['0.1', '0.4', '1.1', '1.4']
+    assert model[1][1].center is False
+
+
+def test_a_shared_layer_stays_shared_and_conv_modules_fold_no_more():
+    norm = nn.BatchNorm2d(8)
+    model = nn.ModuleList([nn.Sequential(norm), nn.Sequential(norm)])
+    assert replace_norms(model, 'SN') == ['0.0'] and model[0][0] is model[1][0]
+    module = ConvModule(3, 8, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True).eval()
+    replace_norms(module, 'EN', batch_size=2)
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), torch.relu(module.norm(module.conv(x))))
+
+
+def test_a_whole_backbone():
+    backbone = ResNet(18, base_channels=8)
+    names = list(norm_layers(backbone))
+    assert replace_norms(backbone, 'GN', num_groups=4) == names and len(names) == 20
+
+
+@pytest.mark.parametrize('model, arguments, message', [
+    (nn.Conv2d(3, 8, 1), dict(norm='SN'), 'Conv2d has no plain BN; its norms are: none'),
+    (nn.Sequential(nn.GroupNorm(2, 8)), dict(norm='SN'), 'Sequential has no plain BN; its norms are: GN'),
+    (network(), dict(norm='SN', where='backbone.*'), 'has no norm layer that where chooses; its norms are: BN'),
+    (network(), dict(norm='Switchable'), "1: no norm is called 'Switchable'; choose one of FrozenBN, SN, "),
+    (network(), dict(norm='GN', num_groups=3), '1: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
+    (nn.BatchNorm2d(8), dict(norm='SN'), 'the model is itself a BN layer')])
+def test_mistakes_are_named_and_change_nothing(model, arguments, message):
+    before = list(map(type, model.modules()))
+    with pytest.raises(ValueError, match=message.replace('(', r'\(')):
+        replace_norms(model, **arguments)
+    assert list(map(type, model.modules())) == before
+
+
+def test_build_norm_takes_what_a_norm_cfg_has():
+    layer = build_norm(dict(type='GN', requires_grad=False), 8)
+    assert layer.num_groups == 8 and not layer.weight.requires_grad
