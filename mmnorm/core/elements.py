@@ -101,7 +101,8 @@ def reduce(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         return zeros, zeros
     rows = _for_statistics(_rows(x))
     count, length = rows.shape[1:]
-    own_mean = mean.to(dtype).expand(samples, channels).reshape(1, count)
+    # contiguous: a reshaped scalar has strides of 0, which ATen's backward does not look at
+    own_mean = mean.to(dtype).expand(samples, channels).reshape(1, count).contiguous()
     one = torch.ones_like(own_mean)
     # group_norm's bias gradient is sum(grad), its weight gradient sum(grad * (x - mean) * rstd); the weight counts
     # only for its type

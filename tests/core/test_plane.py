@@ -29,6 +29,21 @@ def test_gradcheck_of_x_and_of_all_that_statistics_return(shape):
     assert torch.autograd.gradcheck(lambda x: layer(x, weight.detach(), bias.detach(), shared.detach()), x)
 
 
+@pytest.mark.parametrize('shape', [(), (1, ), (1, 1), (3, ), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize('constant', [False, True])
+def test_whatever_statistics_return_broadcasts(shape, constant):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    mean, weight, bias = (torch.randn(shape, dtype=torch.float64, requires_grad=not constant) for _ in range(3))
+    parameters = () if constant else (mean, weight, bias)
+
+    def layer(x, *parameters):
+        return normalize(x, lambda m, v, _: (mean, v + m.square(), weight, bias), 1e-3, parameters)
+
+    assert torch.autograd.gradcheck(layer, (x, *parameters))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer(x.clone().requires_grad_()))
+
+
 @settings(deadline=None, max_examples=50)
 @given(n=st.integers(1, 4), c=st.integers(1, 5), h=st.integers(1, 9), w=st.integers(1, 9),
        offset=st.sampled_from([0, 1, 100]), channels_last=st.booleans(), dtype=st.sampled_from(['float32', 'float64']))
