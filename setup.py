@@ -23,7 +23,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmnorm', 'mmnorm.*']),
     # .mim links to configs, tools and model-index.yml, where mim and `_base_ = 'mmnorm::...'` look for them
-    package_data={'mmnorm': ['.mim/*', '.mim/**/*'], 'mmnorm.report': ['*.j2']},
+    package_data={'mmnorm': ['py.typed', '.mim/*', '.mim/**/*'], 'mmnorm.report': ['*.j2']},
     exclude_package_data={'mmnorm': ['.mim/**/__pycache__/*']},
     install_requires=['torch>=2.5', 'numpy'],
     extras_require={

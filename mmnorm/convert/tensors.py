@@ -39,12 +39,14 @@ import math
 import torch
 from torch.nn import functional as F
 
+from mmnorm.norms import EN, RBN, SN
+from mmnorm.norms.evalnorm import RULES
+from mmnorm.norms.rbn import initial_gate
+
 BATCH_FREE = 'batch-free'
 #: What each kind of norm learns or keeps beside BN's tensors.
 OWN = {
-    'SN': ('mean_weight', 'var_weight'),
-    'RBN': ('center_weight', 'scale_weight', 'scale_bias'),
-    'EN': ('alpha', 'beta', 'mean_batch_size', 'squared_gradients'),
+    **{norm.__name__: (*norm.control_parameters, *norm.control_buffers) for norm in (SN, RBN, EN)},
     'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalised one
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -101,7 +103,7 @@ def kinds(weights):
 
 def mode_of(layers):
     """The mode (str) in which EN leaves alpha and beta of its layers as they are: 'rule' if they follow that."""
-    for mode, power in (('rule', -2), ('simple', -1)):
+    for mode, power in RULES.items():
         if all((layer[leaf] - _share(layer, power)).abs().max() <= _RATIO_TOLERANCE
                for layer in layers for leaf in ('alpha', 'beta') if leaf in layer):
             return mode
@@ -202,9 +204,9 @@ def _from_bn(kind, bn, reference, bn_share):
         logits = bn['weight'].new_tensor([0., 0., gap])
         return {**bn, **{leaf: logits.expand(*reference[leaf].shape[:-1], 3).clone() for leaf in OWN['SN']}}
     if kind == 'RBN':
-        start = {'center_weight': torch.zeros_like, 'scale_weight': torch.zeros_like, 'scale_bias': torch.ones_like}
-        own = {leaf: make(bn['weight']) for leaf, make in start.items() if leaf in reference}
-        gate = torch.sigmoid(own['scale_bias']) if 'scale_bias' in own else 1
+        own = {leaf: torch.full_like(bn['weight'], start) for leaf, start in RBN.control_parameters.items()
+               if leaf in reference}
+        gate = initial_gate(bn['weight']) if 'scale_bias' in own else 1
         return {**bn, 'weight': bn['weight'] / gate, **own}
     return bn  # EN starts from its norm_cfg, as it does from any BN checkpoint
 

@@ -4,6 +4,7 @@ A normalizer is a function on the *moment plane*, the (N, C) means and biased va
 :func:`normalize` reads the N x C x L elements, so every normalizer built on it moves about the memory that a BatchNorm
 moves, and keeps what a BatchNorm keeps for the backward pass: x and tensors of the plane's size.
 """
+import functools
 from collections.abc import Callable, Iterable
 from math import prod
 
@@ -49,6 +50,20 @@ def normalize(x: Tensor, statistics: Callable, eps: float, parameters: Iterable[
     return like(elements.affine(x, scale, bias - mean * scale), x)
 
 
+def first_derivative_only(backward: Callable) -> Callable:
+    """Have a Function's backward raise where a graph of it is asked for, which torch's own decorator may cut silently."""
+
+    @functools.wraps(backward)
+    def guarded(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                'the normalizers of mmnorm have no second derivative (create_graph=True, as gradient penalties and '
+                'Hessian-vector products ask for): torch.func transforms compute it, or use nn.BatchNorm2d there')
+        return backward(ctx, *grads)
+
+    return guarded
+
+
 class _Normalize(torch.autograd.Function):
     """``y = s (x - mu) + b`` with ``s = weight / sqrt(var + eps)``, where mu, s and b are functions of the plane (m, v).
 
@@ -73,11 +88,8 @@ class _Normalize(torch.autograd.Function):
         return elements.complete(x, moments, mean, scale, bias)
 
     @staticmethod
+    @first_derivative_only
     def backward(ctx, grad):
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                'the normalizers of mmnorm have no second derivative (create_graph=True, as gradient penalties and '
-                'Hessian-vector products ask for): torch.func transforms compute it, or use nn.BatchNorm2d there')
         x, own_mean, mean, scale = ctx.saved_tensors
         total, centered = elements.reduce(grad, x, mean)
         needed = [(out, g.sum_to_size(out.shape).to(out.dtype))

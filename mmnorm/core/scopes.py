@@ -5,9 +5,8 @@ elements, because in detection two ranks hold different N, H, W.
 """
 import torch
 from torch import distributed
-from torch.autograd.function import once_differentiable
 
-from .plane import spelled_out
+from .plane import first_derivative_only, spelled_out
 
 
 def pool(mean, var, dims):
@@ -55,7 +54,7 @@ class _Pool(torch.autograd.Function):
         return pooled, torch.addcmul(var, distance, distance).mean(dims, keepdim=True)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, dmean, dvar):
         distance, = ctx.saved_tensors
         dvar = dvar * ctx.share
@@ -81,7 +80,7 @@ class _PoolRanks(torch.autograd.Function):
         return pooled, pooled_var, total, samples
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, dmean, dvar, *_):
         distance, share = ctx.saved_tensors
         # every rank's loss depends on every rank's elements

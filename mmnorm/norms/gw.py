@@ -2,7 +2,8 @@
 from math import prod
 
 import torch
-from torch.autograd.function import once_differentiable
+
+from mmnorm.core import first_derivative_only
 
 from .base import BatchFreeNorm
 from .checks import check_choice, check_groups
@@ -76,7 +77,7 @@ class _InverseSquareRoot(torch.autograd.Function):
         return vectors / roots[:, None] @ vectors.mT
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         roots, vectors = ctx.saved_tensors
         # divided differences of l -> 1 / sqrt(l)

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmnorm.norms import RBN, ratios
+from mmnorm.norms import RBN, SN, ratios
 from mmnorm.norms.modes import evaluating, feed
+from mmnorm.norms.sn import NAMES as NORMALIZERS
 
 from .collect import Moments, unwrapped
 
-NORMALIZERS = ('IN', 'LN', 'BN')  # the order of SN's weights
 FIELD_BOUNDS = (49, 199, 299, 427)  # pixels; where sn's Section 4.1.4 divides the layers of ResNet-50
 FIELD_BINS = ('up to 49', '50 to 199', '200 to 299', '300 to 427', 'over 427', 'whole image', 'not defined')
-RBN_WEIGHTS = ('center_weight', 'scale_weight', 'scale_bias')  # w_m, w_v, w_b
+RBN_WEIGHTS = tuple(RBN.control_parameters)  # w_m, w_v, w_b
 RBN_COLUMNS = ('center_weight', 'abs_center_weight', 'scale_weight', 'abs_scale_weight', 'scale_bias')
 
 
@@ -67,7 +67,7 @@ def state_dict_ratios(state_dict):
     """The ratios of every SN layer of a checkpoint, as :func:`mmnorm.norms.ratios` gives those of a network."""
     return {
         name: {moment: tensors[f'{moment}_weight'].float().softmax(-1) for moment in ('mean', 'var')}
-        for name, tensors in _by_layer(state_dict, ('mean_weight', 'var_weight')).items() if len(tensors) == 2
+        for name, tensors in _by_layer(state_dict, tuple(SN.control_parameters)).items() if len(tensors) == 2
     }
 
 

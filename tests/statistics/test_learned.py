@@ -31,7 +31,7 @@ from mmnorm.openmmlab.weights_hook import NormWeightsHook, scalars
 CONTROLS = ('mean_weight', 'var_weight', 'center_weight', 'scale_weight', 'scale_bias')
 
 
-def randomised(model, seed=0, names=(*CONTROLS, 'weight', 'bias', 'running_mean', 'running_var')):
+def randomized(model, seed=0, names=(*CONTROLS, 'weight', 'bias', 'running_mean', 'running_var')):
     """Set the parameters and buffers whose names end in one of these."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def softmax(values):
 
 
 def test_every_sn_layer_against_brute_force():
-    model = randomised(Parts())
+    model = randomized(Parts())
     rows = norm_weights(model)['sn']
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SN)}
     assert [row['name'] for row in rows] == list(layers)
@@ -77,7 +77,7 @@ def test_every_sn_layer_against_brute_force():
 
 
 def test_every_rbn_layer_against_brute_force():
-    model = randomised(Parts())
+    model = randomized(Parts())
     rows = {row['name']: row for row in norm_weights(model)['rbn']}
     assert list(rows) == [name for name, m in model.named_modules() if isinstance(m, RBN)]
     for name, row in rows.items():
@@ -93,7 +93,7 @@ def test_every_rbn_layer_against_brute_force():
 
 def test_averages_against_pandas():
     fields = dict(zip(['backbone.bn1', 'backbone.layer1.0', 'backbone.layer1.1', 'neck.1'], [7, 49, 50, math.inf]))
-    found = norm_weights(randomised(Parts()), fields)
+    found = norm_weights(randomized(Parts()), fields)
     for table, rows, group, columns in (
             ('sn_by_part', 'sn', 'part', ['kl']), ('sn_by_field', 'sn', 'field_bin', ['kl']),
             ('rbn_by_part', 'rbn', 'part', ['center_weight', 'abs_scale_weight', 'scale_bias'])):
@@ -114,7 +114,7 @@ def test_averages_against_pandas():
 
 
 def test_state_dict_alone_gives_the_same():
-    model = randomised(Parts())
+    model = randomized(Parts())
     assert norm_weights(model.state_dict()) == norm_weights(model)
     frozen = nn.Sequential(SN(4, frozen=True), RBN(4, frozen=True))
     assert norm_weights(frozen.state_dict()) == norm_weights(frozen)
@@ -197,7 +197,7 @@ def brute_spread(layer, x):
     dict(), dict(scale_stat='channel_std'), dict(center_stat='spatial_mean', scale_stat='spatial_std'),
     dict(scale_stat='spatial_mean', center=False), dict(frozen=True)])
 def test_spread_against_brute_force(options):
-    model = randomised(nn.Sequential(nn.Conv2d(3, 5, 1), RBN(5, **options)))
+    model = randomized(nn.Sequential(nn.Conv2d(3, 5, 1), RBN(5, **options)))
     batches = [torch.randn(n, 3, size, size) + 2 for n, size in ((2, 6), (0, 6), (5, 6), (1, 6))]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = measure_spread(model, iter(batches))
@@ -313,7 +313,7 @@ def test_hook_under_a_wrapper_logs_on_the_first_rank_alone(rank):
 
 
 def test_hardened_ratios_have_no_divergence_to_log():
-    model = randomised(SN(4, hard=True), seed=3)
+    model = randomized(SN(4, hard=True), seed=3)
     picks = [weight.argmax() for weight in (model.mean_weight, model.var_weight)]
     assert ('norm_weights/network/kl' in scalars(model)) == (picks[0] == picks[1])
     assert all(math.isfinite(value) for value in scalars(model).values())

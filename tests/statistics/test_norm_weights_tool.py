@@ -21,7 +21,7 @@ from mmnorm.statistics.learned import measure_spread, norm_weights
 from tests.conftest import ROOT
 from tests.report.test_report_browser import BROWSER, browse, count_pixels
 
-from .test_learned import CONTROLS, randomised
+from .test_learned import CONTROLS, randomized
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
 
@@ -56,7 +56,7 @@ def network(digits_config):
         paths = []
         for seed in seeds:
             paths.append(config.with_name(f'{norm}_{seed}.pth'))
-            state_dict = randomised(model, seed, CONTROLS).state_dict()
+            state_dict = randomized(model, seed, CONTROLS).state_dict()
             torch.save(dict(meta=dict(epoch=seed), state_dict=state_dict), paths[-1])
         return [str(path) for path in (config, *paths)]
 
@@ -125,7 +125,7 @@ def test_rbn_page_with_spread(main, network, tmp_path):
 
 
 def test_page_of_hardened_grouped_and_few_layers(tmp_path):
-    model = randomised(torch.nn.Sequential(SN(4, groups=2), SN(4), SN(4, batch_stat=False)), seed=2)
+    model = randomized(torch.nn.Sequential(SN(4, groups=2), SN(4), SN(4, batch_stat=False)), seed=2)
     harden(model)
     tables = norm_weights(model, {'1': math.inf})
     assert any(math.isinf(row['kl']) for row in tables['sn'])

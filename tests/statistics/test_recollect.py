@@ -7,7 +7,7 @@ from mmnorm.norms import EN, FrozenBN
 from mmnorm.statistics import bn_layers, recollect
 from tests.norms.cases import described
 
-from .test_shift import BN_LIKE, Head, batches, build, randomised, seeded, trained  # noqa: F401
+from .test_shift import BN_LIKE, Head, batches, build, randomized, seeded, trained  # noqa: F401
 
 LEARNING = [cfg for cfg in BN_LIKE if cfg['type'] != 'FrozenBN' and build(cfg).running_mean[
     build(cfg).used_statistics].numel()]

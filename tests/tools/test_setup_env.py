@@ -7,25 +7,34 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'setup_env.py'
 PYTHON_NAME = f'python{sys.version_info[0]}.{sys.version_info[1]}'
+SOURCES = ('nms.cpp', 'pybind.cpp', 'roi_align.cpp', 'cpu/nms.cpp')
 
-# Notes its command lines in $CALLS and the environment of mmcv's build in $BUILD. `-m venv FOLDER` makes an environment
-# with itself as Python; a command line that contains $FAIL_AT prints the file $FAILURE and fails.
+# Notes its command lines in $HOME/calls, and the environment and sources of each build of mmcv. A command line (with
+# the sources where it builds) that contains $FAIL_AT prints the file $HOME/failure and fails.
 PYTHON = '''#!/bin/sh
-echo $* >> "$CALLS"
-case "$*" in
-*"$FAIL_AT"*) cat "$FAILURE"; exit 1 ;;
-'-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
-*metadata*) echo 4.12.0.88 ;;
-*--no-build-isolation*) env > "$BUILD" ;;
+echo $* >> "$HOME/calls"
+source=${10}
+sources=$(ls "$source/mmcv/ops/csrc/pytorch" 2>/dev/null)
+case "$* $sources" in
+*"$FAIL_AT"*) cat "$HOME/failure"; exit 1 ;;
+'-m venv '*) mkdir -p "${4:-$3}/bin"; cp "$0" "${4:-$3}/bin/python" ;;
+'-m pip cache dir'*) [ "$NO_CACHE" ] && exit 1; echo "$HOME/cache" ;;
+*torch.__version__*) echo "torch-2.13.0-for-$DEVICE" ;;
+*importlib.metadata*) echo 4.12.0.88 ;;
+*--only-binary*) [ -e "$8"/onedl_mmcv.whl ] ;;
+'-m pip download '*) cp "$HOME/onedl_mmcv-2.3.6.tar.gz" "$9" ;;
+'-m pip wheel '*) echo "$sources" > "$HOME/sources"; env > "$HOME/variables"; echo > "$9/onedl_mmcv.whl"
+    cp "$source/mmcv/ops/csrc/pytorch/dispatchers.cpp" "$HOME" 2>/dev/null || true ;;
 esac
 '''
 APT_GET = '''#!/bin/sh
@@ -45,32 +54,34 @@ def load_script():
 
 
 class Machine:
-    """A machine with nothing but the stub above, a compiler and the headers of Python."""
+    """A machine with nothing but the stub above, a compiler, the headers of Python and an index that has mmcv."""
 
     def __init__(self, root, monkeypatch, capsys):
         self.script = load_script()
         self.root, self.monkeypatch, self.capsys = root, monkeypatch, capsys
         self.checkout, self.env, self.headers = root / 'checkout', root / 'env', root / 'headers'
-        self.log = self.checkout / 'build' / 'setup_env.log'
         for folder in (self.checkout, self.headers, root / 'bin'):
             folder.mkdir()
         shutil.copy(SCRIPT.parents[1] / 'setup.py', self.checkout)
         (self.headers / 'Python.h').touch()
-        for tool in ('cat', 'cp', 'env', 'mkdir'):
+        for tool in ('cat', 'cp', 'env', 'ls', 'mkdir'):
             (root / 'bin' / tool).symlink_to(shutil.which(tool))
         self.add_program('c++', '')
         self.add_program('python', PYTHON)
+        with tarfile.open(root / 'onedl_mmcv-2.3.6.tar.gz', 'w:gz') as sdist:
+            for source in SOURCES:
+                sdist.add(os.devnull, f'onedl_mmcv-2.3.6/mmcv/ops/csrc/pytorch/{source}', filter=as_file)
 
         monkeypatch.setattr(self.script, 'ROOT', self.checkout)
         monkeypatch.setattr(self.script, 'LOCK', self.checkout / 'build' / 'setup_env.lock')
-        monkeypatch.setattr(self.script, 'LOG', self.log)
-        monkeypatch.setattr(self.script.sysconfig, 'get_config_var', lambda name: str(self.headers))
+        monkeypatch.setattr(self.script, 'LOG', self.checkout / 'build' / 'setup_env.log')
+        python_flags = {'CFLAGS': '-O3 -g', 'INCLUDEPY': str(self.headers)}
+        monkeypatch.setattr(self.script.sysconfig, 'get_config_var', python_flags.get)
         monkeypatch.setattr(sys, 'executable', str(root / 'bin' / 'python'))
-        monkeypatch.delenv('CXX', raising=False)
-        monkeypatch.delenv('MAX_JOBS', raising=False)
-        monkeypatch.setenv('PATH', str(root / 'bin'))
-        for name in ('CALLS', 'BUILD', 'FAILURE'):
-            monkeypatch.setenv(name, str(root / name))
+        for name in ('CXX', 'CFLAGS', 'MAX_JOBS'):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {'PATH': root / 'bin', 'HOME': root, 'DEVICE': 'cpu'}.items():
+            monkeypatch.setenv(name, str(value))
         self.fail_at('nothing')
 
     def add_program(self, name, text):
@@ -79,24 +90,37 @@ class Machine:
 
     def fail_at(self, command, output=''):
         self.monkeypatch.setenv('FAIL_AT', command)
-        (self.root / 'FAILURE').write_text(output)
+        (self.root / 'failure').write_text(output)
 
     def set_up(self, *arguments):
-        """Run it; return its exit code and the commands that it ran."""
-        (self.root / 'CALLS').write_text('')
+        """Run it; return the commands that it ran."""
+        code, calls = self.run(*arguments)
+        assert code == 0
+        return calls
+
+    def run(self, *arguments):
+        (self.root / 'calls').write_text('')
         code = self.script.main(['--env', str(self.env), *arguments])
-        return code, (self.root / 'CALLS').read_text().splitlines()
+        return code, (self.root / 'calls').read_text().splitlines()
 
     def error(self, *arguments):
         """Run what fails; return the one line that it writes on stderr."""
-        code, _ = self.set_up(*arguments)
+        code, _ = self.run(*arguments)
         errors = self.capsys.readouterr().err
         assert code == 1
         assert errors.startswith('error: ') and errors.count('\n') == 1
         return errors.strip()
 
     def build_variables(self):
-        return dict(line.split('=', 1) for line in (self.root / 'BUILD').read_text().splitlines())
+        return dict(line.split('=', 1) for line in (self.root / 'variables').read_text().splitlines())
+
+    def built_sources(self):
+        return (self.root / 'sources').read_text().split()
+
+
+def as_file(member):
+    member.type = tarfile.REGTYPE
+    return member
 
 
 @pytest.fixture
@@ -107,66 +131,98 @@ def machine(tmp_path, monkeypatch, capsys):
         signal.signal(number, handler)
 
 
-def pip_installs(calls):
-    return [call.replace('-m pip install ', '') for call in calls if call.startswith('-m pip install ')]
+def pip_calls(calls, command):
+    return [call.replace(f'-m pip {command} ', '') for call in calls if call.startswith(f'-m pip {command} ')]
 
 
 # The steps
 
 
 def test_the_steps_in_order(machine):
-    code, calls = machine.set_up()
-    assert code == 0
+    calls = machine.set_up()
     assert calls[0] == f'-m venv {machine.env}'
-    assert pip_installs(calls) == [
-        'torch==2.13.0',  # alone, so that nothing else chooses the PyTorch
-        'ninja packaging psutil setuptools<81 wheel',
-        '-v --no-deps --no-build-isolation onedl-mmcv==2.3.6',
-        '-e .[onedl,demo,test]',
-    ]
+    torch, tools, kept, compiled, mmnorm = pip_calls(calls, 'install')
+    assert torch == 'torch==2.13.0'
+    assert tools == 'ninja packaging psutil setuptools<81 wheel'
+    assert kept.endswith(' onedl-mmcv==2.3.6')
+    assert compiled.startswith('--no-deps --force-reinstall ') and compiled.endswith('.whl')
+    assert mmnorm == '-e .[onedl,demo,test]'
     assert calls[-1].startswith('-c import cv2, mmcv.ops, mmdet')
     steps = [line for line in machine.capsys.readouterr().out.splitlines() if line.startswith('[')]
     assert [step[:5] for step in steps] == [f'[{n}/6]' for n in range(1, 7)]
 
 
 def test_arguments_choose_the_packages(machine):
-    _, calls = machine.set_up('--set', 'classic', '--extras', 'report', '--torch', 'torch==2.5.1')
-    installs = pip_installs(calls)
+    installs = pip_calls(machine.set_up('--set', 'classic', '--extras', 'report', '--torch', 'torch==2.5.1'), 'install')
     assert installs[0] == 'torch==2.5.1'
     assert installs[2].endswith(' mmcv==2.1.0')
-    assert installs[3] == '-e .[classic,report]'
+    assert installs[4] == '-e .[classic,report]'
 
 
-def test_mmcv_is_built_with_operators_on_all_cores(machine):
+def test_opencv_that_needs_a_desktop_is_overlaid(machine):
+    machine.fail_at('-c import cv2')
+    _, calls = machine.run()
+    assert '--force-reinstall --no-deps opencv-python-headless==4.12.0.88' in pip_calls(calls, 'install')
+
+
+# mmcv
+
+
+def test_mmcv_is_built_optimized_with_operators_on_all_cores(machine, monkeypatch):
+    monkeypatch.setenv('CFLAGS', '-march=native')
     machine.set_up()
     variables = machine.build_variables()
     assert variables['MMCV_WITH_OPS'] == '1'
     assert variables['MAX_JOBS'] == str(len(os.sched_getaffinity(0)))
+    assert variables['CFLAGS'] == '-O3 -g -march=native -g0'
     assert variables['PATH'].split(':')[0] == str(machine.env / 'bin')  # the environment's ninja
+    assert 'CPATH' not in variables
+
+
+def test_dispatchers_are_compiled_as_one_file(machine):
+    machine.set_up()
+    assert machine.built_sources() == ['cpu', 'dispatchers.cpp', 'nms.inc', 'pybind.cpp', 'roi_align.inc']
+    assert (machine.root / 'dispatchers.cpp').read_text() == '#include "nms.inc"\n#include "roi_align.inc"\n'
+
+
+@pytest.mark.parametrize('name, value', [('FAIL_AT', 'dispatchers.cpp'), ('DEVICE', 'gpu')])
+def test_files_are_compiled_one_by_one_for_a_gpu_and_where_merging_fails(machine, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    machine.set_up()
+    assert machine.built_sources() == ['cpu', 'nms.cpp', 'pybind.cpp', 'roi_align.cpp']
+
+
+def test_the_wheel_serves_the_next_environment_with_this_torch(machine, monkeypatch):
+    assert len(pip_calls(machine.set_up(), 'wheel')) == 1
+    shutil.rmtree(machine.env)
+    assert not pip_calls(machine.set_up(), 'wheel')
+    shutil.rmtree(machine.env)
+    monkeypatch.setenv('DEVICE', 'gpu')
+    assert len(pip_calls(machine.set_up(), 'wheel')) == 1
+    assert len(list((machine.root / 'cache').rglob('*'))) == 5  # two wheels and their folders, no part of a wheel
+
+
+def test_without_a_cache_of_pip_the_wheel_is_kept_in_the_checkout(machine, monkeypatch):
+    monkeypatch.setenv('NO_CACHE', '1')
+    machine.set_up()
+    assert (machine.checkout / 'build' / 'mmnorm' / 'torch-2.13.0-for-cpu' / 'onedl_mmcv.whl').exists()
+
+
+def test_mmcv_that_does_not_fit_is_rebuilt_file_by_file(machine):
+    machine.set_up()
+    machine.fail_at('get_compiling_cuda_version')
+    calls = machine.set_up('--extras', 'report')
+    assert len(pip_calls(calls, 'wheel')) == 1
+    assert 'dispatchers.cpp' not in machine.built_sources()
 
 
 def test_missing_headers_are_unpacked_into_the_environment(machine):
     (machine.headers / 'Python.h').unlink()
     machine.add_program('apt-get', APT_GET)
     machine.add_program('dpkg', DPKG)
-    code, _ = machine.set_up()
-    assert code == 0
+    machine.set_up()
     include = machine.env / 'headers' / 'usr' / 'include'
     assert machine.build_variables()['CPATH'] == f'{include}:{include / PYTHON_NAME}'
-
-
-def test_opencv_that_needs_a_desktop_is_overlaid(machine):
-    machine.fail_at('-c import cv2')
-    _, calls = machine.set_up()
-    assert '--force-reinstall --no-deps opencv-python-headless==4.12.0.88' in pip_installs(calls)
-
-
-def test_mmcv_of_another_torch_is_rebuilt(machine):
-    machine.fail_at('get_compiling_cuda_version')
-    _, calls = machine.set_up()
-    removal = calls.index('-m pip cache remove onedl_mmcv-2.3.6')
-    rebuild = '-m pip install -v --no-deps --no-build-isolation --force-reinstall onedl-mmcv==2.3.6'
-    assert calls[removal + 1] == rebuild
 
 
 # Repetition
@@ -174,86 +230,69 @@ def test_mmcv_of_another_torch_is_rebuilt(machine):
 
 def test_a_finished_environment_is_left_alone(machine):
     machine.set_up()
-    code, calls = machine.set_up()
-    assert code == 0
-    assert calls == ['-c import pip']
+    assert machine.set_up() == ['-c import pip']
     assert machine.capsys.readouterr().out.endswith(f'{machine.env} is ready\n')
 
 
-def test_other_extras_update_the_environment(machine):
-    machine.set_up()
-    assert_updates(machine, '--extras', 'report')
-
-
-def test_a_changed_setup_py_updates_the_environment(machine):
-    machine.set_up()
-    (machine.checkout / 'setup.py').write_text("'onedl-mmcv==2.4.0'")
-    assert_updates(machine)
-
-
-def test_a_changed_script_updates_the_environment(machine):
-    machine.set_up()
-    machine.script.__file__ = __file__
-    assert_updates(machine)
-
-
-def test_a_failed_set_up_is_continued(machine):
-    machine.fail_at('onedl-mmcv', 'the first failure')
-    machine.error()
+def fail(machine):
+    machine.fail_at('-e .', 'the first failure')
+    machine.error('--extras', 'demo')
     machine.fail_at('nothing')
-    assert_updates(machine)
-    assert 'the first failure' not in machine.log.read_text()
 
 
-def test_an_environment_of_other_making_is_completed(machine):
-    machine.set_up()
-    (machine.env / 'setup_env.json').unlink()
+def change_setup_py(machine):
+    (machine.checkout / 'setup.py').write_text("'onedl-mmcv==2.4.0'")
+
+
+def lose_stamp(machine, text=''):
+    (machine.env / 'setup_env.json').write_text(text)
     (machine.env / 'pyvenv.cfg').touch()
-    assert_updates(machine)
 
 
-def test_a_truncated_stamp_is_no_obstacle(machine):
+UPDATES = {
+    'other extras': (lambda machine: None, ['--extras', 'report']),
+    'changed setup.py': (change_setup_py, []),
+    'changed script': (lambda machine: setattr(machine.script, '__file__', __file__), []),
+    'failed': (fail, []),
+    'of other making': (lose_stamp, []),
+    'truncated stamp': (lambda machine: lose_stamp(machine, '{"folder": '), []),
+}
+
+
+@pytest.mark.parametrize('change, arguments', UPDATES.values(), ids=UPDATES)
+def test_an_environment_is_completed(machine, change, arguments):
     machine.set_up()
-    (machine.env / 'setup_env.json').write_text('{"folder": ')
-    (machine.env / 'pyvenv.cfg').touch()
-    assert_updates(machine)
-
-
-def assert_updates(machine, *arguments):
-    """Assert that everything is installed into the environment that is there."""
-    code, calls = machine.set_up(*arguments)
-    assert code == 0
-    assert len(pip_installs(calls)) == 4
+    change(machine)
+    calls = machine.set_up(*arguments)
+    assert len(pip_calls(calls, 'install')) == 4
     assert not [call for call in calls if 'venv' in call]
+    assert 'the first failure' not in machine.script.LOG.read_text()
 
 
-@pytest.mark.parametrize('arguments', [['--torch', 'torch==2.5.1'], ['--set', 'classic']], ids=['torch', 'set'])
-def test_another_base_remakes_the_environment(machine, arguments):
+REMAKES = {
+    'torch': (lambda machine: None, ['--torch', 'torch==2.5.1']),
+    'set': (lambda machine: None, ['--set', 'classic']),
+    'no Python': (lambda machine: (machine.env / 'bin' / 'python').unlink(), []),
+}
+
+
+@pytest.mark.parametrize('change, arguments', REMAKES.values(), ids=REMAKES)
+def test_an_environment_is_remade(machine, change, arguments):
     machine.set_up()
-    (machine.env / 'old').touch()
-    _, calls = machine.set_up(*arguments)
-    assert f'-m venv {machine.env}' in calls
-    assert not (machine.env / 'old').exists()
-
-
-def test_an_environment_without_its_python_is_remade(machine):
-    machine.set_up()
-    (machine.env / 'bin' / 'python').unlink()
-    _, calls = machine.set_up()
-    assert calls[0] == f'-m venv {machine.env}'
+    change(machine)
+    assert f'-m venv --clear {machine.env}' in machine.set_up(*arguments)
 
 
 def test_two_set_ups_take_turns(tmp_path):
     script = load_script()
-    lock = tmp_path / 'build' / 'lock'
     order = []
 
     def second():
-        with script.locked(lock):
+        with script.locked(tmp_path / 'build' / 'lock'):
             order.append('second')
 
     thread = threading.Thread(target=second)
-    with script.locked(lock):
+    with script.locked(tmp_path / 'build' / 'lock'):
         thread.start()
         thread.join(timeout=0.3)
         order.append('first')
@@ -284,9 +323,10 @@ sys.exit(script.main([]))
         os.kill(command, signal.SIGKILL)
 
 
-def test_termination_ends_the_running_command(running):
+@pytest.mark.parametrize('interruption', [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_running_command(running, interruption):
     process, command = running
-    process.terminate()
+    process.send_signal(interruption)
     assert process.communicate(timeout=10)[1] == 'interrupted: the same command continues\n'
     assert process.returncode == 130
     wait_for(lambda: not is_running(command))
@@ -317,211 +357,98 @@ def is_running(pid):
 # Errors: each in one line that says what to do
 
 
-def test_python_too_old(machine, monkeypatch):
-    monkeypatch.setattr(sys, 'version_info', (3, 9, 2))
-    monkeypatch.setattr(machine.script.platform, 'python_version', lambda: '3.9.2')
-    assert 'Python 3.9.2 is too old: run this with a python3 from 3.10 on' in machine.error()
-
-
 def test_an_old_python_reads_the_script():
     ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
 
 
-@pytest.mark.parametrize('missing', ['venv', 'ensurepip'])
-def test_no_venv(machine, monkeypatch, missing):
-    monkeypatch.setattr(machine.script.importlib.util, 'find_spec', lambda name: name != missing)
-    assert 'Python has no venv or ensurepip: install them (Debian: apt-get install python3-venv)' in machine.error()
+def make_python_old(machine):
+    machine.monkeypatch.setattr(sys, 'version_info', (3, 9, 2))
+    machine.monkeypatch.setattr(machine.script.platform, 'python_version', lambda: '3.9.2')
 
 
-def test_no_compiler(machine):
-    (machine.root / 'bin' / 'c++').unlink()
-    assert 'there is no C++ compiler (c++): install one (Debian: apt-get install g++)' in machine.error()
+def remove_module(machine, missing):
+    machine.monkeypatch.setattr(machine.script.importlib.util, 'find_spec', lambda name: name != missing)
 
 
-def test_the_compiler_that_cxx_names(machine, monkeypatch):
-    monkeypatch.setenv('CXX', 'clang++ -stdlib=libc++')
-    assert 'there is no C++ compiler (clang++)' in machine.error()
+NO_VENV = 'Python has no venv or ensurepip: install them (Debian: apt-get install python3-venv)'
+NO_HEADERS = ('Python.h is missing: install the headers of Python (Debian: apt-get install python3-dev); '
+              'unpacking them here failed: ')
+ERRORS = {
+    'old Python': (make_python_old, 'Python 3.9.2 is too old: run this with a python3 from 3.10 on'),
+    'no venv': (lambda machine: remove_module(machine, 'venv'), NO_VENV),
+    'no ensurepip': (lambda machine: remove_module(machine, 'ensurepip'), NO_VENV),
+    'no compiler': (lambda machine: (machine.root / 'bin' / 'c++').unlink(),
+                    'there is no C++ compiler (c++): install one (Debian: apt-get install g++)'),
+    'no CXX': (lambda machine: machine.monkeypatch.setenv('CXX', 'clang++ -stdlib=libc++'),
+               'there is no C++ compiler (clang++)'),
+    'no headers': (lambda machine: (machine.headers / 'Python.h').unlink(),
+                   NO_HEADERS + "[Errno 2] No such file or directory: 'apt-get'"),
+    'not an environment': (lambda machine: (machine.env / 'thesis').mkdir(parents=True),
+                           'env is not an environment: remove it, or choose another folder with --env'),
+    'not writable': (lambda machine: (machine.checkout / 'build').touch(), 'File exists'),
+    'silent': (lambda machine: machine.fail_at('-m venv'), 'it failed and said nothing'),
+}
 
 
-def test_no_headers(machine):
-    (machine.headers / 'Python.h').unlink()
-    advice = 'Python.h is missing: install the headers of Python (Debian: apt-get install python3-dev)'
-    assert f"{advice}; unpacking them here failed: [Errno 2] No such file or directory: 'apt-get'" in machine.error()
-    machine.add_program('apt-get', '#!/bin/sh\necho E: No network\nexit 100\n')
-    assert f'{advice}; unpacking them here failed: E: No network' in machine.error()
-
-
-@pytest.mark.parametrize('full, advice', [
-    ('env', 'env has 1.5 GB free, 3 GB are needed: free some space, or choose another disk with --env'),
-    ('tmp', 'tmp has 0.5 GB free, 1 GB are needed: free some space, or choose another disk with TMPDIR'),
-])
-def test_too_little_disk(machine, monkeypatch, full, advice):
-    free = {'env': 1e11, 'tmp': 1e11, full: 1.5e9 if full == 'env' else 0.5e9}
-    monkeypatch.setattr(machine.script.tempfile, 'gettempdir', lambda: '/tmp')
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=free[Path(path).name]))
-    assert advice in machine.error()
-
-
-def test_a_folder_that_is_no_environment_is_kept(machine):
-    machine.env.mkdir()
-    (machine.env / 'thesis.tex').touch()
-    assert 'env is not an environment: remove it, or choose another folder with --env' in machine.error()
-    assert (machine.env / 'thesis.tex').exists()
-
-
-def test_a_folder_that_cannot_be_written(machine):
-    (machine.checkout / 'build').touch()
-    assert 'File exists' in machine.error()
+@pytest.mark.parametrize('change, message', ERRORS.values(), ids=ERRORS)
+def test_errors(machine, change, message):
+    change(machine)
+    assert message in machine.error()
 
 
 UNREACHABLE = 'the package index cannot be reached: check the network, the proxy and the index in "pip config list"'
+NO_VERSION = 'ERROR: Could not find a version that satisfies the requirement torch==99 (from versions: '
 FAILURES = {
-    'no name resolution': (UNREACHABLE, '''\
-Looking in indexes: https://index.example/simple
-WARNING: Retrying (Retry(total=0, connect=None, read=None, redirect=None, status=None)) after connection broken by \
-'NewConnectionError('<pip._vendor.urllib3.connection.HTTPSConnection object at 0x7f34e77274d0>: Failed to establish a \
-new connection: [Errno -2] Name or service not known')': /simple/torch/
-ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)
-ERROR: No matching distribution found for torch==2.13.0
-'''),
-    'bad certificate': (UNREACHABLE, '''\
-Could not fetch URL https://index.example/simple/torch/: There was a problem confirming the ssl certificate: \
-[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006) - skipping
-ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)
-ERROR: No matching distribution found for torch==2.13.0
-'''),
-    'connection refused': (UNREACHABLE, '''\
-    raise ConnectionError(e, request=request)
-pip._vendor.requests.exceptions.ConnectionError: HTTPConnectionPool(host='index.example', port=443): Max retries \
-exceeded with url: /torch.whl (Caused by NewConnectionError('<pip._vendor.urllib3.connection.HTTPConnection object at \
-0x7f97867d4710>: Failed to establish a new connection: [Errno 111] Connection refused'))
-'''),
-    'download stalls': (UNREACHABLE, '''\
-    raise ReadTimeoutError(self._pool, None, "Read timed out.")
-pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPConnectionPool(host='index.example', port=443): Read timed out.
-'''),
-    'connection refused, pip 26': (UNREACHABLE, '''\
-error: connection-failed
-
-× Failed to connect to index.example while fetching https://index.example/torch.whl
-╰─> [Errno 111] Connection refused
-
-hint: Are you connected to the Internet?
-'''),
-    'download breaks off, pip 26': (UNREACHABLE, '''\
-error: incomplete-download
-
-× Download failed after 6 attempts because not enough bytes were received (1000 bytes/100 kB)
-╰─> URL: https://index.example/torch.whl
-'''),
-    'no such version': (f'the package index has no torch==99 for Python {sys.version.split()[0]} on ', '''\
-ERROR: Could not find a version that satisfies the requirement torch==99 (from versions: 2.12.0, 2.13.0)
-ERROR: No matching distribution found for torch==99
-'''),
-    'disk full': ('the disk is full: free some space, or choose other disks with --env and TMPDIR', '''\
-ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device
-'''),
-    'compiler error': ('compiling failed: /env/torch/csrc/python_headers.h:13:10: fatal error: Python.h: No such', '''\
-  [2/2] c++ -MMD -MF a.o.d -Wall -Werror=format-security -c a.cpp -o a.o
-  FAILED: [code=1] a.o
-  c++ -MMD -MF a.o.d -Wall -Werror=format-security -c a.cpp -o a.o
-  In file included from a.cpp:1:
-  /env/torch/csrc/python_headers.h:13:10: fatal error: Python.h: No such file or directory
-     13 | #include <Python.h>
-        |          ^~~~~~~~~~
-  compilation terminated.
-  ninja: build stopped: subcommand failed.
-  RuntimeError: Error compiling objects for extension
-  error: subprocess-exited-with-error
-  ERROR: Failed building wheel for onedl-mmcv
-'''),
-    'compiler killed': ('the compiler ran out of memory: run it again with MAX_JOBS=1', '''\
-  c++: fatal error: Killed signal terminated program cc1plus
-  compilation terminated.
-  RuntimeError: Error compiling objects for extension
-'''),
-    'no CUDA toolkit': ('CUDA_HOME environment variable is not set. Please set it to your CUDA install root.', '''\
-  OSError: CUDA_HOME environment variable is not set. Please set it to your CUDA install root.
-  error: subprocess-exited-with-error
-  ERROR: Failed building wheel for onedl-mmcv
-'''),
-    'forbidden': ('HTTP error 403 while getting the package index', '''\
-ERROR: HTTP error 403 while getting https://index.example/torch.whl
-'''),
-    'other': ('Invalid requirement: ', '''\
-ERROR: Invalid requirement: 'torch=2.13.0': Expected end or semicolon
-Hint: = is not a valid operator. Did you mean == ?
-'''),
+    'no name resolution': (
+        UNREACHABLE, "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('Failed to "
+        f"establish a new connection: [Errno -2] Name or service not known')': /simple/torch/\n{NO_VERSION}none)"),
+    'bad certificate': (
+        UNREACHABLE, 'Could not fetch URL https://index.example/simple/torch/: There was a problem confirming the ssl '
+        f'certificate: [SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006) - skipping\n{NO_VERSION}none)'),
+    'connection refused': (
+        UNREACHABLE, "requests.exceptions.ConnectionError: HTTPConnectionPool(host='index.example', port=443): Max "
+        'retries exceeded with url: /torch.whl (Caused by NewConnectionError([Errno 111] Connection refused))'),
+    'download stalls': (
+        UNREACHABLE, "urllib3.exceptions.ReadTimeoutError: HTTPConnectionPool(host='index.example', port=443): "
+        'Read timed out.\n'),
+    'connection refused, pip 26': (
+        UNREACHABLE, 'error: connection-failed\n\n× Failed to connect to index.example while fetching '
+        'https://index.example/torch.whl\n╰─> [Errno 111] Connection refused'),
+    'download breaks off, pip 26': (
+        UNREACHABLE, 'error: incomplete-download\n\n× Download failed after 6 attempts because not enough bytes were '
+        'received (1000 bytes/100 kB)\n╰─> URL: https://index.example/torch.whl'),
+    'no such version': (
+        'No matching distribution found for torch==99',
+        f'{NO_VERSION}2.12.0, 2.13.0)\nERROR: No matching distribution found for torch==99'),
+    'disk full': (
+        'the disk is full: free some space, or choose other disks with --env and TMPDIR',
+        'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device'),
+    'compiler error': (
+        'compiling failed: /env/torch/python_headers.h:13:10: fatal error: Python.h: No such file',
+        '  c++ -MMD -MF a.o.d -Wall -Werror=format-security -c a.cpp -o a.o\n'
+        '  /env/torch/python_headers.h:13:10: fatal error: Python.h: No such file or directory\n'
+        '  RuntimeError: Error compiling objects for extension\n  ERROR: Failed building wheel for onedl-mmcv'),
+    'compiler killed': (
+        'the compiler ran out of memory: run it again with MAX_JOBS=1',
+        '  c++: fatal error: Killed signal terminated program cc1plus\n  RuntimeError: Error compiling objects'),
+    'no CUDA toolkit': (
+        'OSError: CUDA_HOME environment variable is not set.',
+        '  OSError: CUDA_HOME environment variable is not set.\n  ERROR: Failed building wheel for onedl-mmcv'),
+    'forbidden': (
+        'HTTP error 403 while getting the package index',
+        'ERROR: HTTP error 403 while getting https://index.example/torch.whl'),
+    'no import': (
+        'error: ImportError: libGL.so.1: cannot open shared object file',
+        'Traceback (most recent call last):\nImportError: libGL.so.1: cannot open shared object file'),
+    'other': ('error: the last words', 'something\nthe last words\n\n'),
 }
 
 
 @pytest.mark.parametrize('meaning, output', FAILURES.values(), ids=FAILURES)
-def test_failures_of_pip(machine, meaning, output):
+def test_failures_of_commands(machine, meaning, output):
     machine.fail_at('pip install torch', output)
     error = machine.error()
     assert meaning in error
     assert 'index.example' not in error
-    assert error.endswith(f'(all output: {machine.log})')
-    assert machine.log.read_text() == output
-
-
-def test_a_command_that_says_nothing(machine):
-    machine.fail_at('-m venv')
-    assert 'python ended with code 1 and said nothing' in machine.error()
-
-
-def test_a_module_that_does_not_import(machine):
-    machine.fail_at('-c import cv2, mmcv.ops', '''\
-Traceback (most recent call last):
-  File "<string>", line 1, in <module>
-ImportError: libGL.so.1: cannot open shared object file: No such file or directory
-''')
-    assert 'ImportError: libGL.so.1: cannot open shared object file' in machine.error()
-
-
-# Progress
-
-
-def test_last_activity():
-    last_activity = load_script().last_activity
-    downloading = '''\
-Looking in indexes: https://index.example/simple
-Collecting torch==2.13.0
-  Downloading https://index.example/torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl (191.8 MB)
-'''
-    building = '''\
-  Building wheel for onedl-mmcv (pyproject.toml): started
-  Running command Building wheel for onedl-mmcv (pyproject.toml)
-'''
-    compiling = '''\
-  [1/78] c++ -MMD -MF build/mmcv/ops/csrc/pytorch/active_rotated_filter.o.d -Wsign-compare -DNDEBUG -g -fwrapv -O2
-  [2/78] c++ -MMD -MF build/mmcv/ops/csrc/pytorch/assign_score_withk.o.d -Wsign-compare -DNDEBUG -g -fwrapv -O2
-  In file included from torch/include/c10/core/InferenceMode.h:4,
-     89 |   bool view_replay_enabled_ : 1 = false;
-'''
-    installing = '''\
-Installing collected packages: mpmath, typing-extensions, sympy, torch
-'''
-    assert last_activity('') == ''
-    assert last_activity(downloading) == 'Downloading torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl (191.8 MB)'
-    assert last_activity(downloading + building) == 'Building wheel for onedl-mmcv (pyproject.toml)'
-    assert last_activity(building + compiling) == 'compiled 2 of 78 files'
-    assert last_activity(compiling + installing) == 'Installing collected packages'
-
-
-def test_progress_is_rare_in_a_log_and_one_line_on_a_terminal(monkeypatch, capsys):
-    script = load_script()
-    seconds = iter(range(1000))
-    monkeypatch.setattr(script, 'time', SimpleNamespace(monotonic=lambda: next(seconds)))
-    progress = script.Progress()
-    for done in range(70):
-        progress.show(f'compiled {done} of 78 files')
-    progress.clear()
-    assert capsys.readouterr().out == '      0:30  compiled 29 of 78 files\n      1:00  compiled 59 of 78 files\n'
-
-    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
-    monkeypatch.setenv('COLUMNS', '30')
-    progress = script.Progress()
-    progress.show('Downloading torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl')
-    progress.clear()
-    assert capsys.readouterr().out == '\r\033[K      0:01  Downloading torch\r\033[K'
+    assert error.endswith(f'(all output: {machine.script.LOG})')
+    assert machine.script.LOG.read_text() == output

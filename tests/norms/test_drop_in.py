@@ -1,0 +1,139 @@
+"""BN's place in other people's code: its arguments in its order, missing parts, torch.func, second derivatives."""
+import copy
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from mmnorm.norms import NORMS, SYNC_TWINS
+
+from .cases import CHANNELS, VARIANTS, build, described, randomized
+
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+SHAPE = (4, CHANNELS, 4, 6)
+WITH_STATISTICS = [cfg for cfg in [dict(type=name) for name in NORMS] + VARIANTS
+                   if issubclass(NORMS[cfg['type']], nn.BatchNorm2d)]
+
+
+def is_without_batch(cfg):
+    """Whether a variant takes no batch statistics, or must not be without running ones."""
+    return cfg['type'] == 'FrozenBN' or cfg.get('hard') or cfg.get('batch_stat') is False or cfg.get(
+        'batch_groups') == 'sample'
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_positional_arguments_are_those_of_bn(name):
+    layer = NORMS[name](CHANNELS, 1e-3, 0.2, False, name == 'FrozenBN', 'cpu', torch.float64)
+    assert layer.eps == 1e-3 and layer.weight is None and layer.bias is None
+    assert all(value.dtype == torch.float64 for value in layer.state_dict().values() if value.is_floating_point())
+    if issubclass(NORMS[name], nn.BatchNorm2d):
+        assert layer.momentum == 0.2 and (layer.running_mean is None) == (name != 'FrozenBN')
+    own = set(inspect.signature(NORMS[name].__init__).parameters) - {'self', 'num_features', 'args', 'kwargs'}
+    for argument in own:
+        kind = inspect.signature(NORMS[name].__init__).parameters[argument].kind
+        assert kind is inspect.Parameter.KEYWORD_ONLY or argument in inspect.signature(nn.BatchNorm2d).parameters
+
+
+@pytest.mark.parametrize('name', [name for name in NORMS if issubclass(NORMS[name], nn.BatchNorm2d)])
+def test_an_argument_of_ours_in_a_place_of_bns_is_refused(name):
+    with pytest.raises(TypeError, match=f'{name}: affine, .* are True or False'):
+        NORMS[name](CHANNELS, 1e-5, 0.1, 2)
+
+
+def test_without_affine_gamma_is_1_and_beta_0(cfg):
+    layer, bare = build(cfg), build(dict(cfg, affine=False))
+    assert not any(name in dict(bare.named_parameters()) for name in ('weight', 'bias'))
+    x = torch.randn(SHAPE)
+    for mode in (True, False):
+        torch.testing.assert_close(bare.train(mode)(x), layer.train(mode)(x))
+    bare.load_state_dict(bare.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize('bn_cfg', WITH_STATISTICS, ids=described)
+def test_without_bias(bn_cfg):
+    layer = build(dict(bn_cfg, bias=False))
+    assert layer.bias is None and layer.weight is not None
+    torch.testing.assert_close(layer(x := torch.randn(SHAPE)), build(bn_cfg)(x))
+
+
+@pytest.mark.parametrize('how', ['argument', 'set to None'])
+@pytest.mark.parametrize('bn_cfg', WITH_STATISTICS, ids=described)
+def test_without_running_statistics_evaluation_normalizes_by_the_batch(bn_cfg, how):
+    if is_without_batch(bn_cfg):
+        pytest.skip('has no such evaluation')
+    if how == 'argument':
+        layer = build(dict(bn_cfg, track_running_stats=False))
+        assert layer.running_mean is layer.running_var is layer.num_batches_tracked is None
+    else:  # what test-time adaptation does
+        layer = build(bn_cfg)
+        layer.running_mean = layer.running_var = None
+    if bn_cfg['type'] == 'BRN':
+        bn_cfg = dict(bn_cfg, warmup=5000)  # which has nothing to correct towards: BN
+    x = torch.randn(SHAPE) + 1
+    expected = build(bn_cfg).train()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), expected)
+    torch.testing.assert_close(layer.train()(x), expected)
+    assert layer(torch.randn(0, *SHAPE[1:])).shape == (0, *SHAPE[1:])
+    layer.load_state_dict(copy.deepcopy(layer.state_dict()), strict=True)
+
+
+def test_track_running_stats_off_updates_nothing_and_evaluates_by_what_there_is():
+    bn, x = nn.BatchNorm2d(CHANNELS), torch.randn(SHAPE) + 1
+    for name in ('SN', 'RBN', 'BGN', 'BRN', 'IBN', 'EN'):
+        for layer in (bn, NORMS[name](CHANNELS)):
+            layer.track_running_stats = False
+            layer(x)
+            assert not layer.running_mean.any() and layer.num_batches_tracked == 0
+
+
+def test_frozen_bn_has_to_have_statistics():
+    with pytest.raises(ValueError, match='track_running_stats=False leaves none'):
+        NORMS['FrozenBN'](CHANNELS, track_running_stats=False)
+
+
+def test_reset_parameters_resets_everything(cfg):
+    layer, fresh = randomized(build(cfg)), build(cfg)
+    layer.train()(torch.randn(SHAPE))
+    layer.reset_parameters()
+    for key, value in fresh.state_dict().items():
+        assert torch.equal(layer.state_dict()[key], value), key
+
+
+def test_meta_device_and_to_empty(cfg):
+    """The recipe of sharded training: build without memory, allocate, reset."""
+    layer = NORMS[cfg['type']](CHANNELS, device='meta', **{k: v for k, v in cfg.items() if k != 'type'})
+    assert all(value.is_meta for value in layer.state_dict().values())
+    layer = layer.to_empty(device='cpu')
+    layer.reset_parameters()
+    x = torch.randn(SHAPE)
+    torch.testing.assert_close(layer.train()(x), build(cfg).train()(x))
+
+
+def test_second_derivatives_are_right_or_refused(cfg):
+    """Never cut in silence: the gradient of a gradient penalty is that of finite differences, or an error says so."""
+    layer = randomized(build(cfg).double()).train()
+    if cfg['type'] == 'BRN':
+        pytest.skip('no gradient passes r and d: its first derivative is not that of its values')
+    x = torch.randn(2, CHANNELS, 2, 3, dtype=torch.float64, requires_grad=True)
+    try:  # gradgradcheck passes gradients that need none, where torch's once_differentiable is silent
+        assert torch.autograd.gradgradcheck(layer, x, fast_mode=True)
+    except NotImplementedError as error:
+        assert 'no second derivative' in str(error)
+
+
+@pytest.mark.parametrize('name', [name for name in NORMS if name not in SYNC_TWINS.values()])
+def test_torch_func_takes_gradients_of_evaluated_layers(name):
+    layer = randomized(build(dict(type=name))).eval()
+    parameters, buffers = dict(layer.named_parameters()), dict(layer.named_buffers())
+    x = torch.randn(SHAPE)
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, (parameters, buffers), (x, )).square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    if parameters:
+        loss(parameters).backward()
+    for key, p in parameters.items():
+        torch.testing.assert_close(found[key], p.grad, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,122 @@
+"""The wheel beside torch and numpy alone: every layer, and all that works on built networks."""
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+PROGRAM = '''
+import sys, warnings
+import torch
+from torch import nn
+import mmnorm
+from mmnorm.norms import NORMS
+
+warnings.simplefilter('ignore')
+hosts = [name for name in sys.modules if name.split('.')[0] in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'rich', 'pandas')]
+assert not hosts, hosts
+x = torch.randn(4, 64, 6, 6)
+for name, norm in NORMS.items():
+    assert getattr(mmnorm, name) is norm
+    layer = norm(64)
+    y = layer(x.clone().requires_grad_())
+    y.square().sum().backward()
+    with torch.no_grad():
+        assert layer.eval()(x).shape == x.shape
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+
+
+batches = [torch.randn(4, 3, 12, 12) for _ in range(3)]
+model = network()
+assert [(n.name, n.type, n.channels, n.state) for n in mmnorm.list_norms(model)] == [
+    ('1', 'BN', 8, 'trains'), ('4', 'BN', 8, 'trains')]
+assert mmnorm.replace_norms(model, 'SN', where='1') == ['1'] and list(mmnorm.ratios(model)) == ['1']
+assert mmnorm.harden(model)['1'] == (['IN'], ['IN'])
+model = network()
+assert set(mmnorm.recollect(model, batches)) == {'1', '4'}
+assert mmnorm.measure_shift(model, batches)['4'].esm_mu >= 0
+with mmnorm.perturbed([model[1]], 0.3):
+    model(batches[0])
+assert mmnorm.to_evalnorm(model) == ['1', '4']
+assert 0 <= mmnorm.estimate_offline(model, batches)['1'][0] <= 1
+model = network()
+model(batches[0])
+expected = model.eval()(batches[0])
+assert len(mmnorm.fuse_conv_norm(model).folded) == 2
+torch.testing.assert_close(model(batches[0]), expected, rtol=1e-4, atol=1e-4)
+try:
+    mmnorm.place_xbn(model)
+except TypeError as error:
+    assert 'no residual blocks' in str(error)
+print('all of it works')
+'''
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """The wheel of this checkout, built with what is installed, from a copy: a build leaves files behind."""
+    folder = tmp_path_factory.mktemp('wheel')
+    source = folder / 'source'
+    source.mkdir()
+    for name in ('mmnorm', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'README.md', 'LICENSE', 'model-index.yml', 'pyproject.toml'):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', folder,
+                    source], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    found, = folder.glob('mmnorm-*.whl')
+    return found
+
+
+def requirements_of(*names):
+    """Installed distributions that some need, themselves included, extras left out."""
+    found, asked = {}, list(names)
+    while asked:
+        name = re.sub(r'[-_.]+', '-', asked.pop()).lower()
+        if name in found:
+            continue
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # what a marker leaves out on this machine
+        asked += [re.match(r'[\w.-]+', line)[0] for line in found[name].requires or () if 'extra ==' not in line]
+    return found.values()
+
+
+def test_wheel_needs_torch_and_numpy_alone(wheel, tmp_path):
+    """In a Python that sees nothing else: no site-packages, only links to torch, numpy and what they need."""
+    site = tmp_path / 'site'
+    site.mkdir()
+    for distribution in requirements_of('torch', 'numpy'):
+        for top in {path.parts[0] for path in distribution.files or () if path.parts[0] not in ('..', '__pycache__')}:
+            source = Path(distribution.locate_file(top))
+            if source.exists() and not (site / top).exists():
+                (site / top).symlink_to(source)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
+    done = subprocess.run([sys.executable, '-S', '-c', PROGRAM], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env=dict(environment, PYTHONPATH=str(site)))
+    assert done.returncode == 0 and done.stdout.endswith('all of it works\n'), done.stdout
+
+
+def test_wheel_carries_what_is_used_from_it(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for expected in ('mmnorm/py.typed', 'mmnorm/data/digits.py', 'mmnorm/.mim/configs/metafile.yml', 'mmnorm/.mim/configs/mask_rcnn_xbn_r50.py',
+                     'mmnorm/.mim/tools/train.py', 'mmnorm/report/report.html.j2'):
+        assert expected in names
+    metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith('/METADATA'))).decode()
+    assert {line.partition(': ')[2] for line in metadata.splitlines()
+            if line.startswith('Requires-Dist') and 'extra ==' not in line} == {'torch>=2.5', 'numpy'}
