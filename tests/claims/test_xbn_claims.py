@@ -11,9 +11,10 @@ from torch import nn
 pytest.importorskip('sklearn')
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools/claims'))
 
-import common  # noqa: E402
 import estimation_shift as shift  # noqa: E402
 import perturbation  # noqa: E402
+
+import common  # noqa: E402
 from mmnorm.statistics import first_norms, measure_shift, perturbed  # noqa: E402
 
 

@@ -39,7 +39,7 @@ def load_digits():
 def add_common_arguments(parser, name, seeds):
     """Add what every claim script understands: --seeds, --tiny, --out and --plot-only."""
     parser.add_argument('--seeds', nargs='+', type=int, default=list(range(seeds)), metavar='N',
-                        help='of initialisation and data (default: 0 to %d)' % (seeds - 1))
+                        help=f'of initialization and data (default: 0 to {seeds - 1})')
     parser.add_argument('--tiny', action='store_true', help='seconds instead of minutes: to see that the script runs')
     parser.add_argument('--out', type=Path, default=RESULTS, metavar='DIR',
                         help=f'for {name}.json and its plots (default: tools/claims/results)')

@@ -28,8 +28,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 # first of ours: it puts the checkout on the path
-from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_results, write_png
-
+from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_png, write_results
 from mmnorm.report.plots import COLOURS
 from mmnorm.statistics import measure_shift
 

@@ -26,10 +26,10 @@ import time
 import warnings
 from pathlib import Path
 
-# first of ours: it puts the checkout on the path
-from common import RESULTS, ROOT, THREADS, write_png
 from matplotlib.container import BarContainer
 
+# first of ours: it puts the checkout on the path
+from common import RESULTS, ROOT, THREADS, write_png
 from mmnorm.report.plots import COLOURS
 
 CONFIG = ROOT / 'configs/faster_rcnn_en_r50_digits.py'

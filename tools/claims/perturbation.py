@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 # first of ours: it puts the checkout on the path
-from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_results, write_png
-
+from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_png, write_results
 from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.report.plots import line_style
 from mmnorm.statistics import first_norms, perturbed
