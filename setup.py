@@ -27,6 +27,7 @@ setup(
     exclude_package_data={'mmnorm': ['.mim/**/__pycache__/*']},
     install_requires=['torch>=2.5', 'numpy'],
     extras_require={
+        'lint': ['ruff>=0.9', 'mypy>=1.14', 'pre-commit'],
         'onedl': [
             'onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2'
         ],

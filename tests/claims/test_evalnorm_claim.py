@@ -1,20 +1,17 @@
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tools/claims'))
+
+import evalnorm as script  # noqa: E402
+
 SMALL = ('--arms sgd2_norm2 --seeds 5 --initial-epochs 1 --epochs 1 --train-images 16 --val-images 4 '
          '--offline-batches 6').split()
-
-
-@pytest.fixture(scope='module')
-def script():
-    spec = importlib.util.spec_from_file_location('evalnorm_claim', ROOT / 'tools/claims/evalnorm.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PLOTS = 'evalnorm.png', 'evalnorm_layers.png'
 
 
 def run(tool, digits, *arguments):
@@ -44,12 +41,17 @@ def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(tool, digit
             values = [layer[kind][symbol] for layer in row['layers'].values()]
             assert all(0 <= value <= 1 for value in values)
             assert sum(abs(value - start) > 0.01 for value in values) > 40  # estimated, and not as it started
-    for name in ('evalnorm.svg', 'evalnorm_layers.svg'):
-        assert (tmp_path / 'results' / name).read_text().rstrip().endswith('</svg>')
+    drawn = {name: (tmp_path / 'results' / name).read_bytes() for name in PLOTS}
+    assert all(picture.startswith(b'\x89PNG') for picture in drawn.values())
 
     again = run(tool, digits, *SMALL)
     assert again.returncode == 0 and 'seed 5' not in again.stdout
     assert json.loads(path.read_text()) == found
+
+    for name in PLOTS:
+        (tmp_path / 'results' / name).unlink()
+    assert tool('claims/evalnorm.py', '--out', 'results', '--plot-only').returncode == 0
+    assert drawn == {name: (tmp_path / 'results' / name).read_bytes() for name in PLOTS}
 
 
 def test_missing_data_set_is_told(tool, tmp_path):
@@ -57,7 +59,7 @@ def test_missing_data_set_is_told(tool, tmp_path):
     assert done.returncode == 1 and 'tools/make_digits.py' in done.stdout and 'Traceback' not in done.stdout
 
 
-def test_results_of_other_settings_are_not_mixed(script, tmp_path):
+def test_results_of_other_settings_are_not_mixed(tmp_path):
     args = script.parse_args(SMALL)
     results = script.read_results(args, tmp_path / 'evalnorm.json')
     assert results['trainings'] == [] and results['initial'] is None
@@ -68,7 +70,7 @@ def test_results_of_other_settings_are_not_mixed(script, tmp_path):
         script.read_results(args, tmp_path / 'evalnorm.json')
 
 
-def test_spreads_are_of_what_a_training_has_over_its_own_ema(script):
+def test_spreads_are_of_what_a_training_has_over_its_own_ema():
     trainings = [dict(arm='sgd2_norm2', seed=seed, evaluations=dict(ema=dict(AP=ema), rule=dict(AP=ema + 1)))
                  for seed, ema in enumerate((20., 30., 40.))]
     assert script.ap_over_seeds(trainings, 'sgd2_norm2', 'rule') == (31., 10.)
@@ -77,7 +79,7 @@ def test_spreads_are_of_what_a_training_has_over_its_own_ema(script):
     assert script.ap_over_seeds(trainings, 'sgd8_norm8', 'ema') is None
 
 
-def test_arms_differ_only_in_their_batches(script, digits):
+def test_arms_differ_only_in_their_batches(digits):
     def flat(tree, path=()):
         if isinstance(tree, (dict, list, tuple)):
             items = tree.items() if isinstance(tree, dict) else enumerate(tree)

@@ -11,9 +11,10 @@ from torch import nn
 pytest.importorskip('sklearn')
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools/claims'))
 
-import common  # noqa: E402
 import estimation_shift as shift  # noqa: E402
 import perturbation  # noqa: E402
+
+import common  # noqa: E402
 from mmnorm.statistics import first_norms, measure_shift, perturbed  # noqa: E402
 
 
@@ -133,8 +134,8 @@ def test_training_and_test_digits_are_disjoint(digits):
 
 
 @pytest.mark.parametrize('script, plots', [
-    (shift, {'estimation_shift_setup_one.svg', 'estimation_shift_appendix.svg', 'estimation_shift_setup_two.svg'}),
-    (perturbation, {'perturbation.svg'})], ids=['estimation_shift', 'perturbation'])
+    (shift, {'estimation_shift_setup_one.png', 'estimation_shift_appendix.png', 'estimation_shift_setup_two.png'}),
+    (perturbation, {'perturbation.png'})], ids=['estimation_shift', 'perturbation'])
 def test_scripts_write_results_and_plots_and_draw_them_again(script, plots, tmp_path):
     script.main(['--tiny', '--seeds', '0', '--out', str(tmp_path)])
     path = tmp_path / f'{script.NAME}.json'

@@ -1,5 +1,6 @@
 """What scripts that show a paper's claim at small scale share: the digits, the results' header, JSON and plots."""
 import datetime
+import io
 import json
 import re
 import sys
@@ -12,14 +13,17 @@ import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from mmnorm.engine.record import describe_device, versions  # noqa: E402
 from mmnorm.report import write_atomically  # noqa: E402
-from mmnorm.report.plots import STYLE, as_svg  # noqa: E402
+from mmnorm.report.plots import STYLE  # noqa: E402
 
 RESULTS = ROOT / 'tools/claims/results'
 THREADS = 1  # so that a training gives the same figures wherever it runs
 DIGITS = 4  # significant ones, of every number in the results
+DPI = 150
+PALETTE = 48  # the most frequent colors of a plot, which all of its pixels take: half the bytes of full color
 
 
 def load_digits():
@@ -35,7 +39,7 @@ def load_digits():
 def add_common_arguments(parser, name, seeds):
     """Add what every claim script understands: --seeds, --tiny, --out and --plot-only."""
     parser.add_argument('--seeds', nargs='+', type=int, default=list(range(seeds)), metavar='N',
-                        help='of initialisation and data (default: 0 to %d)' % (seeds - 1))
+                        help=f'of initialization and data (default: 0 to {seeds - 1})')
     parser.add_argument('--tiny', action='store_true', help='seconds instead of minutes: to see that the script runs')
     parser.add_argument('--out', type=Path, default=RESULTS, metavar='DIR',
                         help=f'for {name}.json and its plots (default: tools/claims/results)')
@@ -82,8 +86,8 @@ def write_results(path, content):
     write_atomically(path, text.replace('[ ', '[').replace(' ]', ']') + '\n')
 
 
-def write_svg(path, size, draw, note):
-    """Draw a figure in the report's style and write it atomically.
+def write_png(path, size, draw, note=None):
+    """Draw a figure in the report's style as a compact PNG; the same results give the same file.
 
     Args:
         path (Path): Target.
@@ -94,5 +98,12 @@ def write_svg(path, size, draw, note):
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout='constrained')
         draw(figure)
-        figure.supxlabel(note, fontsize='small', color=STYLE['axes.labelcolor'])
-        write_atomically(path, as_svg(figure).decode())
+        if note:
+            figure.supxlabel(note, fontsize='small', color=STYLE['axes.labelcolor'])
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format='png', dpi=DPI)
+    image = Image.open(drawn).convert('RGB')
+    common = sorted(image.getcolors(image.width * image.height), reverse=True)[:PALETTE]
+    palette = Image.new('P', (1, 1))
+    palette.putpalette([value for _, color in common for value in color])
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -7,7 +7,7 @@ neurons (A5: a CNN of 14), full-batch gradient descent. 'GNBN' has GN in place o
 - Setup one (Figures 2, 4, A1 to A7): all 1,797 digits are training set and test set.
 - Setup two (Figures 3, 5): the training set is 32 to 1,024 of them, the test set stays all, those included.
 
-Writes estimation_shift.json, and estimation_shift_*.svg for each setup and for the appendix.
+Writes estimation_shift.json, and estimation_shift_*.png for each setup and for the appendix.
 """
 import argparse
 import copy
@@ -28,8 +28,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 # first of ours: it puts the checkout on the path
-from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_results, write_svg
-
+from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_png, write_results
 from mmnorm.report.plots import COLOURS
 from mmnorm.statistics import measure_shift
 
@@ -341,7 +340,7 @@ def draw_setup_two(figure, results):
         draw_errors(errors, results[f'bn_{size}'], colour, f'{size:,}')
         for norm, axes in zip(('bn', 'gnbn'), by_depth):
             draw_by_depth(axes, results[f'{norm}_{size}'], colour, f'{size:,}')
-    errors.set_title('Figure 3 (a): BN; dotted: training error')
+    errors.set_title('Figure 3 (a): BN; dotted: training')
     by_depth[0].set_title('Figure 3 (b): BN, at the end')
     by_depth[1].set_title('Figure 5 (a): GNBN, at the end')
     by_depth[1].legend(title='Training digits', ncols=2)
@@ -358,11 +357,11 @@ def draw_setup_two(figure, results):
               ylim=(0, None))
     final.set_xticks(TRAIN_SIZES, [f'{size:,}' for size in TRAIN_SIZES])
     final.xaxis.set_minor_locator(NullLocator())
-    final.legend(fontsize='small')
+    final.legend(fontsize='x-small')
 
     for (norm, title), axes in zip({'bn': 'Figure 3 (c): BN', 'gnbn': 'GNBN'}.items(), over_iterations):
         draw_shifts(axes, results[f'{norm}_{SHOWN_SIZE}'], 'sigma')
-        axes.set_title(f'{title}, {SHOWN_SIZE} training digits')
+        axes.set_title(f'{title}, {SHOWN_SIZE} digits')
         axes.set_yscale('log')  # the first iterations have far more than the rest
         axes.yaxis.set_major_formatter(FormatStrFormatter('%g'))
     for axes in by_depth:
@@ -394,14 +393,14 @@ def main(argv=None):
     content = json.loads(path.read_text())
     results = content['results']
     plots = {
-        'setup_one': (5.6, lambda figure: draw_setup_one(figure, [results[name] for name in SETUP_ONE], True)),
-        'appendix': (18.7, lambda figure: draw_setup_one(figure, [results[name] for name in APPENDIX], False)),
-        'setup_two': (6.4, lambda figure: draw_setup_two(figure, results)),
+        'setup_one': (4.8, lambda figure: draw_setup_one(figure, [results[name] for name in SETUP_ONE], True)),
+        'appendix': (14.0, lambda figure: draw_setup_one(figure, [results[name] for name in APPENDIX], False)),
+        'setup_two': (6.0, lambda figure: draw_setup_two(figure, results)),
     }
     note = f'Digits; mean over {len(content["about"]["seeds"])} seeds; bands and bars: standard deviation'
     for name, (height, draw) in plots.items():
-        plot = path.with_name(f'{NAME}_{name}.svg')
-        write_svg(plot, (11.5, height), draw, note)
+        plot = path.with_name(f'{NAME}_{name}.png')
+        write_png(plot, (9.6, height), draw, note)
         print(plot)
 
 

@@ -26,14 +26,16 @@ import time
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # run from a checkout without installing
+from matplotlib.container import BarContainer
+
+# first of ours: it puts the checkout on the path
+from common import RESULTS, ROOT, THREADS, write_png
+from mmnorm.report.plots import COLOURS
 
 CONFIG = ROOT / 'configs/faster_rcnn_en_r50_digits.py'
 # Images per SGD batch and per normalization batch
 ARMS = {f'sgd{sgd}_norm{size}': (sgd, size) for sgd, size in ((8, 2), (8, 4), (8, 8), (4, 4), (2, 2))}
 INITIAL = 'sgd8_norm8'  # the batches that the network which all arms start from is trained with
-THREADS = 1  # so that a training gives the same figures wherever it runs
 # What alpha and beta are, by what the results call it
 KINDS = dict(
     ema='EMA: 0, as BN', simple='1/B', rule='1/B\u00b2', offline='estimated offline', online='estimated online')
@@ -50,8 +52,9 @@ def parse_args(argv):
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM',
                         help='default: all of %(choices)s')
     parser.add_argument('--data', default='data/digits', type=Path, metavar='DIR', help='default: %(default)s')
-    parser.add_argument('--out', default=ROOT / 'tools/claims/results', type=Path, metavar='DIR',
+    parser.add_argument('--out', default=RESULTS, type=Path, metavar='DIR',
                         help='for evalnorm.json and its plots (default: tools/claims/results)')
+    parser.add_argument('--plot-only', action='store_true', help='draw what evalnorm.json in --out already holds')
     parser.add_argument('--work-dir', default='work_dirs/claims/evalnorm', type=Path, metavar='DIR',
                         help='for checkpoints (default: %(default)s)')
     parser.add_argument('--initial-epochs', type=int, default=4, metavar='N',
@@ -216,37 +219,29 @@ def print_table(trainings):
                    disable_numparse=True))
 
 
-def draw_ap(trainings, path):
+def draw_ap(figure, trainings):
     """Draw AP of EMA and EN by normalization batch, and what each evaluation has over EMA's of the same training."""
-    import matplotlib
-    from matplotlib.container import BarContainer
-    from matplotlib.figure import Figure
-
-    from mmnorm.report.plots import COLOURS, STYLE
-    colours = dict(zip(KINDS, ('#8a9099', *COLOURS)))
+    colors = dict(zip(KINDS, ('#8a9099', *COLOURS)))
     seeds = len({row['seed'] for row in trainings})
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 6.4), layout='constrained')
-        grid = figure.subplots(2, len(TABLES), sharex=True, sharey='row', height_ratios=(2, 3))
-        for (top, bottom), (title, arms) in zip(grid.T, TABLES.items()):
-            for kind in ('ema', 'online'):
-                top.errorbar(*points_of(trainings, arms, kind), fmt='o-', capsize=3, color=colours[kind])
-            for place, kind in enumerate(list(KINDS)[1:]):
-                x, means, spreads = points_of(trainings, arms, kind, over_ema=True)
-                bottom.bar([index + 0.2 * (place - 1.5) for index in x], means, 0.18, yerr=spreads, capsize=2,
-                           ecolor='#4a5058', color=colours[kind])
-            top.set(title=title)
-            bottom.axhline(0, color='#4a5058', linewidth=1)
-            bottom.set(xlabel='normalization batch B, images')
-            bottom.set_xticks(range(len(arms)), [str(ARMS[arm][1]) for arm in arms])
-            for axes in (top, bottom):
-                axes.grid(axis='x', visible=False)
-        grid[0, 0].set(ylabel='box AP, %')
-        grid[1, 0].set(ylabel='box AP over that of EMA, points')
-        handles = [top.containers[0], *(bars for bars in bottom.containers if isinstance(bars, BarContainer))]
-        figure.legend(handles, KINDS.values(), loc='outside upper left', ncols=len(KINDS), alignment='left',
-                      title=f'alpha and beta; means and standard deviations of {seeds} seeds')
-        save(figure, path)
+    grid = figure.subplots(2, len(TABLES), sharex=True, sharey='row', height_ratios=(2, 3))
+    for (top, bottom), (title, arms) in zip(grid.T, TABLES.items()):
+        for kind in ('ema', 'online'):
+            top.errorbar(*points_of(trainings, arms, kind), fmt='o-', capsize=3, color=colors[kind])
+        for place, kind in enumerate(list(KINDS)[1:]):
+            x, means, spreads = points_of(trainings, arms, kind, over_ema=True)
+            bottom.bar([index + 0.2 * (place - 1.5) for index in x], means, 0.18, yerr=spreads, capsize=2,
+                       ecolor='#4a5058', color=colors[kind])
+        top.set(title=title)
+        bottom.axhline(0, color='#4a5058', linewidth=1)
+        bottom.set(xlabel='normalization batch B, images')
+        bottom.set_xticks(range(len(arms)), [str(ARMS[arm][1]) for arm in arms])
+        for axes in (top, bottom):
+            axes.grid(axis='x', visible=False)
+    grid[0, 0].set(ylabel='box AP, %')
+    grid[1, 0].set(ylabel='box AP over that of EMA, points')
+    handles = [top.containers[0], *(bars for bars in bottom.containers if isinstance(bars, BarContainer))]
+    figure.legend(handles, KINDS.values(), loc='outside upper left', ncols=len(KINDS), alignment='left',
+                  title=f'alpha and beta; means and standard deviations of {seeds} seeds')
 
 
 def points_of(trainings, arms, kind, over_ema=False):
@@ -255,42 +250,37 @@ def points_of(trainings, arms, kind, over_ema=False):
     return [list(column) for column in zip(*((index, *cell) for index, cell in cells if cell))] or [[], [], []]
 
 
-def draw_layers(trainings, path):
+def draw_layers(figure, trainings):
     """Draw alpha and beta by layer (paper evalnorm, Figure 3), means over seeds."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from mmnorm.report.plots import COLOURS, STYLE
     names = list(trainings[0]['layers'])
-    stages = ['FPN' if name.startswith('neck') else name.split('.')[1].replace('bn1', 'stem') for name in names]
+    stages = ['FPN' if name.startswith('neck') else name.split('.')[1].replace('bn1', 'stem').removeprefix('layer')
+              for name in names]
     places = {stage: [index for index, other in enumerate(stages) if other == stage] for stage in stages}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 6.4), layout='constrained')
-        grid = figure.subplots(2, len(TABLES), sharex=True, sharey=True)
-        for column, (title, arms) in zip(grid.T, TABLES.items()):
-            for axes, symbol in zip(column, ('alpha', 'beta')):
-                for arm, colour in zip(arms, COLOURS):
-                    rows = [row['layers'] for row in trainings if row['arm'] == arm]
-                    for kind, style in (('online', {}), ('offline', dict(alpha=0.45, linewidth=1))) if rows else ():
-                        values = [statistics.mean(row[name][kind][symbol] for row in rows) for name in names]
-                        axes.plot(values, color=colour, label=f'B = {ARMS[arm][1]}, {KINDS[kind]}', **style)
-                for indices in list(places.values())[1:]:
-                    axes.axvline(indices[0] - 0.5, color='#b8bec6', linewidth=0.8, zorder=0.5)
-                axes.grid(axis='x', visible=False)
-                axes.tick_params(axis='x', length=0)
-                axes.set_xlim(-0.5, len(names) - 0.5)
-            column[0].set(title=title)
-            column[1].set_xticks([statistics.mean(indices) for indices in places.values()], list(places))
-            column[1].set(xlabel='norm layers in the order of depth')
-        for axes, symbol in zip(grid[:, 0], ('alpha', 'beta')):
-            axes.set(ylabel=symbol, ylim=(0, None))
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside upper left', ncols=3)
-        save(figure, path)
+    grid = figure.subplots(2, len(TABLES), sharex=True, sharey=True)
+    for column, (title, arms) in zip(grid.T, TABLES.items()):
+        for axes, symbol in zip(column, ('alpha', 'beta')):
+            for arm, color in zip(arms, COLOURS):
+                rows = [row['layers'] for row in trainings if row['arm'] == arm]
+                for kind, style in (('online', {}), ('offline', dict(alpha=0.45, linewidth=1))) if rows else ():
+                    values = [statistics.mean(row[name][kind][symbol] for row in rows) for name in names]
+                    axes.plot(values, color=color, label=f'B = {ARMS[arm][1]}, {KINDS[kind]}', **style)
+            for indices in list(places.values())[1:]:
+                axes.axvline(indices[0] - 0.5, color='#b8bec6', linewidth=0.8, zorder=0.5)
+            axes.grid(axis='x', visible=False)
+            axes.tick_params(axis='x', length=0)
+            axes.set_xlim(-0.5, len(names) - 0.5)
+        column[0].set(title=title)
+        column[1].set_xticks([statistics.mean(indices) for indices in places.values()], list(places))
+        column[1].set(xlabel='norm layers by depth; 1 to 4: stages')
+    for axes, symbol in zip(grid[:, 0], ('alpha', 'beta')):
+        axes.set(ylabel=symbol, ylim=(0, None))
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside upper left', ncols=3)
 
 
-def save(figure, path):
-    """Write an SVG on white, without a date, so that the same results give the same file."""
-    figure.savefig(path, metadata={'Date': None})
+def draw(trainings, folder):
+    """Write both plots to a folder."""
+    write_png(folder / 'evalnorm.png', (9, 6.4), lambda figure: draw_ap(figure, trainings))
+    write_png(folder / 'evalnorm_layers.png', (9, 5.4), lambda figure: draw_layers(figure, trainings))
 
 
 @contextlib.contextmanager
@@ -302,6 +292,10 @@ def silence():
 
 def main():
     args = parse_args(sys.argv[1:])
+    path = args.out / 'evalnorm.json'
+    if args.plot_only:
+        draw(json.loads(path.read_text())['trainings'], args.out)
+        return
     import torch
 
     from mmnorm import engine
@@ -312,7 +306,6 @@ def main():
     if found:
         engine.stop('\n\n'.join(found))
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / 'evalnorm.json'
     results = read_results(args, path)
     there = {(row['arm'], row['seed']) for row in results['trainings']}
     pending = [(arm, seed) for seed, arm in itertools.product(args.seeds, args.arms) if (arm, seed) not in there]
@@ -329,8 +322,7 @@ def main():
         aps = ', '.join(f'{kind} {metrics["AP"]:.1f}' for kind, metrics in row['evaluations'].items())
         print(f'{arm}, seed {seed}, {row["seconds"]:.0f} s: AP {aps}', flush=True)
     print_table(results['trainings'])
-    draw_ap(results['trainings'], args.out / 'evalnorm.svg')
-    draw_layers(results['trainings'], args.out / 'evalnorm_layers.svg')
+    draw(results['trainings'], args.out)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ ImageNet: 1,000 to train on, 797 to test on. Three arms, trained alike: BN, and 
 of each block's second BN. Then noise of magnitude 0 to 1 disturbs the statistics of the first BN of the first 1
 (Figure A9 a), 6 (Figures 8 and A9 b) and 13 blocks (Figure A9 c).
 
-Writes perturbation.json and perturbation.svg.
+Writes perturbation.json and perturbation.png.
 """
 import argparse
 import json
@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 # first of ours: it puts the checkout on the path
-from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_results, write_svg
-
+from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_png, write_results
 from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.report.plots import line_style
 from mmnorm.statistics import first_norms, perturbed
@@ -203,8 +202,8 @@ def main(argv=None):
     content = json.loads(path.read_text())
     note = (f'ResNet-50 on digits; mean over {len(content["about"]["seeds"])} networks and {content["noise_seeds"]} '
             'draws of the noise; band: standard deviation over networks')
-    write_svg(path.with_suffix('.svg'), (10.8, 3.9), lambda figure: draw(content, figure), note)
-    print(f'{path}, {path.with_suffix(".svg")}')
+    write_png(path.with_suffix('.png'), (10.8, 3.9), lambda figure: draw(content, figure), note)
+    print(f'{path}, {path.with_suffix(".png")}')
 
 
 if __name__ == '__main__':
