@@ -3,8 +3,8 @@ import json
 import pytest
 
 
-def test_times_layers_and_writes_json_and_a_chart(tool, tmp_path):
-    done = tool('benchmark_norms.py', '--norms', 'SN', 'EN', 'GW', '--shapes', '2,32,8,8', '4,64,5,5', '--rounds', '2',
+def test_times_layers_and_writes_json_and_a_chart(forked_tool, tmp_path):
+    done = forked_tool('benchmark_norms.py', '--norms', 'SN', 'EN', 'GW', '--shapes', '2,32,8,8', '4,64,5,5', '--rounds', '2',
                 '--threads', '1')
     assert done.returncode == 0, done.stdout
     folder = tmp_path / 'work_dirs/benchmark_norms'
@@ -21,8 +21,8 @@ def test_times_layers_and_writes_json_and_a_chart(tool, tmp_path):
 
 
 @pytest.mark.e2e
-def test_times_a_training_step_of_a_detector(tool, tmp_path):
-    done = tool('benchmark_norms.py', '--model', '--norms', 'SN', '--image-size', '64', '--rounds', '1')
+def test_times_a_training_step_of_a_detector(forked_tool, tmp_path):
+    done = forked_tool('benchmark_norms.py', '--model', '--norms', 'SN', '--image-size', '64', '--rounds', '1')
     assert done.returncode == 0, done.stdout
     rows = json.loads((tmp_path / 'work_dirs/benchmark_norms/benchmark_model.json').read_text())['rows']
     assert [row['norm'] for row in rows] == ['BN', 'SN']
@@ -34,9 +34,9 @@ def test_times_a_training_step_of_a_detector(tool, tmp_path):
     (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; --device cpu would do'),
     (['--shapes', '2,x'], "'2,x' is no shape; N,C,H,W would do, such as 2,64,200,200"),
     (['--shapes', '2'], "'2' is no shape")])
-def test_mistakes_are_told_in_one_line(tool, arguments, message):
+def test_mistakes_are_told_in_one_line(forked_tool, arguments, message):
     import torch
     if 'cuda' in arguments and torch.cuda.is_available():
         pytest.skip('there is a GPU')
-    done = tool('benchmark_norms.py', *arguments)
+    done = forked_tool('benchmark_norms.py', *arguments)
     assert done.returncode == 2 and message in done.stdout and 'Traceback' not in done.stdout

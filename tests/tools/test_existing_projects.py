@@ -48,11 +48,11 @@ PROJECTS = {
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize('name', PROJECTS)
-def test_trains_a_step_with_the_hosts_own_tool(name, tool, digits, tmp_path):
+def test_trains_a_step_with_the_hosts_own_tool(name, forked_tool, digits, tmp_path):
     host, template, model, told = PROJECTS[name]
     config = tmp_path / 'project.py'
     config.write_text(template.format(model=model, digits=digits, mmseg=MMSEG))
-    done = tool(str(host / 'tools/train.py'), config)
+    done = forked_tool(str(host / 'tools/train.py'), config)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 'Saving checkpoint at 1' in done.stdout
     for message in filter(None, {told for *_, told in PROJECTS.values()}):

@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from mmnorm.zoo import Model, find_model, load_zoo
 from mmnorm.zoo.rows import METAFILE
-from tests.conftest import command, environment
+from tests.processes import command, environment
 
 ROOT = Path(__file__).parents[2]
 # Rows of the papers' tables, counted by hand. In Table 2 of evalnorm every training has two rows, EMA and EN, and those
