@@ -1,19 +1,36 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 from unittest import mock
 
 import pytest
 from mmengine.registry import DefaultScope
 
-ROOT = Path(__file__).resolve().parents[1]
+from .processes import ROOT, run, run_forked
+
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='run the tests marked slow too')
 
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'e2e: trains in processes of its own; takes a minute or more')
+    config.addinivalue_line('markers', 'e2e: trains, or runs a network, in processes of its own')
+    config.addinivalue_line('markers', 'slow: for a release; another test shows the same in a shorter form')
     for module in ('torch.jit', 'pycocotools'):  # of no concern here, and hundreds of lines
         config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+def pytest_collection_modifyitems(config, items):
+    """Leave slow tests out, and have those of e2e run one after the other where pytest-xdist runs several at a time.
+
+    They keep two cores busy by themselves, and two of them at a time would wait for each other.
+    """
+    slow = config.getoption('slow') or 'slow' in config.getoption('markexpr')
+    for item in items:
+        if item.get_closest_marker('slow') and not slow:
+            item.add_marker(pytest.mark.skip(reason='slow: --slow runs it'))
+        if item.get_closest_marker('e2e'):
+            item.add_marker(pytest.mark.xdist_group('e2e'))
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +47,29 @@ def digits(tmp_path_factory):
     """A small digits data set."""
     from mmnorm.data import DigitsOptions, make_digits
     root = tmp_path_factory.mktemp('data') / 'digits'
-    make_digits(root, DigitsOptions(num_train=24, num_val=8, image_size=64, digit_size=(16, 40)))
+    make_digits(root, DigitsOptions(num_train=16, num_val=4, image_size=64, digit_size=(16, 40)))
     return root
 
 
 @pytest.fixture
 def digits_config(digits, tmp_path):
-    """Write a config in another project's folder that trains a config of ours on the small data set."""
+    """Write a config in another project's folder that trains a config of ours on the small data set.
+
+    Images are small, and as many proposals are taken and detections given as they have room for.
+    """
 
     def write(extra='', base='mask_rcnn_xbn_r50_digits', name='project.py'):
+        small = tmp_path / f'{base}_small.py'
+        small.write_text(f"""
+_base_ = {str(ROOT / 'configs' / base)!r} + '.py'
+pipeline = [dict(step, scale=(64, 64)) if step['type'] == 'Resize' else step for step in _base_.pipeline]
+model = dict(train_cfg=dict(rpn_proposal=dict(max_per_img=20)),
+             test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(max_per_img=10)))
+""")
         path = tmp_path / name
         path.write_text(f"""
-_base_ = {str(ROOT / 'configs' / base)!r} + '.py'
-data = dict(data_root={str(digits / 'coco')!r})
+_base_ = './{small.name}'
+data = dict(data_root={str(digits / 'coco')!r}, pipeline=_base_.pipeline)
 train_dataloader = dict(batch_size=2, dataset=data)
 val_dataloader = dict(dataset=data)
 test_dataloader = val_dataloader
@@ -58,21 +85,10 @@ test_evaluator = val_evaluator
 @pytest.fixture
 def tool(tmp_path):
     """Run a tool of ours (by name) or any script (by path), as a user would, in a folder that is not ours."""
-
-    def run(name, *args, timeout=300):
-        return subprocess.run(
-            command(name, *args), cwd=tmp_path, env=environment(), timeout=timeout, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    return run
+    return partial(run, tmp_path)
 
 
-def command(name, *args):
-    """The command line of a tool."""
-    path = name if os.path.isabs(name) else str(ROOT / 'tools' / name)
-    return [*([sys.executable] if path.endswith('.py') else []), path, *map(str, args)]
-
-
-def environment():
-    """The environment of a user who has activated this Python's environment."""
-    return dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', OMP_NUM_THREADS='1')
+@pytest.fixture
+def forked_tool(tmp_path):
+    """As ``tool``, ten times as quick to start, for tests of what a tool does rather than of how it is started."""
+    return partial(run_forked, tmp_path)

@@ -14,13 +14,13 @@ SMALL = ('--arms sgd2_norm2 --seeds 5 --initial-epochs 1 --epochs 1 --train-imag
 PLOTS = 'evalnorm.png', 'evalnorm_layers.png'
 
 
-def run(tool, digits, *arguments):
-    return tool('claims/evalnorm.py', '--data', digits, '--out', 'results', *arguments)
+def run(forked_tool, digits, *arguments):
+    return forked_tool('claims/evalnorm.py', '--data', digits, '--out', 'results', *arguments)
 
 
 @pytest.mark.e2e
-def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(tool, digits, tmp_path):
-    done = run(tool, digits, *SMALL)
+def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(forked_tool, digits, tmp_path):
+    done = run(forked_tool, digits, *SMALL)
     assert done.returncode == 0, done.stdout
     assert 'that all arms start from' in done.stdout and 'sgd2_norm2, seed 5' in done.stdout
     path = tmp_path / 'results/evalnorm.json'
@@ -44,7 +44,7 @@ def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(tool, digit
     drawn = {name: (tmp_path / 'results' / name).read_bytes() for name in PLOTS}
     assert all(picture.startswith(b'\x89PNG') for picture in drawn.values())
 
-    again = run(tool, digits, *SMALL)
+    again = run(forked_tool, digits, *SMALL)
     assert again.returncode == 0 and 'seed 5' not in again.stdout
     assert json.loads(path.read_text()) == found
 
@@ -54,8 +54,8 @@ def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(tool, digit
     assert drawn == {name: (tmp_path / 'results' / name).read_bytes() for name in PLOTS}
 
 
-def test_missing_data_set_is_told(tool, tmp_path):
-    done = run(tool, tmp_path / 'gone', *SMALL)
+def test_missing_data_set_is_told(forked_tool, tmp_path):
+    done = run(forked_tool, tmp_path / 'gone', *SMALL)
     assert done.returncode == 1 and 'tools/make_digits.py' in done.stdout and 'Traceback' not in done.stdout
 
 

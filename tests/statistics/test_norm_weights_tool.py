@@ -234,12 +234,12 @@ def test_help_imports_nothing_heavy(command):
 
 
 @pytest.mark.e2e
-def test_hardened_network_is_fine_tuned_by_the_training_tool(network, tool, tmp_path):
+def test_hardened_network_is_fine_tuned_by_the_training_tool(network, forked_tool, tmp_path):
     config, checkpoint = network('SN', 0)
     out = tmp_path / 'hard.pth'
-    done = tool('norm_weights.py', 'harden', config, checkpoint, out)
+    done = forked_tool('norm_weights.py', 'harden', config, checkpoint, out)
     assert done.returncode == 0, done.stdout
-    done = tool('train.py', out.with_suffix('.py'), '--work-dir', tmp_path / 'work', '--cfg-options',
+    done = forked_tool('train.py', out.with_suffix('.py'), '--work-dir', tmp_path / 'work', '--cfg-options',
                 'train_cfg.max_epochs=1', 'train_cfg.val_interval=2', 'train_dataloader.dataset.indices=2')
     assert done.returncode == 0 and f'Load checkpoint from {out}' in done.stdout, done.stdout[-3000:]
     before, after = load_safely(out)['state_dict'], load_safely(tmp_path / 'work/epoch_1.pth')['state_dict']

@@ -1,11 +1,15 @@
+import importlib.util
 import json
 
 import pytest
+import torch
+
+from tests.conftest import ROOT
 
 
-def test_times_layers_and_writes_json_and_a_chart(tool, tmp_path):
-    done = tool('benchmark_norms.py', '--norms', 'SN', 'EN', 'GW', '--shapes', '2,32,8,8', '4,64,5,5', '--rounds', '2',
-                '--threads', '1')
+def test_times_layers_and_writes_json_and_a_chart(forked_tool, tmp_path):
+    done = forked_tool('benchmark_norms.py', '--norms', 'SN', 'EN', 'GW', '--shapes', '2,32,8,8', '4,64,5,5',
+                       '--rounds', '2', '--threads', '1')
     assert done.returncode == 0, done.stdout
     folder = tmp_path / 'work_dirs/benchmark_norms'
     found = json.loads((folder / 'benchmark.json').read_text())
@@ -21,10 +25,24 @@ def test_times_layers_and_writes_json_and_a_chart(tool, tmp_path):
 
 
 @pytest.mark.e2e
-def test_times_a_training_step_of_a_detector(tool, tmp_path):
-    done = tool('benchmark_norms.py', '--model', '--norms', 'SN', '--image-size', '64', '--rounds', '1')
-    assert done.returncode == 0, done.stdout
-    rows = json.loads((tmp_path / 'work_dirs/benchmark_norms/benchmark_model.json').read_text())['rows']
+@pytest.mark.parametrize('rois', [16, pytest.param(512, marks=pytest.mark.slow)])
+def test_times_a_training_step_of_a_detector(rois, tmp_path, monkeypatch):
+    """With as many RoIs of an image as trainings have, and with fewer."""
+    spec = importlib.util.spec_from_file_location('benchmark_tool', ROOT / 'tools/benchmark_norms.py')
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    build = benchmark.detector
+
+    def detector(norm_cfg):
+        model = build(norm_cfg)
+        assert model.roi_head.bbox_sampler.num == 512
+        model.roi_head.bbox_sampler.num = rois
+        return model
+
+    monkeypatch.setattr(benchmark, 'detector', detector)
+    assert benchmark.main(['--model', '--norms', 'SN', '--image-size', '64', '--rounds', '1', '--out', str(tmp_path),
+                           '--threads', str(torch.get_num_threads())]) == 0
+    rows = json.loads((tmp_path / 'benchmark_model.json').read_text())['rows']
     assert [row['norm'] for row in rows] == ['BN', 'SN']
     assert rows[0]['ratio'] == rows[0]['peak_ratio'] == 1 and rows[1]['milliseconds'] > 0 and rows[1]['peak_mib'] > 100
 
@@ -34,9 +52,8 @@ def test_times_a_training_step_of_a_detector(tool, tmp_path):
     (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; --device cpu would do'),
     (['--shapes', '2,x'], "'2,x' is no shape; N,C,H,W would do, such as 2,64,200,200"),
     (['--shapes', '2'], "'2' is no shape")])
-def test_mistakes_are_told_in_one_line(tool, arguments, message):
-    import torch
+def test_mistakes_are_told_in_one_line(forked_tool, arguments, message):
     if 'cuda' in arguments and torch.cuda.is_available():
         pytest.skip('there is a GPU')
-    done = tool('benchmark_norms.py', *arguments)
+    done = forked_tool('benchmark_norms.py', *arguments)
     assert done.returncode == 2 and message in done.stdout and 'Traceback' not in done.stdout

@@ -44,11 +44,11 @@ def statistics_of(path):
     return {key: value for key, value in torch.load(path, weights_only=True)['state_dict'].items() if 'running' in key}
 
 
-def test_diagnose_and_apply(tool, digits_config, tmp_path):
+def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
     config = digits_config(SMALL)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
     before = checkpoint.read_bytes()
-    done = tool('diagnose.py', config, checkpoint, '--batches', '3', '--out', 'out', '--apply', 'evalnorm_rule')
+    done = forked_tool('diagnose.py', config, checkpoint, '--batches', '3', '--out', 'out', '--apply', 'evalnorm_rule')
     assert done.returncode == 0, done.stdout
     assert checkpoint.read_bytes() == before
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
@@ -64,51 +64,50 @@ def test_diagnose_and_apply(tool, digits_config, tmp_path):
     model.load_state_dict(torch.load(tmp_path / 'out/k_evalnorm_rule.pth', weights_only=True)['state_dict'])
     layers = [layer for layer in model.modules() if isinstance(layer, EN)]
     assert len(layers) == 37 and all(float(layer.alpha) == 0.25 for layer in layers)
-    again = tool('diagnose.py', config, checkpoint, '--out', 'out', '--apply', 'evalnorm_rule')
+    again = forked_tool('diagnose.py', config, checkpoint, '--out', 'out', '--apply', 'evalnorm_rule')
     assert again.returncode == 1 and 'exists already and is not overwritten' in again.stdout
-    tested = tool('test.py', tmp_path / 'out/k_evalnorm_rule.py', tmp_path / 'out/k_evalnorm_rule.pth')
+    tested = forked_tool('test.py', tmp_path / 'out/k_evalnorm_rule.py', tmp_path / 'out/k_evalnorm_rule.pth')
     assert tested.returncode == 0, tested.stdout
     evaluation = json.loads((tmp_path / 'work_dirs/k_evalnorm_rule/evaluation.json').read_text())
     assert evaluation['metrics']['coco/bbox_mAP'] == found['metrics']['evalnorm_rule']['coco/bbox_mAP']
 
 
-def test_norm_eval_has_no_repair(tool, digits_config, tmp_path):
+def test_norm_eval_has_no_repair(forked_tool, digits_config, tmp_path):
     config = digits_config(FIXED)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
-    done = tool('diagnose.py', config, checkpoint, '--batches', '2')
+    done = forked_tool('diagnose.py', config, checkpoint, '--batches', '2')
     assert done.returncode == 0, done.stdout
     assert (tmp_path / 'work_dirs/project/diagnosis/diagnosis.html').is_file()
     found = json.loads((tmp_path / 'work_dirs/project/diagnosis/diagnosis.json').read_text())
     assert list(found['metrics']) == ['as it is'] and found['recommendation']['repair'] is None
     assert 'EvalNorm has no batch size' in found['recommendation']['finding']
     assert not any(layer['by_batch'] for layer in found['layers'])
-    refused = tool('bn_statistics.py', 'recollect', config, checkpoint, '--out', 'r.pth')
+    refused = forked_tool('bn_statistics.py', 'recollect', config, checkpoint, '--out', 'r.pth')
     assert refused.returncode == 1 and 'would change the function that was trained' in refused.stdout
     assert 'Traceback' not in refused.stdout and not (tmp_path / 'r.pth').exists()
 
 
-def test_two_processes_recollect_and_measure_what_one_does(tool, digits_config, tmp_path):
+def test_two_processes_recollect_and_measure_what_one_does(tool, forked_tool, digits_config, tmp_path):
     """Evaluation of the same images by one and by two processes; recollection from as many of them."""
     config = digits_config(SMALL + 'train_dataloader.update(batch_size=1, sampler=dict(shuffle=False))')
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
-    shifts = {}
-    for processes in (1, 2):
-        done = tool('dist_bn_statistics.sh', 'shift', config, checkpoint, processes, '--out', f'{processes}.json')
+    for done in (forked_tool('bn_statistics.py', 'shift', config, checkpoint, '--out', '1.json'),
+                 tool('dist_bn_statistics.sh', 'shift', config, checkpoint, 2, '--out', '2.json')):
         assert done.returncode == 0, done.stdout
-        shifts[processes] = json.loads((tmp_path / f'{processes}.json').read_text())['layers']
-    assert shifts[1].keys() == shifts[2].keys()
-    for name, values in shifts[1].items():
-        assert shifts[2][name] == pytest.approx(values, rel=1e-4)
-    done = tool('dist_bn_statistics.sh', 'recollect', config, checkpoint, 2, '--out', 'r.pth', '--batches', '2')
+    one, two = (json.loads((tmp_path / f'{processes}.json').read_text())['layers'] for processes in (1, 2))
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=1e-4)
+    done = forked_tool('bn_statistics.py', 'recollect', config, checkpoint, '--out', 'r.pth', '--batches', '2', ranks=2)
     assert done.returncode == 0, done.stdout
     old, new = statistics_of(checkpoint), statistics_of(tmp_path / 'r.pth')
     assert old.keys() == new.keys() and not any(torch.equal(old[key], value) for key, value in new.items())
 
 
-def test_perturb(tool, digits_config, tmp_path):
+def test_perturb(forked_tool, digits_config, tmp_path):
     config = digits_config(SMALL)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
-    done = tool('bn_statistics.py', 'perturb', config, checkpoint, '--blocks', '1', '6', '--deltas', '0', '0.5',
+    done = forked_tool('bn_statistics.py', 'perturb', config, checkpoint, '--blocks', '1', '6', '--deltas', '0', '0.5',
                 '--noises', '2', '--out', 'p.json')
     assert done.returncode == 0, done.stdout
     curves = json.loads((tmp_path / 'p.json').read_text())['curves']
@@ -117,7 +116,7 @@ def test_perturb(tool, digits_config, tmp_path):
     assert (tmp_path / 'p.svg').read_text().startswith('<?xml')
 
 
-def test_a_user_is_told_what_is_wrong(tool, digits_config, tmp_path):
+def test_a_user_is_told_what_is_wrong(forked_tool, digits_config, tmp_path):
     config = digits_config(SMALL)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
     other = digits_config(WITHOUT_BN, name='full.py')
@@ -136,7 +135,7 @@ def test_a_user_is_told_what_is_wrong(tool, digits_config, tmp_path):
         ((broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
          'the data set is not there'),
     ):
-        done = tool('diagnose.py', *arguments, '--out', 'out', '--batches', '1')
+        done = forked_tool('diagnose.py', *arguments, '--out', 'out', '--batches', '1')
         assert done.returncode == 1 and message in done.stdout, done.stdout
         assert 'Traceback' not in done.stdout and not (tmp_path / 'out').exists()
         shutil.rmtree(tmp_path / 'work_dirs', ignore_errors=True)

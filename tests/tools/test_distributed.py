@@ -42,11 +42,11 @@ def weights(work_dir, rank):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
-def test_two_processes_equal_one_on_the_same_global_batch(tool, digits_config, tmp_path):
+def test_two_processes_equal_one_on_the_same_global_batch(forked_tool, digits_config, tmp_path):
     runs = {}
     for processes in (1, 2):
         config = digits_config(ONE_STEP.replace('{batch_size}', str(4 // processes)), name=f'step{processes}.py')
-        done = tool('dist_train.sh', config, processes)
+        done = forked_tool('train.py', config, ranks=processes)
         assert done.returncode == 0, done.stdout
         runs[processes] = [weights(tmp_path / f'work_dirs/step{processes}', rank) for rank in range(processes)]
     one, (first, second) = runs[1][0], runs[2]
@@ -76,7 +76,7 @@ def test_ranks_see_different_images_and_end_with_equal_weights(tool, digits_conf
             assert torch.equal(value, second['weights'][key]), key
     record = json.loads((work_dir / 'run.json').read_text())
     assert record['world_size'] == 2 and record['batch_size'] == 4 and record['seed'] == 0
-    assert record['iterations'] == 6 and record['finished'] and record['peak_memory_mb'] > 100
+    assert record['iterations'] == 4 and record['finished'] and record['peak_memory_mb'] > 100
     assert record['norms'] == dict(BatchNorm2d=37, GroupNorm=16)
 
     done = tool('dist_test.sh', config, work_dir / 'epoch_1.pth', 2)
@@ -89,7 +89,7 @@ def test_ranks_see_different_images_and_end_with_equal_weights(tool, digits_conf
 
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
-def test_checkpoints_by_iteration_have_the_statistics_of_all_ranks(tool, digits_config, tmp_path):
+def test_checkpoints_by_iteration_have_the_statistics_of_all_ranks(forked_tool, digits_config, tmp_path):
     """mmengine saves before it validates, and only then would its own hook average the statistics."""
     config = digits_config(HOOK + """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3, val_interval=10)
@@ -97,7 +97,7 @@ param_scheduler = []
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
 custom_hooks = [*_base_.custom_hooks, *custom_hooks]
 """, base='faster_rcnn_en_r50_digits')
-    done = tool('dist_train.sh', config, 2)
+    done = forked_tool('train.py', config, ranks=2)
     assert done.returncode == 0, done.stdout
     work_dir = tmp_path / 'work_dirs/project'
     first, second = (weights(work_dir, rank)['weights'] for rank in (0, 1))
@@ -112,7 +112,7 @@ custom_hooks = [*_base_.custom_hooks, *custom_hooks]
 
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
-def test_an_mmseg_config_trains_is_evaluated_and_reported(tool, digits, tmp_path):
+def test_an_mmseg_config_trains_is_evaluated_and_reported(forked_tool, digits, tmp_path):
     config = tmp_path / 'segmentation.py'
     config.write_text(f"""
 _base_ = {str(ROOT / 'configs/pspnet_xbn_r50_digits.py')!r}
@@ -123,18 +123,18 @@ train_cfg = dict(max_iters=4, val_interval=4)
 default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))
 """)
     work_dir = tmp_path / 'work_dirs/segmentation'
-    done = tool('dist_train.sh', config, 2)
+    done = forked_tool('train.py', config, ranks=2)
     assert done.returncode == 0, done.stdout[-3000:]
-    done = tool('dist_test.sh', config, work_dir / 'iter_4.pth', 2)
+    done = forked_tool('test.py', config, work_dir / 'iter_4.pth', ranks=2)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 0 <= json.loads((work_dir / 'evaluation.json').read_text())['metrics']['mIoU'] <= 100
-    done = tool('report.py', work_dir)
+    done = forked_tool('report.py', work_dir)
     assert done.returncode == 0, done.stdout
     assert 'mIoU' in (work_dir / 'report.md').read_text()
 
-    done = tool('dist_test.sh', config, work_dir / 'iter_4.pth', 2, '--tta')
+    done = forked_tool('test.py', config, work_dir / 'iter_4.pth', '--tta', ranks=2)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 0 <= json.loads((work_dir / 'evaluation_tta.json').read_text())['metrics']['mIoU'] <= 100
-    assert tool('report.py', work_dir).returncode == 0
+    assert forked_tool('report.py', work_dir).returncode == 0
     report = (work_dir / 'report.md').read_text()
     assert ' mIoU (ms) |' in report and ' mIoU |' in report

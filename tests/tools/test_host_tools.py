@@ -40,9 +40,9 @@ def test_init_model_and_inference_on_a_cpu():
     assert inference_model(model, IMAGE).pred_sem_seg.data.shape == (1, 64, 64)
 
 
-def test_flops(tool, checkpoint):
+def test_flops(forked_tool, checkpoint):
     config, _ = checkpoint
-    done = tool(str(Path(mmdet.__file__).parent / '.mim/tools/analysis_tools/get_flops.py'), config, '--num-images', 1)
+    done = forked_tool(str(Path(mmdet.__file__).parent / '.mim/tools/analysis_tools/get_flops.py'), config, '--num-images', 1)
     assert done.returncode == 0 and 'Flops: ' in done.stdout and 'Params: ' in done.stdout, done.stdout[-2000:]
 
 

@@ -9,9 +9,8 @@ import psutil
 import pytest
 import torch
 
-from tests.conftest import command, environment
+from tests.processes import command, environment
 
-EPOCHS = 12
 PATIENCE = 60  # seconds until everything of a killed run must be gone; torchrun gives its ranks 30
 
 
@@ -37,13 +36,16 @@ def wait_for_checkpoint(work_dir, known, process, log):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-def test_kills_at_random_moments_and_resumes(digits_config, tmp_path):
-    config = digits_config(f'train_cfg = dict(max_epochs={EPOCHS}, val_interval=100)\n'
+@pytest.mark.parametrize('kills', [
+    [('rank', signal.SIGKILL), ('torchrun', signal.SIGKILL)],  # after which others are to be ended by us
+    pytest.param([('worker', signal.SIGKILL), ('torchrun', signal.SIGINT)], marks=pytest.mark.slow)], ids=['ours', 'other'])
+def test_kills_at_random_moments_and_resumes(digits_config, tmp_path, kills):
+    epochs = 6 * len(kills)
+    config = digits_config(f'train_cfg = dict(max_epochs={epochs}, val_interval=100)\n'
                            'param_scheduler = []\ndefault_hooks = dict(checkpoint=dict(max_keep_ckpts=1))')
     work_dir, path = tmp_path / 'work_dirs/project', tmp_path / 'log'
     rng = random.Random(0)
-    for role, how in (('worker', signal.SIGKILL), ('rank', signal.SIGKILL), ('torchrun', signal.SIGKILL),
-                      ('torchrun', signal.SIGINT)):
+    for role, how in kills:
         known = set(work_dir.glob('epoch_*.pth'))
         with path.open('a') as log:
             process = start(config, tmp_path, log)
@@ -64,4 +66,4 @@ def test_kills_at_random_moments_and_resumes(digits_config, tmp_path):
     said = path.read_text()
     assert 'epoch_1000.pth: it does not load' in said
     assert f'resumed epoch: {newest.stem.split("_")[1]}' in said
-    assert torch.load(work_dir / f'epoch_{EPOCHS}.pth', weights_only=False)['meta']['iter'] == EPOCHS * 6
+    assert torch.load(work_dir / f'epoch_{epochs}.pth', weights_only=False)['meta']['iter'] == epochs * 4

@@ -1,4 +1,4 @@
-"""The check of a config finds what is wrong with it."""
+"""The configs of the zoo are what their entries say, and the check of that finds what is wrong with one."""
 import re
 from dataclasses import replace
 
@@ -8,14 +8,76 @@ from mmengine.config import Config
 from torch import nn
 
 from mmnorm.norms import IBN, SN, FrozenBN
-from mmnorm.zoo import load_zoo
+from mmnorm.zoo import check, load_zoo
 from mmnorm.zoo.check import check_model, count_norms, step
+from mmnorm.zoo.rows import PAPERS
+
+from .configs import config
+
+ZOO = load_zoo()
+
+
+def parts(tree, place=''):
+    """Yield the place and the type of whatever a config's model (dict) builds."""
+    if isinstance(tree, dict):
+        if 'type' in tree:
+            yield place, str(tree['type'])
+        for key, branch in tree.items():
+            yield from parts(branch, f'{place}.{key}')
+    elif isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from parts(branch, place)
+
+
+@pytest.fixture(scope='module')
+def with_new_parts():
+    """Names of the configs with a part, or with norms in a state, that none before has: together they have all."""
+    known, names = set(), set()
+    for name, model in ZOO.items():
+        states = {(part, kind, re.sub(r'\d', '', count)) for part, kinds in model.norms.items()
+                  for kind, count in kinds.items()}
+        found = {*parts(config(model.path).model), *states}
+        if not found <= known:
+            names.add(name)
+        known |= found
+    return names
+
+
+@pytest.mark.xdist_group('zoo')  # parsing all of them, which takes half a minute, is for all of these
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('paper', PAPERS)
+def test_all_configs_are_what_their_entries_say(paper, with_new_parts, monkeypatch):
+    """All are built, with weights that are shapes alone, and those with new parts make a step of training and test."""
+    monkeypatch.setattr(Config, 'fromfile', config)
+    problems = {}
+    for name, model in ZOO.items():
+        if model.paper != paper:
+            continue
+        if name in with_new_parts:
+            problems[name] = check_model(model).problems
+        else:
+            with monkeypatch.context() as patch, torch.device('meta'):
+                patch.setattr(check, 'step', lambda *args: None)
+                problems[name] = check_model(model).problems
+    assert problems and not any(problems.values()), problems
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('names, options', [
+    (['faster_rcnn_en_r50_digits', 'pspnet_xbn_r50_digits'], ['--jobs', 1]),
+    pytest.param([], [], marks=pytest.mark.slow)], ids=['two', 'all'])
+def test_the_tool_checks_those_that_are_named_or_all(tool, names, options):
+    run = tool('zoo.py', 'check', *names, *options, timeout=1800)
+    assert run.returncode == 0, '\n'.join(line for line in run.stdout.splitlines() if 'as its entry says' not in line)
+    number = len(names or ZOO)
+    assert f'{number} of {number} configs are what their entries say' in run.stdout
 
 
 @pytest.fixture(scope='module')
 def owners():
     """The entry of the owner's config."""
-    return load_zoo()['mask_rcnn_xbn_r50']
+    return ZOO['mask_rcnn_xbn_r50']
 
 
 def variant(model, tmp_path, text):

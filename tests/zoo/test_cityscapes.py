@@ -14,7 +14,7 @@ LABEL_IDS = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 3
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('options', [(), ('--tta', )], ids=['single', 'multi'])
-def test_submission_of_the_test_set(tool, digits, tmp_path, options):
+def test_submission_of_the_test_set(forked_tool, digits, tmp_path, options):
     described = (ROOT / 'configs/sn/_base_/csail_cityscapes.py').read_text().split('"""')[1]
     recipe = ''.join(re.findall(r'^    .*\n', described, re.MULTILINE))
     recipe = '\n'.join(line[4:] for line in recipe.splitlines()).replace('PATH/', f'{ROOT}/')
@@ -28,9 +28,9 @@ model = dict(
 test_dataloader['num_workers'] = 1
 """)
     weights = tmp_path / 'random.pth'
-    made = tool(write_weights(tmp_path, config, weights))
+    made = forked_tool(write_weights(tmp_path, config, weights))
     assert made.returncode == 0, made.stdout[-3000:]
-    done = tool('test.py', config, weights, *options)
+    done = forked_tool('test.py', config, weights, *options)
     assert done.returncode == 0, done.stdout[-3000:]
     images = sorted((tmp_path / 'data/cityscapes/leftImg8bit/test').rglob('*.png'))
     predicted = sorted((tmp_path / 'work_dirs/submission').glob('*.png'))

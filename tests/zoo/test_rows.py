@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from mmnorm.zoo import Model, find_model, load_zoo
 from mmnorm.zoo.rows import METAFILE
-from tests.conftest import command, environment
+from tests.processes import command, environment
 
 ROOT = Path(__file__).parents[2]
 # Rows of the papers' tables, counted by hand. In Table 2 of evalnorm every training has two rows, EMA and EN, and those
@@ -223,11 +223,3 @@ def test_nothing_to_say_of_a_batch(train_tool, zoo, name, processes, change):
     cfg = Config.fromfile(zoo[name].path)
     cfg.merge_from_dict(change)
     assert not train_tool.describe_batch(cfg, zoo[name].path, processes)
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(1800)
-def test_all_configs_are_what_their_entries_say(tool, zoo):
-    run = tool('zoo.py', 'check', timeout=1800)
-    assert run.returncode == 0, '\n'.join(line for line in run.stdout.splitlines() if 'as its entry says' not in line)
-    assert f'{len(zoo)} of {len(zoo)} configs are what their entries say' in run.stdout

@@ -2,11 +2,12 @@
 import re
 
 import pytest
-from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmnorm.zoo import load_zoo
+
+from .configs import config
 
 # Learning rate, length (iterations; epochs below 1000), its steps, images of all GPUs and of each
 TRAINING = {
@@ -21,12 +22,9 @@ TRAINING = {
     'sn Table VIII R-50 Cityscapes': (0.02, 74375, [], 16, 2),
     **{f'rbn Table {table} R-{depth}': (0.02, 12, [8, 11], 16, 2) for table in (5, 6, 7) for depth in (50, 101)},
 }
+pytestmark = pytest.mark.xdist_group('zoo')  # with whatever has parsed the same configs
 ZOO = load_zoo()
 ROWS = {name: model for name, model in ZOO.items() if model.published}
-
-
-def config(model):
-    return Config.fromfile(model.path)
 
 
 def training(cfg):
@@ -43,7 +41,7 @@ def training(cfg):
 def test_schedule_and_batch(name):
     model = ROWS[name]
     table = f'{model.published[0].table.split(",")[0]} {model.backbone}'
-    cfg = config(model)
+    cfg = config(model.path)
     assert training(cfg) == TRAINING.get(table) or training(cfg) == TRAINING[f'{table} {model.data}']
     assert cfg.optim_wrapper.optimizer.momentum == 0.9 and cfg.optim_wrapper.optimizer.weight_decay == 1e-4
 
@@ -54,13 +52,13 @@ def test_from_scratch_of_xbn(images):
             and model.name.endswith(f'8x{images}')]
     assert [row.norm for row in rows] == ['BN', 'GN', 'XBN-GN']
     for row in rows:
-        assert training(config(row)) == (0.02, 90000, [60000, 80000], 8 * images, images)
+        assert training(config(row.path)) == (0.02, 90000, [60000, 80000], 8 * images, images)
         assert row.sweep == {'optim_wrapper.optimizer.lr': [0.01, 0.02, 0.04]}
 
 
 @pytest.mark.parametrize('name', [name for name, model in ROWS.items() if model.paper == 'evalnorm'])
 def test_evalnorm(name):
-    cfg, rows = config(ROWS[name]), ROWS[name].published
+    cfg, rows = config(ROWS[name].path), ROWS[name].published
     images = int(re.search(r'(\d) images', rows[0].row)[1])
     assert all(f'{images} images' in row.row for row in rows) and cfg.train_dataloader.batch_size == images
     # auto_scale_lr makes it 0.015 N / 8 on one process
@@ -74,7 +72,7 @@ def test_evalnorm(name):
 
 @pytest.mark.parametrize('name', [name for name, model in ROWS.items() if model.paper == 'sn'])
 def test_norms_of_sn(name):
-    cfg = config(ROWS[name])
+    cfg = config(ROWS[name].path)
     assert cfg.optim_wrapper.paramwise_cfg.norm_decay_mult == 0
     norm = cfg.model.backbone.norm_cfg
     if ROWS[name].norm in ('SN', 'SyncSN') and norm.type not in ('FrozenBN', 'GN'):  # some have SN in the heads alone
@@ -88,7 +86,7 @@ def test_norms_of_sn(name):
 @pytest.mark.parametrize('name', [name for name, model in ROWS.items() if 'COCO' == model.data
                                   if model.paper in ('xbn', 'sn')])
 def test_detectors_are_those_of_the_codebases(name):
-    cfg = config(ROWS[name]).model
+    cfg = config(ROWS[name].path).model
     losses = cfg.rpn_head.loss_bbox, cfg.roi_head.bbox_head.loss_bbox
     assert [loss.type for loss in losses] == ['SmoothL1Loss'] * 2 and [loss.beta for loss in losses] == [1 / 9, 1]
     assert cfg.train_cfg.rpn.allowed_border == 0 and not cfg.train_cfg.rcnn.assigner.match_low_quality
@@ -97,7 +95,7 @@ def test_detectors_are_those_of_the_codebases(name):
         assert {extractor.roi_layer.sampling_ratio for extractor in extractors} == {2}
         assert len(extractors) == 1 + (ROWS[name].task == 'instance segmentation')
         # maskrcnn-benchmark's are of all images of a GPU together
-        images = config(ROWS[name]).train_dataloader.batch_size if ROWS[name].paper == 'xbn' else 1
+        images = config(ROWS[name].path).train_dataloader.batch_size if ROWS[name].paper == 'xbn' else 1
         assert cfg.train_cfg.rpn_proposal.max_per_img == 2000 // images
 
 
@@ -107,7 +105,7 @@ def test_detectors_are_those_of_the_codebases(name):
     ('faster_rcnn_gn_r50_c4', {'conv.bias': 1, 'norm.bias': 1}),  # res50.yml of faster-rcnn.pytorch: DOUBLE_BIAS False
 ])
 def test_biases(name, rates):
-    cfg = config(ZOO[name]).optim_wrapper
+    cfg = config(ZOO[name].path).optim_wrapper
     model = nn.ModuleDict(dict(conv=nn.Conv2d(2, 2, 1), norm=nn.GroupNorm(1, 2)))
     of = {group['params'][0]: group for group in build_optim_wrapper(model, cfg).param_groups}
     groups = {parameter: of[tensor] for parameter, tensor in model.named_parameters()}
@@ -121,6 +119,6 @@ def test_biases(name, rates):
 @pytest.mark.parametrize('name', [name for name, model in ZOO.items()
                                   if model.paper == 'bgn' or 'scratch' in name and model.paper == 'sn'])
 def test_from_scratch_has_no_weights(name):
-    cfg = config(ZOO[name])
+    cfg = config(ZOO[name].path)
     assert not cfg.model.backbone.get('init_cfg') and cfg.model.backbone.frozen_stages == -1
     assert ZOO[name].paper != 'bgn' or cfg.train_dataloader.batch_size == 2
