@@ -14,7 +14,7 @@ import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from mmnorm.engine.record import describe_device, versions  # noqa: E402
-from mmnorm.report import write_atomically  # noqa: E402
+from mmnorm.files import write_text  # noqa: E402
 from mmnorm.report.plots import STYLE, as_svg  # noqa: E402
 
 RESULTS = ROOT / 'tools/claims/results'
@@ -79,7 +79,7 @@ def mean_and_std(values):
 def write_results(path, content):
     """Write a JSON file atomically, each list of numbers on one line."""
     text = re.sub(r'\[[^\[\]{}"]*\]', lambda numbers: ' '.join(numbers.group().split()), json.dumps(content, indent=1))
-    write_atomically(path, text.replace('[ ', '[').replace(' ]', ']') + '\n')
+    write_text(path, text.replace('[ ', '[').replace(' ]', ']') + '\n')
 
 
 def write_svg(path, size, draw, note):
@@ -95,4 +95,4 @@ def write_svg(path, size, draw, note):
         figure = Figure(figsize=size, layout='constrained')
         draw(figure)
         figure.supxlabel(note, fontsize='small', color=STYLE['axes.labelcolor'])
-        write_atomically(path, as_svg(figure).decode())
+        write_text(path, as_svg(figure).decode())
