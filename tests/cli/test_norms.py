@@ -22,18 +22,20 @@ def norms(capsys):
 def test_frozen_xbn(norms):
     table, rest = norms(ROOT / 'configs/mask_rcnn_xbn_r50.py')
     assert table[0] == ['part', 'norm', 'layers', 'channels', 'state']
-    assert ['backbone.stage1', 'BN', '7', '64', 'to', '256', 'fixed'] in table
+    assert ['backbone.stage1', 'FrozenBN', '7', '64', 'to', '256', 'fixed'] in table
     assert ['backbone.stage1', 'GN', '3', '64', 'fixed'] in table
     assert ['backbone.stage4', 'GN', '3', '512', 'trains'] in table
     assert not rest  # XBN keeps BNs by design
 
 
-def test_live_and_options(norms):
+def test_live_norms_and_options(norms):
     table, rest = norms(ROOT / 'configs/mask_rcnn_xbn_r50_digits.py')
-    states = {row[-1] for row in table[1:]}
-    assert 'trains' in states and not rest
-    held, _ = norms(ROOT / 'configs/mask_rcnn_xbn_r50_digits.py', '--cfg-options', 'model.backbone.norm_eval=True')
-    assert 'held' in {row[-1] for row in held[1:]} | states
+    assert {row[-1] for row in table[1:]} == {'trains'} and not rest
+    options = ('--cfg-options', 'model.backbone.norm_eval=True', 'model.backbone.frozen_stages=1')
+    table, _ = norms(ROOT / 'configs/mask_rcnn_xbn_r50_digits.py', *options)
+    states = {(row[0], row[1]): row[-1] for row in table[1:]}
+    assert states['backbone.stage1', 'BN'] == states['backbone.stage1', 'GN'] == 'fixed'
+    assert states['backbone.stage2', 'BN'] == 'held' and states['backbone.stage2', 'GN'] == 'trains'
 
 
 def test_a_line_for_each_layer(norms):
@@ -46,12 +48,12 @@ def test_a_line_for_each_layer(norms):
 
 @pytest.mark.parametrize(('base', 'part', 'left'), [
     ('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py', 'neck', 'DilatedEncoder'),
-    ('mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py', 'backbone', 'BiSeNetV1')])
+    ('mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py', 'backbone.arms', '5 of STDCContextPathNet')])
 def test_what_a_norm_cfg_left_bn(norms, tmp_path, base, part, left):
     config = tmp_path / 'config.py'
-    name = 'model.backbone.norm_cfg' if 'yolof' in base else 'model.backbone.backbone_cfg.norm_cfg'
+    parts = ('model.backbone', *['model.backbone.backbone_cfg'] * ('stdc' in base))
     config.write_text(f"_base_ = {base!r}\ncustom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)\n")
-    table, rest = norms(config, '--cfg-options', f'{name}.type=SN')
+    table, rest = norms(config, '--cfg-options', *(f'{name}.norm_cfg.type=SN' for name in parts))
     assert any(row[1] == 'SN' for row in table) and any(row[0].startswith(part) and row[1] == 'BN' for row in table)
     assert rest.startswith('norm_cfg names SN, but these are still BN: ') and left in rest
 
