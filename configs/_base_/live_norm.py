@@ -11,4 +11,4 @@ and frozen_stages into your backbone, and add the hook to your list. Many of mmn
 live_norm = dict(norm_eval=False, frozen_stages=-1)
 
 # Without it each rank evaluates with its own running statistics, and the checkpoint holds the first rank's.
-custom_hooks = [dict(type='mmnorm.statistics.SyncStatisticsHook')]
+custom_hooks = [dict(type='mmnorm.openmmlab.hooks.SyncStatisticsHook')]
