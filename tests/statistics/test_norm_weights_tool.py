@@ -225,6 +225,7 @@ def test_hardened_network_is_fine_tuned_by_the_training_tool(network, tool, tmp_
     done = tool('train.py', out.with_suffix('.py'), '--work-dir', tmp_path / 'work', '--cfg-options',
                 'train_cfg.max_epochs=1', 'train_cfg.val_interval=2', 'train_dataloader.dataset.indices=2')
     assert done.returncode == 0 and f'Load checkpoint from {out}' in done.stdout, done.stdout[-3000:]
+    assert 'norms of the model: ' in done.stdout  # which every training says
     before, after = read_checkpoint(out)['state_dict'], read_checkpoint(tmp_path / 'work/epoch_1.pth')['state_dict']
     assert before.keys() == after.keys()
     for key, value in after.items():
