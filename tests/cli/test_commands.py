@@ -10,8 +10,8 @@ import mmnorm
 from mmnorm import cli
 from tests.conftest import ROOT, command, environment
 
-DOORS = dict(train='train.py', test='test.py', report='report.py', diagnose='diagnose.py', statistics='bn_statistics.py',
-             weights='norm_weights.py', zoo='zoo.py', convert='convert_checkpoint.py', benchmark='benchmark_norms.py',
+DOORS = dict(train='train.py', test='test.py', report='report.py', diagnose='diagnose.py',
+             statistics='bn_statistics.py', weights='norm_weights.py', zoo='zoo.py', convert='convert_checkpoint.py', benchmark='benchmark_norms.py',
              digits='make_digits.py')
 STEPS = [('statistics', step) for step in ('shift', 'recollect', 'evalnorm', 'perturb')]
 STEPS += [('weights', step) for step in ('show', 'harden')]
@@ -150,7 +150,8 @@ def test_several_processes_are_checked_once_before_they_start(started, digits_co
     with pytest.raises(SystemExit) as end:
         cli.main(['train', str(config), '--processes', '2'])
     assert 'the data set is not there' in end.value.code and not started
-    assert cli.main(['train', str(digits_config(name='whole.py')), '--processes', '2', '--check', '2']) == 0 and not started
+    whole = str(digits_config(name='whole.py'))
+    assert cli.main(['train', whole, '--processes', '2', '--check', '2']) == 0 and not started
     with pytest.raises(SystemExit):
         cli.main(['train', str(config), '--processes', 'two'])
     assert '--processes: must be 1 or more, got two' in capsys.readouterr().err

@@ -1,5 +1,4 @@
 """tools/convert_checkpoint.py, and conversion against the network of a config."""
-
 import pytest
 import torch
 from mmdet.models.backbones import ResNet

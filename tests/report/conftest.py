@@ -1,6 +1,5 @@
 """A tiny COCO data set and runs on it, in exactly the layout that mmengine's Runner and mmnorm's tools leave."""
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
