@@ -11,7 +11,8 @@ from mmnorm import cli
 from tests.conftest import ROOT, command, environment
 
 DOORS = dict(train='train.py', test='test.py', report='report.py', diagnose='diagnose.py',
-             statistics='bn_statistics.py', weights='norm_weights.py', zoo='zoo.py', convert='convert_checkpoint.py', benchmark='benchmark_norms.py',
+             statistics='bn_statistics.py', weights='norm_weights.py', zoo='zoo.py',
+             convert='convert_checkpoint.py', benchmark='benchmark_norms.py',
              digits='make_digits.py')
 STEPS = [('statistics', step) for step in ('shift', 'recollect', 'evalnorm', 'perturb')]
 STEPS += [('weights', step) for step in ('show', 'harden')]
