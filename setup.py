@@ -25,6 +25,7 @@ setup(
     # .mim links to configs, tools and model-index.yml, where mim and `_base_ = 'mmnorm::...'` look for them
     package_data={'mmnorm': ['py.typed', '.mim/*', '.mim/**/*'], 'mmnorm.report': ['*.j2']},
     exclude_package_data={'mmnorm': ['.mim/**/__pycache__/*']},
+    entry_points={'console_scripts': ['mmnorm = mmnorm.cli:main']},
     install_requires=['torch>=2.5', 'numpy'],
     extras_require={
         'lint': ['ruff>=0.9', 'mypy>=1.14', 'pre-commit'],

@@ -1,13 +1,14 @@
 """Checkpoint files, read without running anything that they carry, and what our tools note in them."""
+import os
 import pickle
 import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
-
-from .runner import load_safely, log_history_allowed
 
 _ORIGIN = ('converted_from', 'through', 'whose', 'licence')
 
@@ -19,7 +20,7 @@ def read_checkpoint(path):
         path (str or Path): File, or a URL that mmengine knows.
 
     Returns:
-        dict: What it holds; something else, if the file does.
+        dict: What it holds, tensors on the CPU; something else, if the file does.
 
     Raises:
         FileNotFoundError: The file is not there.
@@ -31,9 +32,9 @@ def read_checkpoint(path):
     if local and not Path(path).is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        if local:
-            return load_safely(path)
         with log_history_allowed():
+            if local:
+                return torch.load(path, map_location='cpu', weights_only=True)
             return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         reason = _not_saved_whole(path) if local else None
@@ -86,3 +87,32 @@ def origin_of(checkpoint):
     """The part of a note (dict) that tells where converted weights come from, which all that is made of them keeps."""
     note = note_of(checkpoint)
     return {key: note[key] for key in _ORIGIN} if note.keys() >= set(_ORIGIN) else {}
+
+
+def forbid_running_checkpoints():
+    """Have every ``torch.load`` of this process refuse to run code: the onedl set otherwise falls back to doing so."""
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def log_history_allowed():
+    """Let ``weights_only`` take what mmengine's own checkpoints hold beside tensors, and only that.
+
+    Without it the classic set cannot resume its own checkpoints on torch 2.6 and newer.
+    """
+    dtypes = {type(np.dtype(name)) for name in ('bool', 'u1', 'i4', 'i8', 'u4', 'u8', 'f4', 'f8')}
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    return torch.serialization.safe_globals([
+        HistoryBuffer, _history_buffer_method, np.ndarray, np.dtype, *dtypes, multiarray._reconstruct,
+        multiarray.scalar
+    ])
+
+
+def _history_buffer_method(owner, name):
+    if owner is not HistoryBuffer:
+        raise pickle.UnpicklingError(f'refused to take {name!r} of {owner!r}')
+    return getattr(owner, name)
+
+
+# A log history refers to its own methods by getattr; torch looks a function up by these names
+_history_buffer_method.__module__ = 'builtins'
+_history_buffer_method.__name__ = _history_buffer_method.__qualname__ = 'getattr'

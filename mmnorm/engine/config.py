@@ -1,9 +1,9 @@
-"""A config, as tools/train.py and tools/test.py run it."""
+"""A config, as the commands run it."""
 import os
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmnorm.norms.checks import warn_once
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
@@ -12,39 +12,13 @@ from .preflight import frozen_from_scratch, problems
 from .processes import on_first_rank
 
 
-class Options(DictAction):
-    """mmengine's ``--cfg-options``, which tells the user of an argument that is not KEY=VALUE."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        for value in values:
-            if '=' not in value:
-                parser.error(f'{option_string}: {value} is not KEY=VALUE, as in train_cfg.max_epochs=2')
-        super().__call__(parser, namespace, values, option_string)
-
-
-def add_common_arguments(parser):
-    """Add the arguments that training and testing share."""
-    parser.add_argument('config', help='config file of mmdet or mmseg')
-    parser.add_argument('--work-dir', help='folder for logs, checkpoints and results; default work_dirs/CONFIG_NAME')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
-        help='override config values, e.g. train_cfg.max_epochs=2 model.backbone.depth=101')
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-        help='how the processes were started; tools/dist_*.sh and tools/slurm_*.sh set it')
-    parser.add_argument(
-        '--check', type=int, metavar='NUM_PROCESSES',
-        help='only say what is missing to run CONFIG in so many processes, and exit')
-    parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; not used')
-
-
 def load_config(args, splits, initialises=True):
-    """Read the config of a tool's arguments, fit it to this machine, and stop if something that it needs is missing.
+    """Read the config of a command's arguments, fit it to this machine, and stop if something that it needs is missing.
 
     Args:
-        args (Namespace): From a parser with :func:`add_common_arguments`.
-        splits (tuple[str]): Which of 'train', 'val', 'test' the tool reads.
-        initialises (bool): Whether a tool that reads 'train' loads pretrained weights.
+        args (Namespace): From a parser with :func:`mmnorm.cli.arguments.add_run_arguments`.
+        splits (tuple[str]): Which of 'train', 'val', 'test' the command reads.
+        initialises (bool): Whether a command that reads 'train' loads pretrained weights.
 
     Returns:
         Config: With ``work_dir`` and ``launcher`` set.

@@ -16,21 +16,22 @@ from mmengine.runner.amp import autocast
 from rich.console import Console
 from rich.progress import track
 
+from mmnorm.files import replacing
 from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 
-from .checkpoint import origin_of, read_checkpoint
+from .checkpoint import forbid_running_checkpoints, origin_of, read_checkpoint
 from .config import load_config, stop
 from .processes import die_with_parent, on_first_rank, start_distributed
-from .runner import Runner, forbid_running_checkpoints
+from .runner import Runner
 
 
 def open_evaluation(args, splits=('train', 'test')):
     """What a tool that looks at a trained network starts with.
 
     Args:
-        args (Namespace): From a parser with :func:`~mmnorm.engine.add_common_arguments`, ``checkpoint``, ``seed`` and
-            ``batch_size`` (None: the config's).
+        args (Namespace): From a parser with :func:`~mmnorm.cli.arguments.add_run_arguments`, ``checkpoint``,
+            ``seed`` and ``batch_size`` (None: the config's).
         splits (tuple[str]): Which of 'train', 'test' it reads.
 
     Returns:
@@ -234,17 +235,13 @@ def save_network(weights, checkpoint, out, note, cfg=None):
     targets = check_free(out, with_config=cfg is not None)
     out.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(checkpoint.get('meta') or {}, mmnorm={**origin_of(checkpoint), **note})
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
-        partial = [Path(folder, target.name) for target in targets]
+    with contextlib.ExitStack() as stack:
+        partial = [stack.enter_context(replacing(target)) for target in targets]
         if cfg is not None:
-            cfg.dump(partial[1])
-            meta['cfg'] = partial[1].read_text()
+            meta['cfg'] = cfg.pretty_text
+            partial[1].write_text(meta['cfg'], encoding='utf-8')
         with open(partial[0], 'wb') as file:
             torch.save(dict(meta=meta, state_dict={key: value.cpu() for key, value in weights.items()}), file)
-            file.flush()
-            os.fsync(file.fileno())
-        for source, target in zip(reversed(partial), reversed(targets)):
-            source.replace(target)
     return targets
 
 

@@ -9,7 +9,7 @@ import torch
 from mmnorm.openmmlab.configs import dicts
 from mmnorm.openmmlab.xbn import missing_pretrained, missing_pretrained_message
 
-from .runner import load_safely
+from .checkpoint import read_checkpoint
 
 # Names of the authors' files, by the norm that they are converted to; those of RBN differ from ours by shape alone
 _OF_AUTHORS = {'SN': r'\bsn\d\.mean_weight$', 'IBN': r'\.IN\.weight$', 'RBN': r'\.scale_bias$'}
@@ -103,8 +103,8 @@ def _of_authors(path):
     if not Path(path).is_file():
         return None
     try:
-        loaded = load_safely(path)
-    except Exception:  # whatever a damaged file raises is told by what loads it
+        loaded = read_checkpoint(path)
+    except ValueError:  # told by what loads it
         return None
     weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
     return next((norm for norm, name in _OF_AUTHORS.items() for key, value in weights.items()

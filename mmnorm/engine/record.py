@@ -18,6 +18,7 @@ from mmengine.model import is_model_wrapper
 
 import mmnorm
 from mmnorm.blocks import norm_layers
+from mmnorm.files import write_json
 
 
 class RunRecordHook(Hook):
@@ -74,18 +75,6 @@ class RunRecordHook(Hook):
             peak_memory_mb=round(peak, 1),
             peak_memory_kind='cuda' if torch.cuda.is_available() else 'rss')
         write_json(self._path, self._record)
-
-
-def write_json(path, content):
-    """Write a JSON file atomically.
-
-    Args:
-        path (Path): Target; its folder exists.
-        content (dict): What to write.
-    """
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(json.dumps(content, indent=2, default=float) + '\n')  # float: metrics come as numpy's
-    partial.replace(path)
 
 
 def peak_memory():

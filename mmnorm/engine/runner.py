@@ -1,14 +1,13 @@
 """mmengine's Runner, with checkpoints that survive interruption."""
-import os
-import pickle
 import re
 from pathlib import Path
 
-import numpy as np
-import torch
 from mmengine.dist import broadcast_object_list, get_rank, master_only
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner as _Runner
+
+from mmnorm.files import replacing
+
+from .checkpoint import log_history_allowed, read_checkpoint
 
 
 class Runner(_Runner):
@@ -23,11 +22,8 @@ class Runner(_Runner):
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):
         if '://' in str(out_dir):  # an object store, whose uploads are atomic
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
-        partial = Path(out_dir, f'{filename}.partial')
-        super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
-        with open(partial, 'rb') as file:
-            os.fsync(file.fileno())
-        partial.replace(partial.with_suffix(''))
+        with replacing(Path(out_dir, filename)) as partial:
+            super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
 
     def load_checkpoint(self, *args, **kwargs):
         with log_history_allowed():
@@ -57,57 +53,12 @@ def newest_checkpoint(work_dir, say):
     numbered = ((re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name), path) for path in Path(work_dir).glob('*.pth'))
     for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True):
         try:
-            missing = {'state_dict', 'optimizer', 'meta'} - load_safely(path).keys()
-        except Exception as error:  # whatever a damaged file makes the unpickler raise
-            reason = ''.join(str(error).splitlines()[:1])
-            say(f'passed over {path}: it does not load ({type(error).__name__}: {reason[:120]})')
+            loaded = read_checkpoint(path)
+        except (OSError, ValueError) as error:
+            say(f'passed over {path}: {str(error).removeprefix(str(path)).lstrip()}')
             continue
+        missing = {'state_dict', 'optimizer', 'meta'}.difference(loaded if isinstance(loaded, dict) else ())
         if not missing:
             return str(path)
         say(f'passed over {path}: it has no {" and no ".join(sorted(missing))}')
     return None
-
-
-def load_safely(path):
-    """Load a checkpoint without running anything that it carries.
-
-    Args:
-        path (str or Path): File written by ``torch.save``.
-
-    Returns:
-        dict: Tensors on the CPU, plain Python values and mmengine's log history.
-
-    Raises:
-        pickle.UnpicklingError: The file wants to run something else.
-    """
-    with log_history_allowed():
-        return torch.load(path, map_location='cpu', weights_only=True)
-
-
-def forbid_running_checkpoints():
-    """Have every ``torch.load`` of this process refuse to run code: the onedl set otherwise falls back to doing so."""
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-
-
-def log_history_allowed():
-    """Let ``weights_only`` take what mmengine's own checkpoints hold beside tensors, and only that.
-
-    Without it the classic set cannot resume its own checkpoints on torch 2.6 and newer.
-    """
-    dtypes = {type(np.dtype(name)) for name in ('bool', 'u1', 'i4', 'i8', 'u4', 'u8', 'f4', 'f8')}
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    return torch.serialization.safe_globals([
-        HistoryBuffer, _history_buffer_method, np.ndarray, np.dtype, *dtypes, multiarray._reconstruct,
-        multiarray.scalar
-    ])
-
-
-def _history_buffer_method(owner, name):
-    if owner is not HistoryBuffer:
-        raise pickle.UnpicklingError(f'refused to take {name!r} of {owner!r}')
-    return getattr(owner, name)
-
-
-# A log history refers to its own methods by getattr; torch looks a function up by these names
-_history_buffer_method.__module__ = 'builtins'
-_history_buffer_method.__name__ = _history_buffer_method.__qualname__ = 'getattr'

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from mmengine.registry import HOOKS as HOOK_REGISTRY
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 
+from mmnorm import statistics
 from mmnorm.norms import NORMS
 
 from . import hooks, weights_hook
@@ -37,6 +38,7 @@ def install() -> None:
         MODELS.register_module(name=name, module=norm)
     for name, hook in HOOKS.items():
         HOOK_REGISTRY.register_module(name=name, module=hook)
+        setattr(statistics, name, hook)  # where configs of earlier versions, and of their work dirs, have it
     WEIGHT_INITIALIZERS.register_module(module=PretrainedWithoutNorms)
     if find_spec('mmcv') is not None:
         from .shufflenet_v2 import ShuffleNetV2, XBNShuffleNetV2

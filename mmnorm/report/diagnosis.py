@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .page import make_environment, write_atomically
+from mmnorm.files import write_text
+
+from .page import make_environment
 from .plots import COLOURS, STYLE, as_svg
 
 NAMES = {'as it is': 'As it is', 'recollect': 'Recollected statistics', 'evalnorm_offline': 'EvalNorm, estimated',
@@ -42,7 +44,7 @@ def write_diagnosis(result, out):
     if result['evalnorm']:
         context['evalnorm_plot'] = draw_evalnorm(result['evalnorm'], layers.set_index('name')['part'])
     page = Path(out) / 'diagnosis.html'
-    write_atomically(page, make_environment().get_template('diagnosis.html.j2').render(context))
+    write_text(page, make_environment().get_template('diagnosis.html.j2').render(context))
     return page
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .page import make_environment, write_atomically
+from mmnorm.files import write_text
+
+from .page import make_environment
 from .plots import COLOURS, COLUMNS, PANEL, STYLE, add_legend, as_svg
 
 NORMALIZERS = ('IN', 'LN', 'BN')  # in COLOURS' order, everywhere on the page
@@ -53,8 +55,8 @@ def write_weights(content, out):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     page = out / 'norm_weights.html'
-    write_atomically(page, make_environment().get_template('learned.html.j2').render(context))
-    write_atomically(page.with_suffix('.json'), json.dumps(finite(content), indent=1) + '\n')
+    write_text(page, make_environment().get_template('learned.html.j2').render(context))
+    write_text(page.with_suffix('.json'), json.dumps(finite(content), indent=1) + '\n')
     return page
 
 

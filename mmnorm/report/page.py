@@ -5,6 +5,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from mmnorm.files import write_text
+
 from . import tables
 from .coco import evaluate_run
 from .images import OUTCOME_COLOURS, compare_images
@@ -51,9 +53,9 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for name in ('report.html', 'report.md'):
-        write_atomically(out / name, environment.get_template(f'{name}.j2').render(context))
+        write_text(out / name, environment.get_template(f'{name}.j2').render(context))
     differences = differences.round(6).add_suffix(f' - {names[0]}') if len(runs) > 1 else None
-    write_atomically(out / 'report.csv', pd.concat([results, differences, facts.T], axis=1).to_csv(index_label='run'))
+    write_text(out / 'report.csv', pd.concat([results, differences, facts.T], axis=1).to_csv(index_label='run'))
     return out / 'report.html'
 
 
@@ -113,13 +115,3 @@ def make_environment():
 def data_uri(content, mime_type):
     """Return bytes as a data URI."""
     return f'data:{mime_type};base64,{base64.b64encode(content).decode()}'
-
-
-def write_atomically(path, text):
-    """Write a text file so that at no time half of it is there."""
-    partial = path.with_name(f'{path.name}.partial')
-    try:
-        partial.write_text(text, encoding='utf-8')
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

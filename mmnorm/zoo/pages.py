@@ -5,6 +5,7 @@ from textwrap import fill
 
 import pandas as pd
 
+from mmnorm.files import write_text
 from mmnorm.report.tables import to_markdown
 
 from .rows import HEADLINE, METAFILE, PAPERS, TASKS, load_papers
@@ -54,7 +55,7 @@ def write_pages(models):
     """Write the pages of the papers and ``configs/README.md`` for all configs (list[Model]); returns the files."""
     pages = make_pages(models) | {INDEX: make_index(models)}
     for path, text in pages.items():
-        path.write_text(text)
+        write_text(path, text)
     return list(pages)
 
 

@@ -7,7 +7,7 @@ from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 
 from mmnorm.convert import convert_file
-from mmnorm.engine.runner import load_safely
+from mmnorm.engine import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
 NARROW = dict(base_channels=8, stem_channels=8)
@@ -77,7 +77,7 @@ def test_what_is_printed_computes_what_the_source_computed(save, tmp_path, cfg):
     backbone = pasted(report)
     stated = {key: value for key, value in backbone.items() if key != 'init_cfg'}
     assert stated == cfg
-    assert load_safely(tmp_path / 'out.pth')['meta']['mmnorm']['backbone'] == stated
+    assert read_checkpoint(tmp_path / 'out.pth')['meta']['mmnorm']['backbone'] == stated
     ours = MODELS.build(backbone)
     ours.init_weights()
     ours.eval()
@@ -99,7 +99,7 @@ def test_only_what_differs_from_the_defaults_is_printed(tmp_path):
 def test_the_prefix_is_printed_with_its_dot(save, tmp_path):
     network, source = save(resnet('SN'))
     report = convert_file(source, tmp_path / 'out.pth', 'SN', prefix='backbone')
-    assert 'backbone.conv1.weight' in load_safely(tmp_path / 'out.pth')['state_dict']
+    assert 'backbone.conv1.weight' in read_checkpoint(tmp_path / 'out.pth')['state_dict']
     ours = MODELS.build(pasted(report))
     ours.init_weights()
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in ours.state_dict().items())

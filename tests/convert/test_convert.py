@@ -10,7 +10,7 @@ from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 
 from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.convert import convert_file, convert_norms
-from mmnorm.engine.runner import load_safely
+from mmnorm.engine import read_checkpoint
 from mmnorm.norms import RBN, SN
 
 from . import networks
@@ -35,7 +35,7 @@ def convert(tmp_path):
         source, out = tmp_path / f'source_{number}.pth', tmp_path / f'out_{number}.pth'
         torch.save(checkpoint, source)
         report = convert_file(str(source), out, norm, **options)
-        return report, load_safely(out)['state_dict']
+        return report, read_checkpoint(out)['state_dict']
     return run
 
 
@@ -316,7 +316,7 @@ def test_only_what_computes_bn_becomes_bn(convert):
         convert({**soft, 'layer2.0.bn3.var_weight': torch.tensor([0., 5., 4.])}, 'BN', hard=True)
     again = convert(picked, 'SN')[0]  # what is made of them is still hardened, and says so
     assert again.backbone['norm_cfg'] == dict(type='SN', hard=True) and 'hard=True' in again.notes[0]
-    assert convert(load_safely(again.backbone['init_cfg']['checkpoint']), 'BN')[1].keys() == hard.keys()
+    assert convert(read_checkpoint(again.backbone['init_cfg']['checkpoint']), 'BN')[1].keys() == hard.keys()
     rbn = convert(bn_resnet50(), 'RBN')[1]
     biased = {**rbn, 'bn1.scale_bias': torch.randn(WIDTH)}
     torch.testing.assert_close(convert(biased, 'BN')[1]['bn1.weight'],
@@ -398,9 +398,9 @@ def test_what_is_not_finite_is_refused(convert, tmp_path, made):
 def test_where_weights_come_from_stays_known(convert, tmp_path):
     bn, files = bn_resnet50(), []
     for norm in ('RBN', 'BN', 'SN'):
-        report, _ = convert(load_safely(files[-1]) if files else bn, norm)
+        report, _ = convert(read_checkpoint(files[-1]) if files else bn, norm)
         files.append(report.backbone['init_cfg']['checkpoint'])
-        note = load_safely(files[-1])['meta']['mmnorm']
+        note = read_checkpoint(files[-1])['meta']['mmnorm']
         assert note['converted_from'] == str(tmp_path / 'source_0.pth')
         assert len(note['through']) == len(files) - 1 and note['whose'].startswith("torchvision's ResNet")
         assert note['licence'] == "if it is torchvision's release: BSD-3-Clause"
@@ -446,7 +446,7 @@ def test_variances_of_the_authors_of_sn_are_told_of(convert):
 def test_meta_and_note_are_kept(convert, tmp_path):
     checkpoint = dict(meta=dict(epoch=3), state_dict=resnet50(lambda _, channels: networks.rbn_tensors(channels)))
     convert(checkpoint, 'RBN')
-    meta = load_safely(tmp_path / 'out_0.pth')['meta']
+    meta = read_checkpoint(tmp_path / 'out_0.pth')['meta']
     assert meta['epoch'] == 3 and meta['mmnorm']['layout'] == 'rbn' and 'research' in meta['mmnorm']['licence']
     assert meta['mmnorm']['converted_from'].endswith('source_0.pth')
 

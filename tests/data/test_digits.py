@@ -16,6 +16,7 @@ from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 from sklearn.datasets import load_digits, load_sample_images  # noqa: E402
 
+from mmnorm.cli import run_command  # noqa: E402
 from mmnorm.data import DigitsOptions, digits, make_digits  # noqa: E402
 
 SMALL = DigitsOptions(num_train=6, num_val=4, image_size=64, digits_per_image=(2, 4), digit_size=(12, 30))
@@ -368,16 +369,10 @@ def test_an_interrupted_run_changes_nothing(tmp_path, monkeypatch, made_before):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    path = Path(__file__).parents[2] / 'tools' / 'make_digits.py'
-    spec = importlib.util.spec_from_file_location('tools_make_digits', path)
-    tool = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, 'path', list(sys.path))
-    spec.loader.exec_module(tool)
+def run(capsys):
 
     def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['make_digits.py', *map(str, arguments)])
-        code = tool.main()
+        code = run_command('digits', list(map(str, arguments)))
         return code, *capsys.readouterr()
 
     return run

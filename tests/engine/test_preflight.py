@@ -5,7 +5,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmnorm.engine.config import add_common_arguments, fit_to_cpu, load_config, parse_config
+from mmnorm.cli.arguments import add_run_arguments
+from mmnorm.engine.config import fit_to_cpu, load_config, parse_config
 from mmnorm.engine.preflight import missing_weights, problems
 from mmnorm.norms import checks
 from tests.conftest import ROOT
@@ -81,7 +82,7 @@ def told_of(config, *options):
     """What a tool that trains a config warns of before it stops for want of data."""
     checks._warned.clear()
     parser = argparse.ArgumentParser()
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     with warnings.catch_warnings(record=True) as said, pytest.raises(SystemExit):
         warnings.simplefilter('always')
         load_config(parser.parse_args([str(config), *options]), ('train', ))

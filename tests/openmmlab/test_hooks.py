@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine import registry
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from torch import nn
 
-from mmnorm.openmmlab.hooks import EstimationShiftHook, RecollectHook
-
+from mmnorm.openmmlab.hooks import EstimationShiftHook, RecollectHook, SyncStatisticsHook
 
 EXTRA = """
 train_cfg = dict(max_epochs=2, val_interval=1)
@@ -20,6 +21,14 @@ model = dict(backbone=dict(depth=50, base_channels=8, xbn=dict(norm_cfg=dict(typ
 HOOKS = """
 custom_hooks = [dict(type='RecollectHook', batches=3), dict(type='EstimationShiftHook')]
 """
+
+
+@pytest.mark.parametrize('place', ['', 'mmnorm.openmmlab.hooks.', 'mmnorm.statistics.'])
+def test_hooks_are_found_by_every_name_that_configs_have(place):
+    config = Config.fromfile(Path(__file__).parents[2] / 'configs/_base_/live_norm.py')
+    hooks = {hook['type'].rpartition('.')[2]: registry.HOOKS.get(hook['type']) for hook in config.custom_hooks}
+    assert hooks == dict(SyncStatisticsHook=SyncStatisticsHook)
+    assert registry.HOOKS.get(f'{place}SyncStatisticsHook') is SyncStatisticsHook
 
 
 @pytest.mark.e2e

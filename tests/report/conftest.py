@@ -1,13 +1,12 @@
 """A tiny COCO data set and runs on it, in exactly the layout that mmengine's Runner and mmnorm's tools leave."""
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from mmnorm.cli import run_command
 from mmnorm.report import load_run, write_report
 
 HEIGHT, WIDTH, NUM_IMAGES, EPOCH_LENGTH = 64, 96, 6, 25
@@ -133,9 +132,5 @@ def two_runs(tmp_path_factory, data_root):
 
 @pytest.fixture(scope='session')
 def report_main():
-    """``main`` of tools/report.py."""
-    path = Path(__file__).parents[2] / 'tools/report.py'
-    spec = importlib.util.spec_from_file_location('report_tool', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    """``mmnorm report``, called with its arguments."""
+    return lambda argv: run_command('report', argv)

@@ -10,7 +10,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmnorm.report import load_run, write_report
-from mmnorm.report.page import write_atomically
 
 from .conftest import CONFIG, train_line, write_session
 
@@ -156,15 +155,6 @@ def test_nothing_but_a_config(tmp_path):
 def test_same_run_gives_the_same_report(make_run, tmp_path):
     work_dir = make_run()
     assert report(work_dir, out=tmp_path / 'a')[0] == report(work_dir, out=tmp_path / 'b')[0]
-
-
-def test_old_report_stays_whole_when_writing_fails(tmp_path):
-    page = tmp_path / 'report.html'
-    write_atomically(page, 'old')
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(page, 'new' * 10000 + '\ud800')  # half of a surrogate pair has no encoding
-    assert page.read_text() == 'old'
-    assert list(tmp_path.iterdir()) == [page]
 
 
 def test_tool_writes_into_the_work_dir(make_run, report_main, capsys):

@@ -22,8 +22,8 @@ def start(config, tmp_path, log):
 def family(process):
     """The processes of a run by role; the run's own process becomes torchrun."""
     everyone = process.children(recursive=True)
-    ranks = [p for p in process.children() if 'train.py' in ' '.join(p.cmdline())]
-    workers = [p for rank in ranks for p in rank.children() if 'train.py' in ' '.join(p.cmdline())]
+    ranks = [p for p in process.children() if 'mmnorm.cli' in ' '.join(p.cmdline())]
+    workers = [p for rank in ranks for p in rank.children() if 'mmnorm.cli' in ' '.join(p.cmdline())]
     return dict(torchrun=[process], rank=ranks, worker=workers), [process, *everyone]
 
 
@@ -64,6 +64,6 @@ def test_kills_at_random_moments_and_resumes(digits_config, tmp_path, kills):
     with path.open('a') as log:
         assert start(config, tmp_path, log).wait(timeout=300) == 0, path.read_text()[-4000:]
     said = path.read_text()
-    assert 'epoch_1000.pth: it does not load' in said
+    assert 'epoch_1000.pth: does not load' in said
     assert f'resumed epoch: {newest.stem.split("_")[1]}' in said
     assert torch.load(work_dir / f'epoch_{epochs}.pth', weights_only=False)['meta']['iter'] == epochs * 4

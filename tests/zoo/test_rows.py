@@ -1,5 +1,4 @@
 """No row of the papers' tables is missing, every config has an entry, and the entries are what other tools read."""
-import importlib.util
 import json
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
+from mmnorm.cli.train import describe_batch
 from mmnorm.zoo import Model, find_model, load_zoo
 from mmnorm.zoo.rows import METAFILE
 from tests.processes import command, environment
@@ -188,15 +188,6 @@ def test_mistakes(tool, args, message):
     assert 'Traceback' not in run.stdout
 
 
-@pytest.fixture(scope='module')
-def train_tool():
-    """The module tools/train.py."""
-    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools/train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(('name', 'processes', 'said', 'options'), [
     ('faster_rcnn_bn_r50_scratch_8x2', 1, '180,000 images and not 1,440,000',
      {'train_cfg.max_iters': 720000, 'param_scheduler.1.milestones': [480000, 640000]}),
@@ -204,22 +195,22 @@ def train_tool():
      {'train_cfg.max_iters': 148750, 'param_scheduler.0.end': 148750}),
     ('pspnet_xbn_r50_digits', 1, '4,000 images and not 8,000',
      {'train_cfg.max_iters': 2000, 'param_scheduler.1.end': 2000})])  # a warm-up stays
-def test_fewer_processes_than_the_iterations_are_for(train_tool, zoo, name, processes, said, options):
+def test_fewer_processes_than_the_iterations_are_for(zoo, name, processes, said, options):
     """The options that are said make the schedule see as many images, and then there is nothing more to say."""
     path = zoo[name].path
     cfg = Config.fromfile(path)
-    text, _, command_line = train_tool.describe_batch(cfg, path, processes).partition('--cfg-options ')
+    text, _, command_line = describe_batch(cfg, path, processes).partition('--cfg-options ')
     assert said in text
     assert shlex.split(command_line) == [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
     cfg.merge_from_dict(options)
-    assert not train_tool.describe_batch(cfg, path, processes)
+    assert not describe_batch(cfg, path, processes)
 
 
 @pytest.mark.parametrize(('name', 'processes', 'change'), [
     ('faster_rcnn_bn_r50_scratch_8x2', 8, {}), ('faster_rcnn_bn_r50_scratch_8x2', 1, dict(auto_scale_lr=None)),
     ('faster_rcnn_bn_r50_scratch_8x2', 1, {'train_cfg.max_iters': 100}),
     ('faster_rcnn_rbn_r50', 1, {})])  # counts epochs
-def test_nothing_to_say_of_a_batch(train_tool, zoo, name, processes, change):
+def test_nothing_to_say_of_a_batch(zoo, name, processes, change):
     cfg = Config.fromfile(zoo[name].path)
     cfg.merge_from_dict(change)
-    assert not train_tool.describe_batch(cfg, zoo[name].path, processes)
+    assert not describe_batch(cfg, zoo[name].path, processes)

@@ -1,27 +1,19 @@
 """A search for the learning rate trains each, reports the best, and does not train again what is done."""
 import argparse
-import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from mmnorm.cli import run_command, zoo
 from mmnorm.zoo import Model, Published
 from mmnorm.zoo.rows import METAFILE
-from tests.processes import ROOT, environment
+from tests.processes import environment
 
 RATES = {'optim_wrapper.optimizer.lr': [1e-3, 1e-9]}
-
-
-@pytest.fixture
-def zoo_tool():
-    """The module tools/zoo.py."""
-    spec = importlib.util.spec_from_file_location('zoo_tool', ROOT / 'tools/zoo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def searched(path, rates):
@@ -32,12 +24,11 @@ def searched(path, rates):
 
 @pytest.fixture
 def forked_training(forked_tool):
-    """Stands for subprocess.run: train as tools/dist_train.sh would on one process, in a fork."""
+    """Stands for subprocess.run: train as `mmnorm train CONFIG --processes 1` does, in a fork."""
 
     def run(command):
-        tool, config, processes, *args = command
-        assert (tool, processes) == (str(ROOT / 'tools/dist_train.sh'), '1')
-        return forked_tool('train.py', config, *args, ranks=1)
+        assert command[:4] == [sys.executable, '-m', 'mmnorm.cli', 'train'] and command[5:7] == ['--processes', '1']
+        return forked_tool('train.py', command[4], *command[7:], ranks=1)
 
     return run
 
@@ -45,26 +36,26 @@ def forked_training(forked_tool):
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('forks', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_best_learning_rate(zoo_tool, forked_training, digits_config, tmp_path, capfd, monkeypatch, forks):
+def test_best_learning_rate(forked_training, digits_config, tmp_path, capfd, monkeypatch, forks):
     monkeypatch.setenv('PATH', environment()['PATH'])
     if forks:
-        monkeypatch.setattr(zoo_tool.subprocess, 'run', forked_training)
+        monkeypatch.setattr(zoo.subprocess, 'run', forked_training)
     path = digits_config('train_cfg = dict(max_epochs=1, val_interval=1)', base='faster_rcnn_en_r50_digits')
     args = argparse.Namespace(work_dir=str(tmp_path / 'sweep'), processes=1, cfg_options=['randomness.seed=3'])
     model = searched(path, RATES)
-    assert zoo_tool.sweep(model, args) == 0
+    assert zoo.sweep(model, args) == 0
     found = json.loads((tmp_path / 'sweep/sweep.json').read_text())
     assert found['option'] == 'optim_wrapper.optimizer.lr' and list(found['results']) == ['0.001', '1e-09']
     for rate in RATES['optim_wrapper.optimizer.lr']:
         text = (tmp_path / f'sweep/lr_{rate}/project.py').read_text()
         assert f'lr={rate}' in text.replace(' ', '') and 'seed=3' in text
     capfd.readouterr()
-    monkeypatch.setattr(zoo_tool.subprocess, 'run', None)  # nothing is trained again
-    assert zoo_tool.sweep(model, args) == 0
+    monkeypatch.setattr(zoo.subprocess, 'run', None)  # nothing is trained again
+    assert zoo.sweep(model, args) == 0
     assert 'the best' in capfd.readouterr().out
 
 
-def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(zoo_tool, tmp_path, capsys, monkeypatch):
+def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(tmp_path, capsys, monkeypatch):
     """One fails, one diverges, so that mmdet logs a validation without metrics, one logs none, and the last is well."""
     trained = []
 
@@ -82,10 +73,10 @@ def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(zoo_tool, t
         (work_dir / 'run.json').write_text(json.dumps(dict(finished='2025-01-01T12:01:00')))
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(zoo_tool.subprocess, 'run', train)
+    monkeypatch.setattr(zoo.subprocess, 'run', train)
     model = searched('project.py', {'optim_wrapper.optimizer.lr': [0.1, 0.04, 0.02, 0.01]})
     args = argparse.Namespace(work_dir=str(tmp_path), processes=1, cfg_options=[])
-    assert zoo_tool.sweep(model, args) == 1
+    assert zoo.sweep(model, args) == 1
     assert trained == ['lr_0.1', 'lr_0.04', 'lr_0.02', 'lr_0.01']
     said = capsys.readouterr()
     assert 'lr 0.1: its training failed with exit status 1' in said.out
@@ -94,28 +85,28 @@ def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(zoo_tool, t
     found = json.loads((tmp_path / 'sweep.json').read_text())
     assert found['best'] == 0.01 and found['failed'] == {'0.1': 1}
     assert found['results'] == {'0.04': {}, '0.02': {}, '0.01': {'AP^bbox': 25.0}}
-    assert zoo_tool.sweep(model, args) == 1 and trained[4:] == ['lr_0.1']  # and only it is trained again
+    assert zoo.sweep(model, args) == 1 and trained[4:] == ['lr_0.1']  # and only it is trained again
 
 
-def test_no_training_has_the_metric(zoo_tool, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(zoo_tool.subprocess, 'run', lambda command: SimpleNamespace(returncode=2))
+def test_no_training_has_the_metric(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(zoo.subprocess, 'run', lambda command: SimpleNamespace(returncode=2))
     args = argparse.Namespace(work_dir=str(tmp_path / 'new'), processes=1, cfg_options=[])
-    assert zoo_tool.sweep(searched('project.py', RATES), args) == 1
+    assert zoo.sweep(searched('project.py', RATES), args) == 1
     assert json.loads((tmp_path / 'new/sweep.json').read_text())['best'] is None
     assert '2 of 2 trainings failed' in capsys.readouterr().err
 
 
-def test_interruption_ends_the_search(zoo_tool, tmp_path, capsys, monkeypatch):
+def test_interruption_ends_the_search(tmp_path, capsys, monkeypatch):
     def interrupt(command):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(zoo_tool.subprocess, 'run', interrupt)
-    assert zoo_tool.main(['sweep', 'faster_rcnn_bn_r50_scratch_8x2', '1', '--work-dir', str(tmp_path)]) == 130
+    monkeypatch.setattr(zoo.subprocess, 'run', interrupt)
+    assert run_command('zoo', ['sweep', 'faster_rcnn_bn_r50_scratch_8x2', '1', '--work-dir', str(tmp_path)]) == 130
     assert 'the same command goes on' in capsys.readouterr().err
 
 
-def test_rows_that_have_a_search_are_those_of_the_metafile(zoo_tool, capsys):
-    assert zoo_tool.main(['sweep', 'mask_rcnn_xbn_r50', '2']) == 2
+def test_rows_that_have_a_search_are_those_of_the_metafile(capsys):
+    assert run_command('zoo', ['sweep', 'mask_rcnn_xbn_r50', '2']) == 2
     entries = yaml.safe_load(METAFILE.read_text())['Models']
     tables = {row['Table'] for entry in entries if 'Sweep' in entry for row in entry['Published']}
     assert tables and capsys.readouterr().err == (
@@ -127,7 +118,7 @@ def test_rows_that_have_a_search_are_those_of_the_metafile(zoo_tool, capsys):
     (['sweep', 'NAME', 'two'], 'NUM_PROCESSES: must be 1 or more, got two'),
     (['sweep', 'NAME', '1', '--cfg-options', 'foo'], 'foo is not KEY=VALUE'),
     (['check', '--jobs', '0'], '--jobs: must be 1 or more, got 0')])
-def test_arguments_are_checked_before_anything_starts(zoo_tool, capsys, args, message):
+def test_arguments_are_checked_before_anything_starts(capsys, args, message):
     with pytest.raises(SystemExit):
-        zoo_tool.main(args)
+        run_command('zoo', args)
     assert message in capsys.readouterr().err

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mmnorm.engine.record import describe_device, versions  # noqa: E402
-from mmnorm.report import write_atomically  # noqa: E402
+from mmnorm.files import replacing, write_text  # noqa: E402
 from mmnorm.report.plots import STYLE  # noqa: E402
 
 RESULTS = ROOT / 'tools/claims/results'
@@ -83,7 +83,7 @@ def mean_and_std(values):
 def write_results(path, content):
     """Write a JSON file atomically, each list of numbers on one line."""
     text = re.sub(r'\[[^\[\]{}"]*\]', lambda numbers: ' '.join(numbers.group().split()), json.dumps(content, indent=1))
-    write_atomically(path, text.replace('[ ', '[').replace(' ]', ']') + '\n')
+    write_text(path, text.replace('[ ', '[').replace(' ]', ']') + '\n')
 
 
 def write_png(path, size, draw, note=None):
@@ -106,4 +106,5 @@ def write_png(path, size, draw, note=None):
     common = sorted(image.getcolors(image.width * image.height), reverse=True)[:PALETTE]
     palette = Image.new('P', (1, 1))
     palette.putpalette([value for _, color in common for value in color])
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    with replacing(path) as partial:
+        image.quantize(palette=palette, dither=Image.Dither.NONE).save(partial, format='png', optimize=True)

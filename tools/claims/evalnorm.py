@@ -300,6 +300,7 @@ def main():
 
     from mmnorm import engine
     from mmnorm.engine.preflight import problems
+    from mmnorm.files import write_json
     warnings.simplefilter('ignore')
     torch.set_num_threads(THREADS)
     found = problems(training_config(args, INITIAL, *ARMS[INITIAL], args.epochs, seed=0), 1, ('train', 'val'))
@@ -312,13 +313,13 @@ def main():
     if pending and not (results['initial'] and initial_checkpoint(args).is_file()):
         with silence():
             results['initial'] = train_initial(args)
-        engine.write_json(path, results)
+        write_json(path, results)
         print(f'the network that all arms start from: AP {results["initial"]["AP"]:.1f}', flush=True)
     for arm, seed in pending:
         with silence():
             row = run_training(args, arm, seed)
         results['trainings'].append(row)
-        engine.write_json(path, results)
+        write_json(path, results)
         aps = ', '.join(f'{kind} {metrics["AP"]:.1f}' for kind, metrics in row['evaluations'].items())
         print(f'{arm}, seed {seed}, {row["seconds"]:.0f} s: AP {aps}', flush=True)
     print_table(results['trainings'])

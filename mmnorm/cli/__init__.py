@@ -1,0 +1,91 @@
+"""The command line: ``mmnorm COMMAND``, and the same commands behind the files of ``tools/``.
+
+A command is a module of this folder. Its docstring describes it, ``EXAMPLE`` ends its help, ``add_arguments(parser)``
+says what it takes, and ``run(args)`` does it and returns the exit status (None: 0). ``args.argv`` is what was given.
+Only the module of the chosen command is imported, and what is heavy only where it is used.
+"""
+import argparse
+import sys
+from functools import wraps
+from importlib import import_module
+
+COMMANDS = {
+    'train': 'train a config of mmdet or mmseg',
+    'test': 'evaluate a checkpoint',
+    'report': 'report of one or more runs, with the papers\' figures',
+    'diagnose': 'what the BN statistics of a trained network do, and what mends them',
+    'statistics': 'the steps of diagnose alone: shift, recollect, evalnorm, perturb',
+    'weights': 'what SN and RBN layers learned: show, harden',
+    'norms': 'which norm layers a config has, and which of them train',
+    'zoo': 'configs of the papers\' tables: list, show, check, table, sweep',
+    'convert': 'convert a checkpoint of other code, or of another norm',
+    'benchmark': 'time every norm beside BatchNorm',
+    'digits': 'make the embedded data set',
+}
+
+
+def main(argv=None):
+    """Run ``mmnorm`` and return the exit status.
+
+    Args:
+        argv (list[str] or None): The command and its arguments. Default: those of this process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        'mmnorm', usage='mmnorm [-h] [--version] COMMAND ...', formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Normalization layers and residual blocks of five papers for OpenMMLab.\n\ncommands:\n'
+        + '\n'.join(f'  {name:<{width}}  {what}' for name, what in COMMANDS.items()),
+        epilog='mmnorm COMMAND --help has its arguments and an example.')
+    parser.add_argument('command', metavar='COMMAND', choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument('--version', action='version', version=f'mmnorm {import_module("mmnorm").__version__}')
+    name = parser.parse_args(argv[:1]).command
+    return run_command(name, argv[1:], f'mmnorm {name}')
+
+
+def run_command(name, argv=None, prog=None):
+    """Run one command and return its exit status.
+
+    Args:
+        name (str): Of :data:`COMMANDS`.
+        argv (list[str] or None): Its arguments. Default: those of this process.
+        prog (str or None): What its help calls it. Default: the file that this process runs.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        command = import_module(f'.{name}', __name__)
+        parser = argparse.ArgumentParser(
+            prog, description=command.__doc__, epilog=f'example:\n  {command.EXAMPLE}',
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.add_arguments(parser)
+    except ImportError as error:
+        return _tell(error)
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    if getattr(args, 'launcher', None) == 'none' and args.processes:
+        from .launch import launch
+        launch(name, command, args)
+        return 0
+    return command.run(args) or 0
+
+
+def telling_mistakes(run):
+    """Have a command's ``run`` tell what it raises for a mistake of the user in one line, and return status 2."""
+
+    @wraps(run)
+    def wrapper(args):
+        try:
+            return run(args)
+        except (ImportError, OSError, ValueError) as error:
+            return _tell(error)
+
+    return wrapper
+
+
+def _tell(error):
+    print(f'error: {printable(" ".join(str(error).split()))}', file=sys.stderr)
+    return 2
+
+
+def printable(text):
+    """A text without what a name in a file could do to a terminal."""
+    return ''.join(letter if letter.isprintable() or letter == '\n' else '?' for letter in text)

@@ -1,0 +1,46 @@
+"""Arguments that commands share."""
+import argparse
+
+
+class Options(argparse.Action):
+    """mmengine's ``--cfg-options``, which tells the user of an argument that is not KEY=VALUE."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string}: {value} is not KEY=VALUE, as in train_cfg.max_epochs=2')
+        from mmengine.config import DictAction  # so late that --help needs nothing installed
+
+        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+
+
+def add_config_arguments(parser):
+    """Add a config and what overrides its values."""
+    parser.add_argument('config', help='config file of mmdet or mmseg')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
+        help='override config values, e.g. train_cfg.max_epochs=2 model.backbone.depth=101')
+
+
+def add_run_arguments(parser):
+    """Add the arguments of commands that run a config, on one process or several."""
+    add_config_arguments(parser)
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and results; default work_dirs/CONFIG_NAME')
+    parser.add_argument(
+        '--processes', type=positive, metavar='N',
+        help='run on N processes of this machine: a GPU each, or over gloo on the CPU. Several machines: NNODES, '
+        'NODE_RANK, MASTER_ADDR and PORT in the environment, the same command on each')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='how the processes were started; --processes and tools/slurm_*.sh set it')
+    parser.add_argument(
+        '--check', type=int, metavar='NUM_PROCESSES',
+        help='only say what is missing to run CONFIG in so many processes, and exit')
+    parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; not used')
+
+
+def positive(text):
+    """Return a number of processes; a type for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
+    return int(text)

@@ -1,0 +1,67 @@
+"""Find out what the BN statistics of a trained network do, try what mends them, and say what to do.
+
+Any config and checkpoint of mmdet or mmseg. Repairs are computed from training images and judged on the test set by
+the config's own metric. Written to --out: diagnosis.html (one self-contained page) and diagnosis.json; with --apply
+also the repaired checkpoint. The checkpoint itself is never changed.
+"""
+import shlex
+from pathlib import Path
+
+from mmnorm import engine
+from mmnorm.files import write_json
+
+from .arguments import add_run_arguments
+
+EXAMPLE = 'mmnorm diagnose CONFIG CHECKPOINT --apply'
+
+
+def add_arguments(parser):
+    add_run_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='folder for what is written; default WORK_DIR/diagnosis')
+    parser.add_argument('--batches', type=int, default=200, metavar='N',
+                        help='training batches, of each process, that repairs are computed from (default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, metavar='N',
+                        help='images in a training batch, where the training had others than the config says')
+    parser.add_argument('--seed', type=int, default=0, help='of the choice of training images (default: %(default)s)')
+    parser.add_argument('--apply', nargs='?', const='recommended', choices=['recommended', *engine.REPAIRS],
+                        help='write the repaired checkpoint too: of the recommended repair, or of this one')
+
+
+def options_of(args):
+    """What a command that repeats a repair must be given."""
+    options = ['--batches', str(args.batches), '--seed', str(args.seed)]
+    if args.batch_size:
+        options += ['--batch-size', str(args.batch_size)]
+    if args.cfg_options:
+        options += ['--cfg-options', *(f'{key}={value}' for key, value in args.cfg_options.items())]
+    return options
+
+
+def run(args):
+    """Diagnose, and write what was found."""
+    try:
+        from mmnorm.report import write_diagnosis  # before hours of evaluation
+    except ModuleNotFoundError as error:
+        engine.stop(str(error))
+    evaluation, original = engine.open_evaluation(args)
+    out = Path(args.out or Path(evaluation.work_dir, 'diagnosis'))
+    target = out / f'{Path(args.checkpoint).stem}_{args.apply}.pth'
+    with engine.stopping_for_the_user():
+        if args.apply:
+            engine.check_free(target, with_config=True)
+        diagnosis = engine.Diagnosis(evaluation, original, args.batches)
+        diagnosis.result.update(command=shlex.join(['mmnorm', 'diagnose', *args.argv]),
+                                options=options_of(args))
+        result = diagnosis.run()
+        if not engine.on_first_rank():
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / 'diagnosis.json', result)
+        print(write_diagnosis(result, out))
+        print(result['recommendation']['sentence'])
+        if result['recommendation']['command']:
+            print(result['recommendation']['command'])
+        if args.apply:
+            for path in diagnosis.apply(args.apply, target):
+                print(path)

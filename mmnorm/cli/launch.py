@@ -1,0 +1,37 @@
+"""A command on several processes."""
+import os
+import sys
+
+
+def launch(name, command, args):
+    """Check once that a command can run, then become torchrun, which runs it in each process; does not return.
+
+    Whatever is missing is so said once, and not by each process. ``NNODES``, ``NODE_RANK``, ``MASTER_ADDR`` and
+    ``PORT`` come from the environment.
+
+    Args:
+        name (str): Of the command.
+        command (module): The same.
+        args (Namespace): Of :func:`~mmnorm.cli.arguments.add_run_arguments`; ``processes`` is given.
+
+    Raises:
+        SystemExit: Something is missing, or no more than a check was asked for.
+    """
+    only_check, args.check = args.check, args.check or args.processes
+    try:
+        command.run(args)
+    except SystemExit as end:
+        if end.code or only_check:
+            raise
+    if only_check:
+        return
+    nodes = ['--standalone']
+    if int(os.environ.get('NNODES') or 1) > 1:
+        nodes = ['--nnodes', os.environ['NNODES'], '--node_rank', os.environ.get('NODE_RANK') or '0',
+                 '--master_addr', os.environ.get('MASTER_ADDR') or '127.0.0.1',
+                 '--master_port', os.environ.get('PORT') or '29500']
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [
+        sys.executable, '-m', 'torch.distributed.run', *nodes, '--nproc_per_node', str(args.processes),
+        '-m', 'mmnorm.cli', name, *args.argv, '--launcher', 'pytorch'])

@@ -1,0 +1,50 @@
+"""Write a report of one or more runs: report.html (one self-contained page), report.md and report.csv.
+
+Parts whose files are missing are left out; the report says which, and what would bring them.
+"""
+import logging
+from pathlib import Path
+
+from . import telling_mistakes
+
+EXAMPLE = 'mmnorm report work_dirs/mask_rcnn_xbn_r50_digits'
+
+
+def add_arguments(parser):
+    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR',
+                        help='work dir of a run; with several, differences are to the first')
+    parser.add_argument('--out', metavar='DIR',
+                        help='where the report goes (default: WORK_DIR; with several, comparison beside the first)')
+    parser.add_argument('--names', nargs='+', metavar='NAME', help='names of the runs (default: those of the folders)')
+    parser.add_argument('--images', type=int, default=12, metavar='N',
+                        help='images to show with ground truth beside predictions (default: %(default)s)')
+    parser.add_argument('--score-thr', type=float, default=0.5, metavar='SCORE',
+                        help='score from which on a prediction is drawn (default: %(default)s)')
+
+
+def check_args(args):
+    """Raise ValueError for arguments that do not fit together."""
+    if args.names and len(args.names) != len(args.work_dirs):
+        raise ValueError(f'{len(args.names)} --names for {len(args.work_dirs)} work dirs')
+    if args.out and Path(args.out).is_file():
+        raise ValueError(f'--out {args.out} is a file, not a folder')
+    if args.images < 0:
+        raise ValueError(f'--images {args.images} is negative')
+
+
+def default_folder(work_dirs):
+    """A run's report goes into its work dir; a comparison must not overwrite one, and goes beside the first."""
+    first = Path(work_dirs[0])
+    return first if len(work_dirs) == 1 else first.resolve().parent / 'comparison'
+
+
+@telling_mistakes
+def run(args):
+    """Write the report."""
+    logging.basicConfig(format='%(message)s', level=logging.INFO)
+    check_args(args)
+    from mmnorm.report import load_run, write_report  # so late that --help needs nothing installed
+
+    names = args.names or [None] * len(args.work_dirs)
+    runs = [load_run(work_dir, name) for work_dir, name in zip(args.work_dirs, names)]
+    print(write_report(runs, args.out or default_folder(args.work_dirs), args.images, args.score_thr))

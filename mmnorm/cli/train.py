@@ -1,0 +1,111 @@
+"""Train a config of mmdet or mmseg; on several processes with --processes."""
+import os
+import shlex
+
+from mmengine.registry import RUNNERS
+
+from mmnorm import engine
+from mmnorm.openmmlab.hooks import ListNormsHook
+from mmnorm.zoo import find_model
+
+from .arguments import add_run_arguments
+
+EXAMPLE = 'mmnorm train configs/mask_rcnn_xbn_r50_digits.py --processes 2'
+
+
+def add_arguments(parser):
+    add_run_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or from the newest checkpoint of the work dir that loads')
+
+
+def describe_batch(cfg, config, processes):
+    """Say what a schedule that counts iterations comes to when batches are not of the size that it is for.
+
+    Args:
+        cfg (Config): As it is trained.
+        config (str): Its file.
+        processes (int): Of the training.
+
+    Returns:
+        str: With the options that make up for it; '' if there is nothing to say, also if the user has chosen another
+        number of iterations than the config, or the config of the zoo that it inherits from.
+    """
+    base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    batch = (cfg.train_dataloader.get('batch_size') or 0) * processes
+    iterations = (cfg.get('train_cfg') or {}).get('max_iters')
+    if not (base and batch and iterations) or batch == base:
+        return ''
+    model = find_model(config)
+    meant = engine.parse_config(model.path if model else config)
+    if iterations != (meant.get('train_cfg') or {}).get('max_iters'):
+        return ''
+
+    def scale(number):
+        return round(number * base / batch)
+
+    options = {'train_cfg.max_iters': scale(iterations)}
+    schedulers = cfg.get('param_scheduler') or []
+    places = {'': schedulers} if isinstance(schedulers, dict) else {f'.{i}': one for i, one in enumerate(schedulers)}
+    for place, scheduler in places.items():
+        if 'milestones' in scheduler:
+            options[f'param_scheduler{place}.milestones'] = [scale(step) for step in scheduler.milestones]
+        if scheduler.get('end') == iterations:  # that of a warm-up stays
+            options[f'param_scheduler{place}.end'] = scale(iterations)
+    options = ' '.join(shlex.quote(f'{key}={value}'.replace(' ', '')) for key, value in options.items())
+    return (f'{processes} x {cfg.train_dataloader.batch_size} images are a batch of {batch}, and {config} is for '
+            f'{base}: its {iterations:,} iterations see {iterations * batch:,} images and not {iterations * base:,}. '
+            f'To see as many: --cfg-options {options}')
+
+
+def show_papers_figures(work_dir, config):
+    """Print the run beside its paper, if the config is a row of one or inherits from one."""
+    model = find_model(config)
+    if model is None or not model.published:
+        return
+    try:
+        from mmnorm.report import summarize  # so late that training needs no report packages
+        print(summarize(work_dir))
+    except ImportError:
+        print('\n'.join(f'{row.table}, {row.row}, {row.data}: {row.headline}' for row in model.published))
+    print(f'tools/report.py {work_dir} writes a report', flush=True)
+
+
+def run(args):
+    """Train."""
+    engine.die_with_parent()
+    engine.forbid_running_checkpoints()
+    if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
+        engine.stop(f'--resume: {args.resume} does not exist; without a file the newest checkpoint is taken')
+    cfg = engine.load_config(args, ('train', 'val'))
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            engine.stop(f'--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in {args.config}')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    checkpoint = cfg.default_hooks.get('checkpoint') or {}
+    if checkpoint.get('max_keep_ckpts') == 1:
+        checkpoint.max_keep_ckpts = 2  # mmengine deletes the old one before it writes the new one
+    if args.check:
+        return
+    engine.start_distributed(args.launcher)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
+    runner.register_hook(engine.RunRecordHook())
+    runner.register_hook(ListNormsHook())
+    batch = describe_batch(cfg, args.config, runner.world_size)
+    if batch:
+        runner.logger.warning(batch)
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        engine.stop(f'interrupted; go on with --resume --work-dir {cfg.work_dir}')
+    if runner.rank == 0:
+        show_papers_figures(cfg.work_dir, args.config)
