@@ -11,8 +11,25 @@ dict(imports=['mmnorm'], allow_failed_imports=False)``); :mod:`mmnorm.openmmlab`
 from importlib.util import find_spec
 
 from .blocks import Fused, NormLayer, fuse_conv_norm, list_norms, place_xbn, replace_norms
-from .norms import (BGN, BRN, EN, GBGN, GW, IBN, PN, RBN, SN, FrozenBN, SyncBGN, SyncEN, SyncRBN, SyncSN,
-                    estimate_offline, harden, ratios)
+from .norms import (
+    BGN,
+    BRN,
+    EN,
+    GBGN,
+    GW,
+    IBN,
+    PN,
+    RBN,
+    SN,
+    FrozenBN,
+    SyncBGN,
+    SyncEN,
+    SyncRBN,
+    SyncSN,
+    estimate_offline,
+    harden,
+    ratios,
+)
 from .statistics import measure_shift, perturbed, recollect, to_evalnorm
 
 __version__ = '0.1.0'

@@ -114,7 +114,8 @@ def test_wheel_needs_torch_and_numpy_alone(wheel, tmp_path):
 
 def test_wheel_carries_what_is_used_from_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for expected in ('mmnorm/py.typed', 'mmnorm/data/digits.py', 'mmnorm/.mim/configs/metafile.yml', 'mmnorm/.mim/configs/mask_rcnn_xbn_r50.py',
+    for expected in ('mmnorm/py.typed', 'mmnorm/data/digits.py', 'mmnorm/.mim/configs/metafile.yml',
+                     'mmnorm/.mim/configs/mask_rcnn_xbn_r50.py',
                      'mmnorm/.mim/tools/train.py', 'mmnorm/report/report.html.j2'):
         assert expected in names
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith('/METADATA'))).decode()

@@ -2,6 +2,7 @@
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -61,7 +62,7 @@ def fuse_conv_norm(model: nn.Module) -> Fused:
     for norm, name in names.items():
         if not is_norm(norm):
             continue
-        conv = pairs.get(norm)
+        conv: Any = pairs.get(norm)
         reason = _why_not(norm, conv, uses)
         if reason:
             fused.left[name] = reason

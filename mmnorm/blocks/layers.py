@@ -74,7 +74,7 @@ def channels_of(layer: nn.Module) -> int:
     for attribute in ('num_features', 'num_channels'):
         if hasattr(layer, attribute):
             return getattr(layer, attribute)
-    return layer.normalized_shape[-1]
+    return int(layer.normalized_shape[-1])  # type: ignore[index]  # of LayerNorm
 
 
 def state_of(layer: nn.Module) -> str:
@@ -106,7 +106,7 @@ def set_layer(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for key, child in list(parent._modules.items()):
             if child is old:
                 if is_conv_module(parent) and hasattr(parent, 'turn_on_efficient_conv_bn_eval'):
-                    parent.turn_on_efficient_conv_bn_eval(False)  # it would go on folding what was there
+                    parent.turn_on_efficient_conv_bn_eval(False)  # type: ignore[operator]  # it would go on folding what was there
                 setattr(parent, key, new)
 
 
@@ -129,7 +129,7 @@ def build_norm(cfg: dict[str, Any], channels: int, where: str = 'norm') -> nn.Mo
     if kind == 'GN':
         groups = min(arguments.pop('num_groups', 32), channels)
         check_groups(where, groups, channels)
-        layer = nn.GroupNorm(groups, channels, **arguments)
+        layer: nn.Module = nn.GroupNorm(groups, channels, **arguments)
     else:
         layer = (NORMS.get(kind) or TORCH_NORMS[kind])(channels, **arguments)
     return layer if trains else layer.requires_grad_(False)

@@ -86,7 +86,7 @@ def _norms_of(block):
     convs = [(name, module) for name, module in block.named_modules()
              if is_conv_module(module) and module.with_norm]
     depthwise = [module.groups > 1 for _, module in convs] + [False]
-    norms = {1: [], 2: [], 3: []}
+    norms: dict[int, list[str]] = {1: [], 2: [], 3: []}
     for number, (name, module) in enumerate(convs):
         position = 2 if depthwise[number] else 1 if depthwise[number + 1] else 3
         norms[position].append(f'{name}.{module.norm_name}')

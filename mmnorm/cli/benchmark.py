@@ -28,7 +28,7 @@ SEED = 0
 
 def add_arguments(parser):
     parser.add_argument('--norms', nargs='+', metavar='NAME',
-                        help='registered names (default: all; with --model: %s)' % ' '.join(MODEL_NORMS))
+                        help='registered names (default: all; with --model: ' + ' '.join(MODEL_NORMS) + ')')
     parser.add_argument('--shapes', nargs='+', type=shape, default=SHAPES, metavar='N,C,H,W')
     parser.add_argument('--compile', action='store_true', help='time our layers under torch.compile as well')
     parser.add_argument('--model', action='store_true', help='a training step of Mask R-CNN instead of single layers')

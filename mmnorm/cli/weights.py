@@ -41,8 +41,8 @@ def show(args):
     from mmnorm.engine.preflight import missing_data
     from mmnorm.norms import RBN, SN
     from mmnorm.report.learned import write_weights
-    from mmnorm.statistics.receptive_field import receptive_fields, run_dense_part
     from mmnorm.statistics.learned import measure_spread, norm_weights
+    from mmnorm.statistics.receptive_field import receptive_fields, run_dense_part
 
     if args.out and Path(args.out).is_file():
         raise ValueError(f'--out {args.out} is a file, not a folder')

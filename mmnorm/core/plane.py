@@ -17,7 +17,7 @@ from .elements import spread, statistics_dtype
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
 
-def normalize(x: Tensor, statistics: Callable, eps: float, parameters: Iterable[Tensor] = (),
+def normalize(x: Tensor, statistics: Callable, eps: float, parameters: Iterable[Tensor | None] = (),
               takes_var: bool = True) -> Tensor:
     """Normalize a tensor by statistics that are computed on its moment plane.
 
@@ -42,8 +42,8 @@ def normalize(x: Tensor, statistics: Callable, eps: float, parameters: Iterable[
     count = prod(x.shape[2:])
     if takes_var or not x.numel():
         moments = elements.take_moments(x)
-        coefficients = _coefficients(statistics, *moments[1:3], count, eps)
-        return like(elements.complete(x, moments, *coefficients), x)
+        mean, scale, bias = _coefficients(statistics, moments[1], moments[2], count, eps)
+        return like(elements.complete(x, moments, mean, scale, bias), x)
     own_mean = elements.take_means(x)
     mean, scale, bias = _coefficients(statistics, own_mean, None, count, eps)
     scale = scale.expand_as(own_mean)
@@ -51,7 +51,7 @@ def normalize(x: Tensor, statistics: Callable, eps: float, parameters: Iterable[
 
 
 def first_derivative_only(backward: Callable) -> Callable:
-    """Have a Function's backward raise where a graph of it is asked for, which torch's own decorator may cut silently."""
+    """Have a Function's backward raise where a graph of it is asked for; torch's own decorator may cut it silently."""
 
     @functools.wraps(backward)
     def guarded(ctx, *grads):
@@ -65,7 +65,7 @@ def first_derivative_only(backward: Callable) -> Callable:
 
 
 class _Normalize(torch.autograd.Function):
-    """``y = s (x - mu) + b`` with ``s = weight / sqrt(var + eps)``, where mu, s and b are functions of the plane (m, v).
+    """``y = s (x - mu) + b``, ``s = weight / sqrt(var + eps)``; mu, s and b are functions of the plane (m, v).
 
     With g = dL/dy and sums over the L positions:
         dL/dmu = -s sum(g)        dL/ds = sum(g (x - mu))        dL/db = sum(g)
@@ -81,7 +81,7 @@ class _Normalize(torch.autograd.Function):
         own_mean = moments[1]
         with torch.enable_grad():
             plane = [moment.detach().requires_grad_() for moment in moments[1:3]]
-            ctx.outputs = _coefficients(statistics, *plane, prod(x.shape[2:]), eps)
+            ctx.outputs = _coefficients(statistics, plane[0], plane[1], prod(x.shape[2:]), eps)
         ctx.inputs = *plane, *parameters
         mean, scale, bias = (value.detach() if torch.is_tensor(value) else value for value in ctx.outputs)
         ctx.save_for_backward(x, own_mean, mean, scale)

@@ -4,12 +4,12 @@ The variance of a scope is the mean of ``v + (m - mean)^2`` over it. Across rank
 elements, because in detection two ranks hold different N, H, W.
 """
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from .plane import first_derivative_only, spelled_out
 
 
-def pool(mean, var, dims):
+def pool(mean: Tensor, var: Tensor, dims: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over some axes of a plane.
 
     Args:
@@ -26,7 +26,8 @@ def pool(mean, var, dims):
     return _Pool.apply(mean, var, dims)
 
 
-def pool_ranks(mean, var, elements, samples):
+def pool_ranks(mean: Tensor, var: Tensor, elements: int | Tensor,
+               samples: int | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and biased variance over all ranks; one collective, and one more in the backward pass.
 
     Args:

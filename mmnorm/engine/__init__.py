@@ -2,8 +2,15 @@
 from .checkpoint import forbid_running_checkpoints, read_checkpoint
 from .config import load_config, parse_config, stop
 from .diagnose import REPAIRS, Diagnosis
-from .evaluation import (Evaluation, check_free, load_weights, open_evaluation, progress, save_network,
-                         stopping_for_the_user)
+from .evaluation import (
+                         Evaluation,
+                         check_free,
+                         load_weights,
+                         open_evaluation,
+                         progress,
+                         save_network,
+                         stopping_for_the_user,
+)
 from .processes import die_with_parent, end_with_parent, on_first_rank, start_distributed
 from .record import RunRecordHook, describe_device, versions
 from .runner import Runner

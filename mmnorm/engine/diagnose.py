@@ -8,9 +8,24 @@ from mmengine.registry import MODELS
 from mmnorm.norms import PlaneNorm, estimate_offline
 from mmnorm.openmmlab.batches import training_forward
 from mmnorm.openmmlab.configs import evalnorm_config
-from mmnorm.statistics import (EDGES, INPUT, apply_rule, bn_layers, collect_histograms, collect_moments, domain_shift,
-                               estimation_shift, evaluating, feed, normalizing_by_batch, part_of, recollect,
-                               to_evalnorm, trained_by_batch, worst_channel)
+from mmnorm.statistics import (
+    EDGES,
+    INPUT,
+    apply_rule,
+    bn_layers,
+    collect_histograms,
+    collect_moments,
+    domain_shift,
+    estimation_shift,
+    evaluating,
+    feed,
+    normalizing_by_batch,
+    part_of,
+    recollect,
+    to_evalnorm,
+    trained_by_batch,
+    worst_channel,
+)
 
 from .evaluation import save_network
 from .recommend import headline, recommend

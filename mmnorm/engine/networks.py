@@ -13,6 +13,7 @@ from .checkpoint import read_checkpoint
 from .config import parse_config
 from .evaluation import check_free, load_weights, save_network
 
+
 def read_config(path):
     """Read a config.
 

@@ -1,4 +1,6 @@
-"""The layers that normalizers are: what is checked, what is learned, what a state dict holds; frozen, and batch-free."""
+"""The layers that normalizers are: what is checked, learned and held in a state dict; and the batch-free ones."""
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,8 +47,8 @@ class PlaneNorm(RunningStatistics):
     control_buffers: dict[str, float] = {}
     #: What evaluation mode means for this norm while the network trains (stock configs carry norm_eval=True).
     norm_eval_note = 'Gamma and beta train; the normalization uses running statistics that stay as they were loaded.'
-    #: Whether the layer is BN in evaluation: an affine per channel that does not depend on the sample.
-    is_bn_in_evaluation = False
+    weight: Any
+    bias: Any
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
                  track_running_stats: bool = True, device=None, dtype=None, *, bias: bool = True,
@@ -73,11 +75,16 @@ class PlaneNorm(RunningStatistics):
             freeze(self)
             self.train()
 
+    @property
+    def is_bn_in_evaluation(self) -> bool:
+        """Whether the layer is BN in evaluation: an affine per channel that does not depend on the sample."""
+        return False
+
     def control_shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a control parameter or buffer; None if this layer has no such one."""
         return (self.num_features, )
 
-    def statistics(self, mean: Tensor, var: Tensor, count: int) -> tuple:
+    def statistics(self, mean: Tensor, var: Tensor, count: int) -> tuple[Any, Any, Any, Any]:
         """Map the moment plane to the mean, variance, weight and bias to normalize with, broadcast to (N, C)."""
         raise NotImplementedError
 
@@ -108,11 +115,11 @@ class PlaneNorm(RunningStatistics):
         return self.running_mean, self.running_var
 
     @property
-    def gamma_beta(self) -> tuple[Tensor | float, Tensor | float]:
+    def gamma_beta(self) -> tuple[Any, Any]:
         """Weight and bias, (C,) each; 1 and 0 where there are none."""
         return 1. if self.weight is None else self.weight, 0. if self.bias is None else self.bias
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> 'PlaneNorm':
         return super().train(mode and not self.frozen)
 
     def reset_running_stats(self) -> None:
@@ -129,7 +136,7 @@ class PlaneNorm(RunningStatistics):
             if value is not None:
                 value.fill_(start)
         for name, start in {**self.control_parameters, **self.control_buffers}.items():
-            value = self._parameters.get(name, self._buffers.get(name))
+            value = {**self._parameters, **self._buffers}.get(name)
             if value is not None:  # torch's constructor comes here before there are any
                 value.fill_(start)
 

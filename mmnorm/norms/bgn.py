@@ -38,13 +38,13 @@ class BGN(PlaneNorm):
 
     def __init__(self, num_features: int, *args, num_groups: int | str = 1, batch_size: int | None = None,
                  **kwargs) -> None:
-        if num_groups == 'auto':
+        if isinstance(num_groups, str) and num_groups == 'auto':
             if batch_size is None:
                 raise ValueError(f"{type(self).__name__}: num_groups='auto' needs batch_size, the images per GPU, to "
                                  'choose by')
             num_groups = groups_for(batch_size)
         check_positive(self, 'num_groups', num_groups)
-        self.num_groups = num_groups
+        self.num_groups: int = num_groups  # type: ignore[assignment]  # checked
         super().__init__(num_features, *args, **kwargs)
 
     @property
@@ -61,7 +61,8 @@ class BGN(PlaneNorm):
         group = self._group_of_element(x)
         mean, var = self.running_mean, self.running_var
         if self.by_batch and (len(x) or self.spans_ranks() or mean is None):
-            mean, var = self.shared_and_tracked(*self._group_moments(flat, group), len(x))
+            mean, var, sizes = self._group_moments(flat, group)
+            mean, var = self.shared_and_tracked(mean, var, sizes, len(x))
         y = ((flat - mean[group]) * torch.rsqrt(var + self.eps)[group]).reshape(x.shape)
         gamma, beta = (p.view(-1, *[1] * (x.dim() - 2)) if torch.is_tensor(p) else p for p in self.gamma_beta)
         return like((y * gamma + beta).to(x.dtype), x)

@@ -1,4 +1,6 @@
 """Batch Renormalization: Ioffe, NeurIPS 2017, https://arxiv.org/abs/1702.03275 (baseline of evalnorm and sn)."""
+from typing import Any
+
 import torch
 
 from .base import PlaneNorm
@@ -47,7 +49,7 @@ class BRN(PlaneNorm):
         return mean, var, gamma * r, beta + gamma * d
 
     def _limits(self):
-        progress = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.
+        progress: Any = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.
         return 1 + progress * (self.r_max - 1), progress * self.d_max
 
     def normalize(self, x):

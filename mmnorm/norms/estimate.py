@@ -64,11 +64,11 @@ def step(layer, x: Tensor) -> None:
 
 def _of_batch(layer, mean, var, count):
     """What training normalizes a batch by, without tracking it."""
-    layer.track_running_stats = False
+    tracks, layer.track_running_stats = layer.track_running_stats, False
     try:
         return layer.batch_statistics(mean, var, count)
     finally:
-        layer.track_running_stats = True
+        layer.track_running_stats = tracks
 
 
 def estimate_offline(model: nn.Module, batches: Iterable,

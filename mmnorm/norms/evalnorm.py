@@ -44,6 +44,10 @@ class EN(PlaneNorm):
     """
 
     control_buffers = dict(alpha=0., beta=0., mean_batch_size=0., squared_gradients=0.)  # the last are AdaGrad's
+    alpha: Tensor
+    beta: Tensor
+    mean_batch_size: Tensor
+    squared_gradients: Tensor
     norm_eval_note = 'It is exactly BN by its running statistics then, and estimates nothing.'
 
     def __init__(self, num_features: int, *args, mode: str = 'rule', batch_size: int | None = None,
@@ -56,6 +60,8 @@ class EN(PlaneNorm):
         super().__init__(num_features, *args, **kwargs)
         self.estimate_every = estimate.ONLINE_INTERVAL if mode == 'online' else 0  # training batches; 0: never
         self.batches_seen = 0
+        self._known = False  # whether B is
+        self._only_size: int | None = None  # the only one that training had so far
         self._learn_batch_size(batch_size)
 
     def control_shape(self, name):
@@ -110,7 +116,7 @@ class EN(PlaneNorm):
         """Take a size for B (None: that of the buffer), from which alpha and beta start, unless they are estimates."""
         self._follow_rule(self.mean_batch_size if size is None else torch.as_tensor(size).to(self.mean_batch_size),
                           torch.as_tensor(starts))
-        self._only_size = None  # the only one that training had so far
+        self._only_size = None
         self._known = size is not None or not self.mean_batch_size.is_meta and bool(self.mean_batch_size > 0)
 
     @torch.no_grad()

@@ -1,13 +1,13 @@
 """Modes that a network is put into to look at its norms, and back from whatever happens."""
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
 
 @contextlib.contextmanager
-def keeping_modes(model):
+def keeping_modes(model: nn.Module) -> Iterator[None]:
     """Every module of a network is in the mode afterwards that it is in now."""
     modes = {module: module.training for module in model.modules()}
     try:
@@ -18,7 +18,7 @@ def keeping_modes(model):
 
 
 @contextlib.contextmanager
-def evaluating(model):
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode comes back."""
     with keeping_modes(model), torch.no_grad():
         model.eval()
@@ -26,7 +26,7 @@ def evaluating(model):
 
 
 @contextlib.contextmanager
-def normalizing_by_batch(model, layers):
+def normalizing_by_batch(model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
     """These layers normalize by the statistics of each batch, everything else evaluates; no state changes.
 
     Args:
@@ -40,11 +40,12 @@ def normalizing_by_batch(model, layers):
     try:
         with evaluating(model):
             for layer in layers:
-                layer.training, layer.momentum = True, 0.
+                layer.training = True
+                setattr(layer, 'momentum', 0.)  # noqa: B010 (mypy takes attributes of modules for tensors)
             yield
     finally:
-        for layer, name, value in counters:
-            setattr(layer, name, value)
+        for layer, name, counter in counters:
+            setattr(layer, name, counter)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -62,8 +63,9 @@ def feed(model: nn.Module, batches: Iterable, forward: Callable | None, purpose:
     Raises:
         ValueError: There are no batches.
     """
-    number = 0
-    for number, batch in enumerate(batches, start=1):
+    fed = False
+    for batch in batches:
         forward(model, batch) if forward else model(batch)
-    if not number:
+        fed = True
+    if not fed:
         raise ValueError(f'there are no batches {purpose}')

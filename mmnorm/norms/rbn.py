@@ -3,6 +3,7 @@
 https://openaccess.thecvf.com/content/CVPR2021/html/Gao_Representative_Batch_Normalization_With_Feature_Calibration_CVPR_2021_paper.html
 """
 import torch
+from torch import Tensor
 
 from mmnorm.core import normalize
 
@@ -35,6 +36,9 @@ class RBN(PlaneNorm):
     """
 
     control_parameters = dict(center_weight=0., scale_weight=0., scale_bias=1.)
+    center_weight: Tensor
+    scale_weight: Tensor
+    scale_bias: Tensor
     norm_eval_note = ('Both calibrations, gamma and beta train on each sample; the normalization between them uses '
                       'running statistics that stay as they were loaded.')
 
@@ -124,7 +128,7 @@ class SyncRBN(RBN):
     sync = True
 
 
-def initial_gate(like: torch.Tensor) -> torch.Tensor:
+def initial_gate(like: Tensor) -> Tensor:
     """What the scaling calibration multiplies by before any training, sigmoid(1), as a tensor like another."""
     return torch.sigmoid(torch.full_like(like, RBN.control_parameters['scale_bias']))
 

@@ -1,4 +1,6 @@
 """BN's part of a normalizer: statistics of the batch, of its runs, of all ranks; and the running ones."""
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -12,12 +14,20 @@ class RunningStatistics(nn.BatchNorm2d):
     (``track_running_stats=False``, or ``running_mean=None``) evaluation normalizes by the batch, as BN does.
     """
 
+    # buffers, or None
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
+
     #: Whether BN's part is over all ranks.
-    sync = False
+    sync: bool = False
     #: Normalize each run of so many samples of a batch by itself (int or None).
     virtual_batch_size: int | None = None
-    #: Which of the running statistics the layer uses.
-    used_statistics = slice(None)
+
+    @property
+    def used_statistics(self) -> slice:
+        """Which of the running statistics the layer uses."""
+        return slice(None)
 
     @property
     def statistics_shape(self) -> tuple[int, ...]:
@@ -29,7 +39,8 @@ class RunningStatistics(nn.BatchNorm2d):
         """Whether BN's part is taken from the batch: in training, and where there are no running statistics."""
         return self.training or self.running_mean is None
 
-    def batch_statistics(self, mean: Tensor, var: Tensor, count: int, dims=0) -> tuple[Tensor, Tensor]:
+    def batch_statistics(self, mean: Tensor, var: Tensor, count: int,
+                         dims: int | tuple[int, ...] = 0) -> tuple[Tensor, Tensor]:
         """BN's mean and biased variance: of the batch in training, which updates the running ones, else the running.
 
         An empty batch (with ``sync``: on all ranks) leaves the running statistics alone and gets them.
@@ -59,7 +70,8 @@ class RunningStatistics(nn.BatchNorm2d):
             mean, var = (plane[:0].sum() + plane.new_zeros(shape) for plane in (mean, var))
         return self.shared_and_tracked(mean, var, elements, samples)
 
-    def run_statistics(self, means, variances, count: int, dims=0) -> list[Tensor]:
+    def run_statistics(self, means: tuple[Tensor, ...], variances: tuple[Tensor, ...], count: int,
+                       dims: int | tuple[int, ...] = 0) -> list[Tensor]:
         """BN's mean and biased variance of each run of the batch; the running ones take the mean over the runs.
 
         Args:
@@ -74,11 +86,13 @@ class RunningStatistics(nn.BatchNorm2d):
         pooled = [pool(mean, var, dims) for mean, var in zip(means, variances)]
         elements = count * sum(mean.numel() for mean in means) / torch.Size(self.statistics_shape).numel() / len(means)
         if elements:
-            self.track(*(sum(planes).flatten() / len(planes) for planes in zip(*pooled)), elements, len(means[0]))
+            mean, var = (torch.stack(planes).mean(0).flatten() for planes in zip(*pooled))
+            self.track(mean, var, elements, len(means[0]))
         return [torch.cat([plane.expand(len(mean), *plane.shape[1:]) for plane, mean in zip(planes, means)])
                 for planes in zip(*pooled)]
 
-    def shared_and_tracked(self, mean: Tensor, var: Tensor, elements, samples: int) -> tuple[Tensor, Tensor]:
+    def shared_and_tracked(self, mean: Tensor, var: Tensor, elements: int | Tensor,
+                           samples: int | Tensor) -> tuple[Tensor, Tensor]:
         """The statistics of all ranks, if ``sync``, from this rank's; updates the running ones, which empty ones get.
 
         Args:
@@ -107,7 +121,7 @@ class RunningStatistics(nn.BatchNorm2d):
         return mean, var
 
     @torch.no_grad()
-    def track(self, mean: Tensor, var: Tensor, elements, samples) -> None:
+    def track(self, mean: Tensor, var: Tensor, elements: float | Tensor, samples: int | Tensor) -> None:
         """Update the running statistics by a training batch's.
 
         Args:
@@ -118,12 +132,13 @@ class RunningStatistics(nn.BatchNorm2d):
         """
         if not (self.training and self.track_running_stats) or self.running_mean is None:
             return
+        held: Any
+        bessel: Any
         if torch.is_tensor(elements):
-            held = (elements > 0).any()
-            bessel = elements / (elements - 1).clamp(min=1)
+            held, bessel = (elements > 0).any(), elements / (elements - 1).clamp(min=1)
         else:
             held, bessel = 1, elements / (elements - 1)
-        weight = 0. if self.momentum is None else self.momentum * held
+        weight: Any = 0. if self.momentum is None else self.momentum * held
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(held)
             if self.momentum is None:
@@ -133,7 +148,7 @@ class RunningStatistics(nn.BatchNorm2d):
         self.running_var.lerp_((var * bessel).to(self.running_var), weight)
         self.see_batch_size(samples)
 
-    def see_batch_size(self, samples) -> None:
+    def see_batch_size(self, samples: int | Tensor) -> None:
         """Take note of how many samples, of all ranks if ``sync``, were normalized together; only EN does."""
 
     @torch.no_grad()

@@ -38,6 +38,8 @@ class SN(PlaneNorm):
     """
 
     control_parameters = dict(mean_weight=1., var_weight=1.)
+    mean_weight: Tensor
+    var_weight: Tensor
     norm_eval_note = ('IN and LN parts, softmax weights, gamma and beta train; BN\'s part uses running statistics '
                       'that stay as they were loaded.')
 
@@ -90,7 +92,8 @@ class SN(PlaneNorm):
 
     def harden(self) -> None:
         """From now on take the argmax of each softmax; the weights become buffers."""
-        self.hard, self._picked = True, {}
+        self.hard = True
+        self._picked: dict[int, list[int]] = {}
         for name in self.control_parameters:
             value = getattr(self, name).detach()
             self._parameters.pop(name, None)
@@ -164,6 +167,7 @@ def harden(model: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
     for name, layer in model.named_modules():
         if isinstance(layer, SN):
             layer.harden()
-            picks[name] = tuple([NAMES[i] for i in weight.argmax(-1).flatten().tolist()]
-                                for weight in (layer.mean_weight, layer.var_weight))
+            mean, var = ([NAMES[i] for i in weight.argmax(-1).flatten().tolist()]
+                         for weight in (layer.mean_weight, layer.var_weight))
+            picks[name] = mean, var
     return picks

@@ -44,7 +44,7 @@ def install() -> None:
         from .shufflenet_v2 import ShuffleNetV2, XBNShuffleNetV2
         for backbone in (ShuffleNetV2, XBNShuffleNetV2):
             MODELS.register_module(module=backbone)
-    for host, modules in HOST_MODELS.items():
+    for host in HOST_MODELS:
         try:
             registry = import_module(f'{host}.registry').MODELS
         except (ImportError, AssertionError) as error:  # an mmdet beside the wrong mmcv fails by an assertion

@@ -80,7 +80,8 @@ class ShuffleNetV2(BaseModule):
     res_layers = tuple(f'layers.{stage}' for stage in range(len(BLOCKS)))
 
     def __init__(self, widen_factor=1.0, strides=(2, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
-                 frozen_stages=-1, conv_cfg=None, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'),
+                 frozen_stages=-1, conv_cfg=None, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'),  # noqa: B006 (never changed)
+
                  norm_eval=False, with_cp=False, init_cfg=None):
         if widen_factor not in CHANNELS:
             raise ValueError(f'ShuffleNetV2: widen_factor must be one of {tuple(CHANNELS)}, got {widen_factor}')

@@ -4,7 +4,6 @@ import math
 from mmengine.hooks import Hook
 
 from mmnorm.norms.checks import warn_once
-
 from mmnorm.statistics import unwrapped
 from mmnorm.statistics.learned import NORMALIZERS, RBN_COLUMNS, norm_weights
 

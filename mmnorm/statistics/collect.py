@@ -1,7 +1,9 @@
 """The statistics of what a network's BN-like layers get: streaming, over batches and ranks, in float64."""
 import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -29,14 +31,14 @@ class Moments:
         batch_mean, batch_var (Tensor): Plain averages over the batches of their means and (Bessel-corrected)
             variances, (K,).
     """
-    count: Tensor = 0.
-    mean: Tensor = 0.
-    squares: Tensor = 0.
+    count: Any = 0.
+    mean: Any = 0.
+    squares: Any = 0.
     batches: int = 0
-    batch_mean: Tensor = 0.
-    batch_var: Tensor = 0.
+    batch_mean: Any = 0.
+    batch_var: Any = 0.
 
-    def add(self, mean, var, count):
+    def add(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Add a batch.
 
         Args:
@@ -49,7 +51,7 @@ class Moments:
         self._pool(mean, var * count, count)
         self._average(mean, var * count / (count - 1).clamp(min=1), 1)
 
-    def merge(self, other):
+    def merge(self, other: 'Moments') -> None:
         """Add what another one got."""
         if other.batches:
             self._pool(other.mean, other.squares, other.count)
@@ -70,17 +72,19 @@ class Moments:
         self.batch_var = self.batch_var + (var - self.batch_var) * share
 
     @property
-    def var(self):
+    def var(self) -> Tensor:
         """Biased variance, (K,)."""
         return self.squares / self.count.clamp(min=1)
 
     @property
-    def unbiased_var(self):
+    def unbiased_var(self) -> Tensor:
         """Bessel-corrected, as torch keeps running variances, (K,)."""
         return self.squares / (self.count - 1).clamp(min=1)
 
-    def on_cpu(self):
-        return Moments(*(value.cpu() if torch.is_tensor(value) else value for value in vars(self).values()))
+    def on_cpu(self) -> 'Moments':
+        values: dict[str, Any] = {
+            name: value.cpu() if torch.is_tensor(value) else value for name, value in vars(self).items()}
+        return Moments(**values)
 
 
 def bn_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -95,7 +99,7 @@ def bn_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: It has none.
     """
-    layers = {name: layer for name, layer in unwrapped(model).named_modules()
+    layers: dict[str, nn.Module] = {name: layer for name, layer in unwrapped(model).named_modules()
               if isinstance(layer, _BatchNorm) and layer.running_mean is not None
               and layer.running_mean[used_statistics(layer)].numel()}
     if not layers:
@@ -108,7 +112,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself, without what runs it on several processes."""
     wrapped = isinstance(model, (DataParallel, DistributedDataParallel)) or any(
         kind.__name__ == 'FullyShardedDataParallel' for kind in type(model).__mro__)  # whose import costs time
-    return model.module if wrapped else model
+    return getattr(model, 'module') if wrapped else model  # noqa: B009 (what it is, mypy cannot know)
 
 
 def used_statistics(layer: nn.Module) -> slice:
@@ -117,7 +121,7 @@ def used_statistics(layer: nn.Module) -> slice:
 
 
 @contextlib.contextmanager
-def collect_moments(model):
+def collect_moments(model: nn.Module) -> Iterator[dict[str, Moments]]:
     """Collect the moments of what every BN-like layer gets in the forward passes made inside.
 
     A layer that is used several times in a pass (a head shared by FPN levels) counts each time; an empty input (a RoI
@@ -136,7 +140,7 @@ def collect_moments(model):
     model = unwrapped(model)
     layers = bn_layers(model)
     collected = {name: Moments() for name in (INPUT, *layers)}
-    folding = {module: module.efficient_conv_bn_eval_forward for module in model.modules()
+    folding: dict[Any, Any] = {module: module.efficient_conv_bn_eval_forward for module in model.modules()
                if getattr(module, 'efficient_conv_bn_eval_forward', None)}
     for module in folding:
         module.efficient_conv_bn_eval_forward = None  # it passes the norm by
@@ -181,7 +185,7 @@ def _pool_ranks(collected):
     """Pool in place what each rank collected, in one collective; every rank gets the same."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
-    of_ranks = [None] * distributed.get_world_size()
+    of_ranks: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(of_ranks, {name: seen.on_cpu() for name, seen in collected.items()})
     for name in collected:
         collected[name] = Moments()

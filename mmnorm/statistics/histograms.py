@@ -1,16 +1,20 @@
 """Histograms of normalised activations, as evalnorm's Figure 1 compares them between training and evaluation."""
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from .collect import unwrapped
+from .shift import Shift
 
 #: Bounds of the bins, in standard deviations.
 EDGES = torch.linspace(-4, 4, 81)
 
 
 @contextlib.contextmanager
-def collect_histograms(model, channels):
+def collect_histograms(model: nn.Module, channels: dict[str, int]) -> Iterator[dict[str, Tensor]]:
     """Count the normalised activations, before gamma and beta, of some channels in the forward passes made inside.
 
     Args:
@@ -37,7 +41,7 @@ def collect_histograms(model, channels):
             handle.remove()
 
 
-def worst_channel(shift, layer):
+def worst_channel(shift: Shift, layer: Any) -> int:
     """The channel of a layer that is shifted most, in mean and deviation together, among those that gamma lets through.
 
     Args:

@@ -6,10 +6,12 @@ numbers. Papers sn (Fig. 1, 4, 5, 7, 8 and 10 to 14) and rbn (Fig. 3, 4 and 5).
 import copy
 import math
 import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmnorm.norms import RBN, SN, ratios
 from mmnorm.norms.modes import evaluating, feed
@@ -23,7 +25,8 @@ RBN_WEIGHTS = tuple(RBN.control_parameters)  # w_m, w_v, w_b
 RBN_COLUMNS = ('center_weight', 'abs_center_weight', 'scale_weight', 'abs_scale_weight', 'scale_bias')
 
 
-def norm_weights(source, fields=None):
+def norm_weights(source: nn.Module | dict[str, Tensor],
+                 fields: dict[str, float | None] | None = None) -> dict[str, Any]:
     """What every SN and RBN layer has learned, and averages by part and by receptive field.
 
     Args:
@@ -63,7 +66,7 @@ def norm_weights(source, fields=None):
         differing=sum(differing) / len(differing) if differing else None)
 
 
-def state_dict_ratios(state_dict):
+def state_dict_ratios(state_dict: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The ratios of every SN layer of a checkpoint, as :func:`mmnorm.norms.ratios` gives those of a network."""
     return {
         name: {moment: tensors[f'{moment}_weight'].float().softmax(-1) for moment in ('mean', 'var')}
@@ -78,7 +81,7 @@ def _rbn_weights(state_dict):
 
 def _by_layer(state_dict, keys):
     """Tensors of these names by the layer they are in, in the order of the state dict, which is the network's."""
-    layers = {}
+    layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state_dict.items():
         layer, _, name = key.rpartition('.')
         if name in keys:
@@ -86,7 +89,7 @@ def _by_layer(state_dict, keys):
     return layers
 
 
-def symmetric_kl(p, q):
+def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     """Discrepancy between two distributions, KL(p||q) + KL(q||p) (sn, Fig. 7c).
 
     Args:
@@ -99,7 +102,8 @@ def symmetric_kl(p, q):
     return sum(torch.special.xlogy(a, a) - torch.special.xlogy(a, b) for a, b in ((p, q), (q, p))).sum(-1)
 
 
-def average(rows, group, columns, order=()):
+def average(rows: list[dict[str, Any]], group: str, columns: tuple[str, ...],
+            order: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """Average the layers of each group.
 
     Args:
@@ -125,7 +129,7 @@ def _mean(rows, column):
     return np.mean(present, axis=0).tolist() if present else None
 
 
-def part_of(name):
+def part_of(name: str) -> str:
     """Which part of a network a layer belongs to.
 
     Args:
@@ -138,7 +142,8 @@ def part_of(name):
     heads = re.match(r'(?:\w+_head\.)*\w*_head(?=\.|$)', name)
     if heads:
         return heads[0]
-    backbone, rest = re.fullmatch(r'(backbone\.|)(.*)', name).groups()
+    backbone = 'backbone.' if name.startswith('backbone.') else ''
+    rest = name.removeprefix(backbone)
     stage = re.match(r'(?:layer|stage)(\d+)(?:\.|$)', rest)
     if stage:
         return f'{backbone}stage{stage[1]}'
@@ -151,7 +156,7 @@ def part_of(name):
     return f'{backbone}{first}' if first and not first.isdigit() else backbone.rstrip('.') or 'network'
 
 
-def field_bin(field):
+def field_bin(field: float | None) -> str:
     """The range of receptive fields, one of ``FIELD_BINS``, of a field in pixels (infinite: the whole image; None)."""
     if field is None:
         return FIELD_BINS[-1]
@@ -182,7 +187,8 @@ def _describe_rbn(tensors):
     return row
 
 
-def measure_spread(model, batches, forward=None, names=None):
+def measure_spread(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any, Any], Any] | None = None,
+                   names: Iterable[str] | None = None) -> dict[str, dict[str, Tensor]]:
     """How far the channels' means vary over a data set, before and after RBN's scaling calibration (rbn, Fig. 5).
 
     mu_c is the mean over the positions of a channel of a sample, of x_s before and of x_s R(w_v K_s + w_b) after, both

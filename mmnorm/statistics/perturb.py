@@ -1,7 +1,10 @@
 """Noise on BN's statistics: how much a network depends on their estimation (paper xbn, Eq. 5, Figures 8 and A9)."""
 import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import residual_blocks
@@ -9,7 +12,7 @@ from mmnorm.blocks import residual_blocks
 
 @contextlib.contextmanager
 @torch.no_grad()
-def perturbed(layers, delta, seed=0):
+def perturbed(layers: Iterable[nn.Module], delta: float, seed: int = 0) -> Iterator[None]:
     """Disturb the running statistics of some layers inside; the originals come back whatever happens (xbn, Eq. 5).
 
     ``mean * (1 + d_mu)`` and ``var * (1 + d_sigma)``, both uniform in [-delta, delta], drawn for each channel of each
@@ -26,7 +29,9 @@ def perturbed(layers, delta, seed=0):
     if not 0 <= delta <= 1:
         raise ValueError(f'delta={delta}: the noise magnitude must lie in [0, 1], beyond it variances are negative')
     generator = torch.Generator().manual_seed(seed)
-    originals = [(buffer, buffer.clone()) for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    originals: list[tuple[Any, Any]] = [
+        (buffer, buffer.clone()) for layer in layers
+        for buffer in (getattr(layer, name) for name in ('running_mean', 'running_var'))]
     try:
         for buffer, original in originals:
             noise = torch.rand(original.shape, generator=generator, dtype=torch.float64) * 2 - 1
@@ -37,7 +42,7 @@ def perturbed(layers, delta, seed=0):
             buffer.copy_(original)
 
 
-def first_norms(backbone, blocks):
+def first_norms(backbone: nn.Module, blocks: int) -> dict[str, nn.Module]:
     """The first BN of each of a backbone's first residual blocks: xbn's disturbed blocks (Figure 8: 6; A9: 1, 6, 13).
 
     Args:
@@ -54,7 +59,7 @@ def first_norms(backbone, blocks):
     named = residual_blocks(backbone)
     if not 1 <= blocks <= len(named):
         raise ValueError(f'the first {blocks} blocks were asked for; this {type(backbone).__name__} has {len(named)}')
-    found = {}
+    found: dict[str, nn.Module] = {}
     for _, block_name, block in named[:blocks]:
         for name, layer in block.named_modules():
             if isinstance(layer, _BatchNorm) and layer.running_mean is not None:

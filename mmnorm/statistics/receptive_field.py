@@ -2,6 +2,8 @@
 import functools
 import logging
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ _logger = logging.getLogger('mmnorm')
 _DENSE_HEADS = ('rpn_head', 'bbox_head', 'decode_head', 'auxiliary_head')
 
 
-def receptive_fields(model, forward):
+def receptive_fields(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[str, float | None]:
     """The theoretical receptive field of what each norm layer of a network gets as input.
 
     It is measured on one forward pass, in evaluation mode and without gradients, by following every tensor. A
@@ -46,7 +48,8 @@ def receptive_fields(model, forward):
     """
     network = unwrapped(model)
     trace = _Trace(network)
-    seen, handles = {}, []
+    seen: dict[str, Any] = {}
+    handles = []
     for name, layer in norm_layers(network).items():
         handles += [layer.register_forward_pre_hook(functools.partial(trace.enter_norm, seen, name)),
                     layer.register_forward_hook(trace.leave_norm)]
@@ -59,7 +62,7 @@ def receptive_fields(model, forward):
     return {name: field and (field[0] if math.isinf(field[0]) else round(field[0])) for name, field in seen.items()}
 
 
-def run_dense_part(model, size=256):
+def run_dense_part(model: Any, size: int = 256) -> None:
     """Run what a detector or segmentor of OpenMMLab computes at every position, on an image of noise.
 
     That is backbone, neck and dense heads; RoI heads have no receptive field anyway. A dense head that cannot be called

@@ -1,12 +1,17 @@
 """New running statistics for a trained network: sn's batch average, precise BN; AdaBN on another domain's data."""
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
 import torch
+from torch import nn
 
 from mmnorm.norms.modes import feed, normalizing_by_batch
 
-from .collect import bn_layers, collect_moments, unwrapped
+from .collect import Moments, bn_layers, collect_moments, unwrapped
 
 
-def recollect(model, batches, forward=None, names=None, pooled=True):
+def recollect(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any, Any], Any] | None = None,
+              names: Collection[str] | None = None, pooled: bool = True) -> dict[str, Moments]:
     """Replace running statistics by those of some batches, with frozen weights.
 
     The layers normalise each batch by its own statistics, as in training; everything else evaluates. With training
@@ -37,13 +42,13 @@ def recollect(model, batches, forward=None, names=None, pooled=True):
     reached = {name: collected[name] for name in layers if collected[name].batches}
     with torch.no_grad():
         for name, seen in reached.items():
-            layer = layers[name]
+            layer: Any = layers[name]
             layer.running_mean.copy_(seen.mean if pooled else seen.batch_mean)
             layer.running_var.copy_(seen.unbiased_var if pooled else seen.batch_var)
     return reached
 
 
-def choose(layers, names):
+def choose(layers: dict[str, nn.Module], names: Collection[str] | None) -> dict[str, nn.Module]:
     """Those of these layers that have such names (None: all) and are not frozen; ValueError if a name is unknown."""
     unknown = set(names or ()) - layers.keys()
     if unknown:

@@ -1,13 +1,15 @@
 """Estimation shift: how far a trained BN's statistics are from those of its input (paper xbn, Definitions 1 and 2)."""
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmnorm.norms.modes import evaluating, feed
 
-from .collect import INPUT, bn_layers, collect_moments, used_statistics
+from .collect import INPUT, Moments, bn_layers, collect_moments, used_statistics
 
 
 @dataclass
@@ -30,50 +32,51 @@ class Shift:
     count: float
 
     @property
-    def esm_mu(self):
+    def esm_mu(self) -> float:
         """ESM_mu = ||estimated mean - expected mean||_2 (Definition 2)."""
         return float(torch.linalg.vector_norm(self.running_mean - self.mean))
 
     @property
-    def esm_sigma(self):
+    def esm_sigma(self) -> float:
         """ESM_sigma = ||estimated - expected standard deviation||_2 (Definition 2)."""
         return float(torch.linalg.vector_norm(self.running_var.sqrt() - self.var.sqrt()))
 
     @property
-    def channel_mu(self):
+    def channel_mu(self) -> Tensor:
         """(expected - estimated mean) / sqrt(estimated var + eps): the mean of the normalised channel, which training
         holds at 0."""
         return (self.mean - self.running_mean) / (self.running_var + self.eps).sqrt()
 
     @property
-    def channel_sigma(self):
+    def channel_sigma(self) -> Tensor:
         """(expected - estimated deviation) / sqrt(estimated var + eps): what the deviation of the normalised channel
         has beyond the 1 that training holds it at."""
         return (self.var.sqrt() - self.running_var.sqrt()) / (self.running_var + self.eps).sqrt()
 
     @property
-    def relative_mu(self):
+    def relative_mu(self) -> float:
         """Root mean square of :attr:`channel_mu`: ESM_mu in units of the layer's own scale, so that layers compare."""
         return float(self.channel_mu.square().mean().sqrt())
 
     @property
-    def relative_sigma(self):
+    def relative_sigma(self) -> float:
         """Root mean square of :attr:`channel_sigma`."""
         return float(self.channel_sigma.square().mean().sqrt())
 
     @property
-    def figures(self):
+    def figures(self) -> dict[str, float]:
         """The four figures of the layer by name (dict[str, float]), as they are logged and written."""
         return dict(esm_mu=self.esm_mu, esm_sigma=self.esm_sigma, relative_mu=self.relative_mu,
                     relative_sigma=self.relative_sigma)
 
     @property
-    def size(self):
+    def size(self) -> float:
         """:attr:`relative_mu` and :attr:`relative_sigma` together, the root of their squares' sum."""
         return math.hypot(self.relative_mu, self.relative_sigma)
 
 
-def measure_shift(model, batches, forward=None, input_statistics=None):
+def measure_shift(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any, Any], Any] | None = None,
+                  input_statistics: tuple[Tensor, Tensor] | None = None) -> dict[str, Shift]:
     """Measure the estimation shift of every BN-like layer in one pass of the evaluated network (xbn, Definition 2).
 
     Args:
@@ -96,15 +99,18 @@ def measure_shift(model, batches, forward=None, input_statistics=None):
     return estimation_shift(model, collected, input_statistics)
 
 
-def estimation_shift(model, collected, input_statistics=None):
+def estimation_shift(model: nn.Module, collected: dict[str, Moments],
+                     input_statistics: tuple[Tensor, Tensor] | None = None) -> dict[str, Shift]:
     """The estimation shift from moments that :func:`collect_moments` gave in an evaluation; see measure_shift."""
-    estimated = {name: (layer.running_mean, layer.running_var) for name, layer in bn_layers(model).items()}
+    estimated: dict[str, Any] = {
+        name: (layer.running_mean, layer.running_var) for name, layer in bn_layers(model).items()}
     if input_statistics is not None:
         estimated[INPUT] = map(torch.as_tensor, input_statistics)
     return _compare(model, collected, estimated)
 
 
-def domain_shift(model, collected, reference):
+def domain_shift(model: nn.Module, collected: dict[str, Moments],
+                 reference: dict[str, Moments]) -> dict[str, Shift]:
     """As :func:`estimation_shift`, with the moments of other data in the place of the running statistics.
 
     Args:
@@ -119,12 +125,14 @@ def domain_shift(model, collected, reference):
 
 
 def _compare(model, collected, estimated):
-    layers, shifts = bn_layers(model), {}
+    layers: dict[str, Any] = dict(bn_layers(model))
+    shifts = {}
     for name, seen in collected.items():
         if not seen.batches or name not in estimated:
             continue
-        layer = layers.get(name)
+        layer: Any = layers.get(name)
         used = used_statistics(layer)
-        values = (value.detach().double().cpu()[used] for value in (seen.mean, seen.var, *estimated[name]))
-        shifts[name] = Shift(*values, eps=layer.eps if layer else 0., count=float(seen.count.max()))
+        mean, var, running_mean, running_var = (
+            value.detach().double().cpu()[used] for value in (seen.mean, seen.var, *estimated[name]))
+        shifts[name] = Shift(mean, var, running_mean, running_var, layer.eps if layer else 0., float(seen.count.max()))
     return shifts

@@ -105,7 +105,8 @@ def _make_page(name, paper, models):
     for title in sorted(sections, key=lambda title: more.index(title) if title in more else -1):
         parts.append(_make_section(title, sections[title], weights, notes))
     if weights:
-        parts.append('## Weights\n\nWhat the configs start from, with its license, or what to do where nothing exists:\n\n'
+        parts.append('## Weights\n\nWhat the configs start from, with its license, or what to do where nothing '
+                     'exists:\n\n'
                      f'{_to_list(weights)}')
     if notes:
         parts.append(f'## Notes\n\n{_to_list(notes)}')

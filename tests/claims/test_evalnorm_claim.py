@@ -9,8 +9,8 @@ sys.path.insert(0, str(ROOT / 'tools/claims'))
 
 import evalnorm as script  # noqa: E402
 
-SMALL = ('--arms sgd2_norm2 --seeds 5 --initial-epochs 1 --epochs 1 --train-images 16 --val-images 4 '
-         '--offline-batches 6').split()
+SMALL = ('--arms', 'sgd2_norm2', '--seeds', '5', '--initial-epochs', '1', '--epochs', '1', '--train-images', '16',
+         '--val-images', '4', '--offline-batches', '6')
 PLOTS = 'evalnorm.png', 'evalnorm_layers.png'
 
 
@@ -50,7 +50,7 @@ def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(forked_tool
 
     for name in PLOTS:
         (tmp_path / 'results' / name).unlink()
-    assert tool('claims/evalnorm.py', '--out', 'results', '--plot-only').returncode == 0
+    assert forked_tool('claims/evalnorm.py', '--out', 'results', '--plot-only').returncode == 0
     assert drawn == {name: (tmp_path / 'results' / name).read_bytes() for name in PLOTS}
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 
-from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.convert import convert_file, convert_norms
 from mmnorm.engine import read_checkpoint
 from mmnorm.norms import RBN, SN
+from mmnorm.openmmlab.mmdet_models import XBNResNet
 
 from . import networks
 from .networks import WIDTH, forward, resnet50, with_classifier

@@ -4,10 +4,10 @@ import torch
 from mmdet.models.backbones import ResNet
 
 from mmnorm.cli import convert, run_command
-from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.convert import LAYOUTS, TARGETS, convert_file
 from mmnorm.engine import read_checkpoint
 from mmnorm.engine.networks import build_network, harden_files, read_config
+from mmnorm.openmmlab.mmdet_models import XBNResNet
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
 

@@ -65,7 +65,8 @@ def test_arguments_of_the_placement(xbn, placed):
 @pytest.mark.parametrize('xbn, message', [
     (dict(position=1), r'layer1.0 \(InvertedResidual\) has no norm at position 1'),
     (dict(stages=(7, )), r'stages must be indices below 7, got \(7,\)'),
-    (dict(norm_cfg=dict(type='GN', num_groups=64)), r'layer2.0.depthwise_conv.bn: num_groups=64 does not divide 96 channels'),
+    (dict(norm_cfg=dict(type='GN', num_groups=64)),
+     r'layer2.0.depthwise_conv.bn: num_groups=64 does not divide 96 channels'),
 ])
 def test_bad_arguments_are_named(xbn, message):
     with pytest.raises(ValueError, match=message):

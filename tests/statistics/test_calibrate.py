@@ -14,7 +14,6 @@ from mmnorm.statistics import apply_rule, measure_shift, to_evalnorm, trained_by
 
 from .test_shift import Head, batches, seeded, trained  # noqa: F401
 
-
 build = MODELS.build  # which lets models change the config that they are given
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 import mmnorm
 from mmnorm.norms import RBN, SN, SyncSN, checks
+from mmnorm.openmmlab.weights_hook import NormWeightsHook, scalars
 from mmnorm.statistics.learned import (
     FIELD_BINS,
     average,
@@ -26,7 +27,6 @@ from mmnorm.statistics.learned import (
     state_dict_ratios,
     symmetric_kl,
 )
-from mmnorm.openmmlab.weights_hook import NormWeightsHook, scalars
 
 CONTROLS = ('mean_weight', 'var_weight', 'center_weight', 'scale_weight', 'scale_bias')
 

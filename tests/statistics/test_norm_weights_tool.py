@@ -12,8 +12,8 @@ from mmnorm.cli import run_command
 from mmnorm.engine import networks, read_checkpoint
 from mmnorm.engine.networks import build_network, read_config
 from mmnorm.norms import SN, harden, ratios
-from mmnorm.report.plots import COLOURS
 from mmnorm.report.learned import finite, write_weights
+from mmnorm.report.plots import COLOURS
 from mmnorm.statistics.learned import measure_spread, norm_weights
 from tests.report.test_report_browser import BROWSER, browse, count_pixels
 
@@ -144,7 +144,7 @@ def test_harden_writes_a_network_that_computes_the_argmax(main, network, tmp_pat
     hard, soft = network_of(out.with_suffix('.py'), out), network_of(config, checkpoint)
     picks = harden(soft)
     assert all(m.hard for m in hard.modules() if isinstance(m, SN))
-    assert {name: pick for name, pick in read_checkpoint(out)['meta']['mmnorm']['picks'].items()} == {
+    assert read_checkpoint(out)['meta']['mmnorm']['picks'] == {
         name: list(pick) for name, pick in picks.items()}
     for name, of_layer in ratios(hard).items():
         assert all(torch.equal(values, ratios(soft)[name][moment]) for moment, values in of_layer.items())

@@ -4,8 +4,8 @@ import torch
 from mmdet.models.backbones import Darknet, MobileNetV2, ResNet
 from torch import nn
 
-from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.norms import GBGN
+from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.statistics import first_norms, perturbed
 
 

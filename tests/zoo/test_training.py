@@ -83,7 +83,7 @@ def test_norms_of_sn(name):
         assert ROWS[name].published[0].row == f'{ROWS[name].norm} (8,{size[1]})'
 
 
-@pytest.mark.parametrize('name', [name for name, model in ROWS.items() if 'COCO' == model.data
+@pytest.mark.parametrize('name', [name for name, model in ROWS.items() if model.data == 'COCO'
                                   if model.paper in ('xbn', 'sn')])
 def test_detectors_are_those_of_the_codebases(name):
     cfg = config(ROWS[name].path).model
