@@ -40,7 +40,7 @@ import torch
 from torch.nn import functional as F
 
 from mmnorm.norms import EN, RBN, SN
-from mmnorm.norms.evalnorm import RULES
+from mmnorm.norms.batch_size import RULES
 from mmnorm.norms.rbn import initial_gate
 
 BATCH_FREE = 'batch-free'

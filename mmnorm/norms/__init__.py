@@ -1,5 +1,6 @@
 """The normalizers, one file per paper or baseline, each a few lines on the moment plane. They need torch alone."""
-from .base import BatchFreeNorm, PlaneNorm
+from .base import PlaneNorm
+from .batch_free import BatchFreeNorm
 from .bgn import BGN, SyncBGN
 from .brn import BRN
 from .estimate import estimate_offline
@@ -8,9 +9,10 @@ from .frozen_bn import FrozenBN
 from .gbgn import GBGN
 from .gw import GW
 from .ibn import IBN
+from .mixture import harden, ratios
 from .pn import PN
 from .rbn import RBN, SyncRBN
-from .sn import SN, SyncSN, harden, ratios
+from .sn import SN, SyncSN
 
 #: Every normalizer by its name, which is that of its class.
 NORMS = {norm.__name__: norm for norm in (

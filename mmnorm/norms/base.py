@@ -1,11 +1,11 @@
-"""The layers that normalizers are: what is checked, learned and held in a state dict; and the batch-free ones."""
+"""The layers that normalizers are: what is checked, learned and held in a state dict."""
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmnorm.core import like, normalize
+from mmnorm.core import normalize
 
 from .checks import check_input, warn_once
 from .running import RunningStatistics
@@ -190,40 +190,6 @@ class PlaneNorm(RunningStatistics):
 
     def extra_repr(self) -> str:
         return f'{self.num_features}, eps={self.eps}, momentum={self.momentum}, frozen={self.frozen}'
-
-
-class BatchFreeNorm(nn.GroupNorm):
-    """Base of the normalizers that keep no running statistics: training and evaluation are the same.
-
-    A subclass defines ``normalize(x)``. It is an ``nn.GroupNorm``, so that norm_decay_mult finds it.
-
-    Args:
-        num_features (int): Number of channels C.
-        eps (float): Added to the variance. Default 1e-5.
-        momentum, track_running_stats: Without effect; they may stand in a config whose type is changed.
-        affine (bool): Whether gamma and beta exist. Default True.
-        device, dtype: Of the parameters.
-        num_groups (int): Of the channels. Default 1.
-        frozen (bool): Gamma and beta never change; they are buffers then.
-
-    Shape:
-        Input and output (N, C, *S); N may be 0.
-    """
-
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum=None, affine: bool = True,
-                 track_running_stats=None, device=None, dtype=None, *, num_groups: int = 1,
-                 frozen: bool = False) -> None:
-        super().__init__(num_groups, num_features, eps, affine, device, dtype)
-        if frozen:
-            freeze(self)
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """Normalize x, which is checked; a contiguous tensor of as many elements."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_input(self, x, self.num_channels)
-        return like(self.normalize(x).to(x.dtype), x)
 
 
 def freeze(layer: nn.Module) -> None:

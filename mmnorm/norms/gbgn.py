@@ -2,8 +2,8 @@
 from mmnorm.core import pool
 
 from .base import PlaneNorm
-from .bgn import pooled_over_groups
 from .checks import check_groups, check_positive
+from .groups import pooled_over_groups
 
 
 class GBGN(PlaneNorm):

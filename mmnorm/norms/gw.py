@@ -5,7 +5,7 @@ import torch
 
 from mmnorm.core import first_derivative_only
 
-from .base import BatchFreeNorm
+from .batch_free import BatchFreeNorm
 from .checks import check_choice, check_groups
 
 
@@ -17,8 +17,8 @@ class GW(BatchFreeNorm):
     ``P = 1.5 P - 0.5 P^3 Sigma_N`` from the identity, and the root is ``P / sqrt(tr(Sigma))``.
 
     Args:
-        num_features, eps, affine, device, dtype, frozen: See :class:`~mmnorm.norms.base.BatchFreeNorm`; eps is added
-            to the diagonal of the covariance.
+        num_features, eps, affine, device, dtype, frozen: See
+            :class:`~mmnorm.norms.batch_free.BatchFreeNorm`; eps is added to the diagonal of the covariance.
         num_groups (int): G, at most C. Default 64, as in xbn.
         method (str): 'iterative' (Newton's iterations) or 'zca' (eigendecomposition, exact; not exportable to ONNX).
         iterations (int): T of 'iterative'. Default 5.

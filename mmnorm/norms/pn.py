@@ -1,14 +1,14 @@
 """Positional Normalization: Li et al., NeurIPS 2019, https://arxiv.org/abs/1907.04312 (baseline of paper bgn)."""
 from torch.nn import functional as F
 
-from .base import BatchFreeNorm
+from .batch_free import BatchFreeNorm
 
 
 class PN(BatchFreeNorm):
     """Positional Normalization: mean and deviation over the channels at each position; affine per channel.
 
     Without the path that re-injects the moments into later layers. For arguments see
-    :class:`~mmnorm.norms.base.BatchFreeNorm`, of which ``num_groups`` is 1.
+    :class:`~mmnorm.norms.batch_free.BatchFreeNorm`, of which ``num_groups`` is 1.
     """
 
     def normalize(self, x):

@@ -9,6 +9,7 @@ from mmnorm.core import normalize
 
 from .base import PlaneNorm
 from .checks import check_choice, warn_once
+from .spatial import spatially_centered, spatially_scaled
 
 STATISTICS = ('channel_mean', 'channel_std', 'spatial_mean', 'spatial_std')
 
@@ -59,7 +60,7 @@ class RBN(PlaneNorm):
         # x + w K_m shifts each instance, which its variance does not see
         batch_mean, batch_var = self.batch_statistics(mean + shift, var, count)
         mu, (gamma, beta) = batch_mean - shift, self.gamma_beta
-        if self._scales('spatial'):
+        if self.calibrates('scale', 'spatial'):
             return mu, batch_var, 1., 0.
         if not self.scale:
             return mu, batch_var, gamma, beta
@@ -71,32 +72,14 @@ class RBN(PlaneNorm):
 
     def _centering(self, mean, var):
         """``center_weight * K_m`` on the plane."""
-        if not self._centers('channel'):
+        if not self.calibrates('center', 'channel'):
             return 0
         return self.center_weight * (mean if self.center_stat == 'channel_mean' else torch.sqrt(var + self.eps))
 
     def normalize(self, x):
         takes_var = self.by_batch or 'channel_std' in (self.center_stat, self.scale_stat)
-        y = normalize(self._spatially_centered(x), self.statistics, self.eps, self._parameters.values(), takes_var)
-        return self._spatially_scaled(y) if self._scales('spatial') else y
-
-    # rbn, Table 3: mu_s and sigma_s, statistics of each position, for which there is no plane
-
-    def _spatially_centered(self, x):
-        if not self._centers('spatial'):
-            return x
-        return (x + _per_channel(self.center_weight, x) * self._spatial(self.center_stat, x)).to(x.dtype)
-
-    def _spatially_scaled(self, x):
-        weight, bias = _per_channel(self.scale_weight, x), _per_channel(self.scale_bias, x)
-        gamma, beta = (_per_channel(p, x) for p in self.gamma_beta)
-        return (x * torch.sigmoid(bias + weight * self._spatial(self.scale_stat, x)) * gamma + beta).to(x.dtype)
-
-    def _spatial(self, statistic, x):
-        """Mean or deviation over the channels, (N, 1, *S), in float32 at least."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = x.mean(1, keepdim=True)
-        return mean if statistic == 'spatial_mean' else torch.sqrt((x - mean).square().mean(1, True) + self.eps)
+        y = normalize(spatially_centered(self, x), self.statistics, self.eps, self._parameters.values(), takes_var)
+        return spatially_scaled(self, y) if self.calibrates('scale', 'spatial') else y
 
     # a BN checkpoint; running statistics are those of x_cm
 
@@ -108,14 +91,12 @@ class RBN(PlaneNorm):
         return tensors | dict(weight=tensors['weight'] / initial_gate(tensors['weight']))
 
     def _tracked_plane(self, x):
-        mean, var = super()._tracked_plane(self._spatially_centered(x))
+        mean, var = super()._tracked_plane(spatially_centered(self, x))
         return mean + self._centering(mean, var), var
 
-    def _centers(self, kind):
-        return self.center and self.center_stat.startswith(kind)
-
-    def _scales(self, kind):
-        return self.scale and self.scale_stat.startswith(kind)
+    def calibrates(self, what: str, kind: str) -> bool:
+        """Whether the layer makes a calibration ('center', 'scale') by a statistic of a kind ('channel', 'spatial')."""
+        return getattr(self, what) and getattr(self, f'{what}_stat').startswith(kind)
 
     def extra_repr(self):
         parts = [f'{name}_stat={getattr(self, name + "_stat")}' for name in ('center', 'scale') if getattr(self, name)]
@@ -131,7 +112,3 @@ class SyncRBN(RBN):
 def initial_gate(like: Tensor) -> Tensor:
     """What the scaling calibration multiplies by before any training, sigmoid(1), as a tensor like another."""
     return torch.sigmoid(torch.full_like(like, RBN.control_parameters['scale_bias']))
-
-
-def _per_channel(parameter, x):
-    return parameter.view(-1, *[1] * (x.dim() - 2)) if torch.is_tensor(parameter) else parameter

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmnorm.norms import RBN, SN, ratios
+from mmnorm.norms.mixture import NAMES as NORMALIZERS
 from mmnorm.norms.modes import evaluating, feed
-from mmnorm.norms.sn import NAMES as NORMALIZERS
 
 from .collect import Moments, unwrapped
 
