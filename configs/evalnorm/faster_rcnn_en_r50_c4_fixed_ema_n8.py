@@ -1,6 +1,6 @@
 """Faster R-CNN R-50 C4, EN, running statistics, gamma and beta fixed: paper evalnorm, Table 2 (c), 8 images a batch.
 
-Second reading of "not updated": training normalises by the batch, and ImageNet's statistics wait for the tests. The
+Second reading of "not updated": training normalizes by the batch, and ImageNet's statistics wait for the tests. The
 other reading is faster_rcnn_en_r50_c4_frozen_n8.py; that EMA is below (b) at 8 and 4 images, not at 2, speaks for
 this one.
 """

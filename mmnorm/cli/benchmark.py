@@ -233,14 +233,14 @@ def draw(ratios, title, path):
     import matplotlib
     from matplotlib.figure import Figure
 
-    from mmnorm.report.plots import COLOURS, STYLE
+    from mmnorm.report.plots import COLORS, STYLE
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 1.2 + 0.3 * len(ratios)), layout='constrained')
         axes = figure.subplots()
         names = sorted(ratios, key=ratios.get)
         reference = {BN, 'BN', 'GN', 'nn.GroupNorm', 'copy'}
         bars = axes.barh(names, [ratios[name] for name in names], height=0.7,
-                         color=['#b8bec6' if name in reference else COLOURS[0] for name in names])
+                         color=['#b8bec6' if name in reference else COLORS[0] for name in names])
         # a norm that takes many times as long would leave the others no room
         limit = min(max(ratios.values()), max(2., 2 * statistics.median(ratios.values())))
         for bar, name in zip(bars, names):

@@ -162,7 +162,7 @@ def write(args, evaluation, found):
 
 
 def splits_of(args):
-    """Data sets that a command reads; AdaBN normalises batches of the training's size, of test images."""
+    """Data sets that a command reads; AdaBN normalizes batches of the training's size, of test images."""
     if args.command in ('shift', 'perturb'):
         return ('test', )
     return ('train', 'test')

@@ -190,7 +190,7 @@ def _norms(weights, norm, host, hard):
         stages = tuple(stage - 1 for stage in _blocks(weights) if f'layer{stage}.0.bn1.in_weight' in weights)
         if not stages:
             raise ValueError("only files of IBN-Net's authors, with names such as layer1.0.bn1.IN.weight, become IBN: "
-                             'it has no instance-normalised halves')
+                             'it has no instance-normalized halves')
         xbn = dict(position=1, stages=stages, norm_cfg=dict(type='IBN'))
     else:
         return dict(norm_cfg=_norm_cfg(weights, norm, hard)) if norm != 'BN' else {}

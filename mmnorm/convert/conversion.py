@@ -65,7 +65,7 @@ class Report:
             f'  fits {self.network}, every tensor used; norm layers: {norms or "none"}',
             part('tensors mapped', mapped), part('missing in the source, set or left to the layers', self.missing),
             *(part(f'dropped, {what}', of) for what, of in self.dropped.items()),
-            f'  licence: {self.origin["licence"]}', *(f'  note: {note}' for note in self.notes)]
+            f'  license: {self.origin["licence"]}', *(f'  note: {note}' for note in self.notes)]
         if self.backbone:
             lines.append(f'  for the model of a config:\n    backbone={_as_python(self.backbone)}')
         return '\n'.join(lines)
@@ -190,7 +190,7 @@ def _origin(checkpoint, source, table):
     before = origin_of(checkpoint)
     if before:
         return {**before, 'through': [*before['through'], str(source)]}
-    return dict(converted_from=str(source), through=[], whose=table.about, licence=table.licence)
+    return dict(converted_from=str(source), through=[], whose=table.about, licence=table.license)
 
 
 def _take(checkpoint, layout, source_prefix, whole):

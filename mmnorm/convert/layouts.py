@@ -1,6 +1,6 @@
 """Where other code keeps the tensors of a ResNet: the names, as data.
 
-The papers' authors and torchvision train on RGB images normalised by ImageNet's mean and deviation, and have the
+The papers' authors and torchvision train on RGB images normalized by ImageNet's mean and deviation, and have the
 stride in the 3 x 3 convolution: the defaults of mmdet and mmseg (``style='pytorch'``).
 """
 import re
@@ -13,7 +13,7 @@ from .backbones import norm_names
 from .tensors import BATCH_FREE, kinds
 
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
-_SN_LICENCE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
+_SN_LICENSE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
 _SN_NOTE = ("the authors' IN and LN divide by unbiased variances, ours by the biased ones of the paper: outputs differ "
             'by the order of 1 / positions, which is most in the last stage and for small images')
 
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
         rename (dict[str, str]): Regular expressions and what stands in their place, applied in order. What comes out
             are the names of mmdet's and mmseg's ResNet, which are torchvision's.
         drop (dict[str, str]): Regular expressions of what has no place in a backbone, and what it is.
-        licence (str): Of the weights that are known in this layout; names tell a layout, not whose the weights are.
+        license (str): Of the weights that are known in this layout; names tell a layout, not whose the weights are.
         note (str): What the user should know of norms that stay as they are.
     """
 
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     norms: tuple = ()
     rename: dict = {}
     drop: dict = {}
-    licence: str = "that of its source, which the file does not tell"
+    license: str = "that of its source, which the file does not tell"
     note: str = ''
 
 
@@ -51,7 +51,7 @@ LAYOUTS = {
         "SN's authors, Switchable-Normalization (ResNet v1) and SwitchNorm_Segmentation",
         signs=('layer1.0.sn1.mean_weight', ), norms=('SN', ),
         rename={r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.', **_SN_NAMES},  # layer0 is the segmenter's stem
-        drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'}, licence=_SN_LICENCE,
+        drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'}, license=_SN_LICENSE,
         note=_SN_NOTE),
     # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
     'sn-detectron': Layout(
@@ -71,26 +71,26 @@ LAYOUTS = {
             r'^Conv_Body\.(conv_top|topdown_lateral_modules|posthoc_modules|extra_pyramid_modules)\.': 'FPN',
             r'^RPN\.': 'RPN', r'^Box_(Head|Outs)\.': 'box head', r'^Mask_(Head|Outs)\.': 'mask head',
             r'^Keypoint_(Head|Outs)\.': 'keypoint head',
-        }, licence=_SN_LICENCE, note=_SN_NOTE),
+        }, license=_SN_LICENSE, note=_SN_NOTE),
     'rbn': Layout(
         "RBN's authors, RBN (torchvision's ResNet and ResNeXt)",
         signs=('layer1.0.bn1.scale_bias', ), norms=('RBN', ), drop=_CLASSIFIER,
-        licence="if it is the authors' release: research and education only, as their code"),
+        license="if it is the authors' release: research and education only, as their code"),
     'ibn': Layout(
         "IBN-Net's authors, IBN-Net (ResNet and ResNeXt, IBN-Net-a)",
         signs=('layer1.0.bn1.IN.weight', ), norms=('IBN', 'BN'),
         rename={r'\.IN\.(weight|bias)$': r'.in_\1', r'\.BN\.': '.'}, drop=_CLASSIFIER,
-        licence="if it is the authors' release: MIT"),
+        license="if it is the authors' release: MIT"),
     # the stem's norm and those of the placement are GN, of weight and bias alone, or IN, without tensors
     'xbn': Layout(
         "XBN's authors, XBNBlock (ResNet and ResNeXt)",
         signs=('layer1.0.conv1.weight', ), norms=(BATCH_FREE, 'BN'),
         drop={**_CLASSIFIER, r'^last_bn\.': 'norm before the classifier'},
-        licence="if it is the authors' release: they state none"),
+        license="if it is the authors' release: they state none"),
     'torchvision': Layout(
         "torchvision's ResNet and ResNeXt, alone or in its detectors",
         signs=('layer1.0.bn1.running_mean', 'backbone.body.layer1.0.bn1.running_mean'), norms=('BN', ),
-        drop=_CLASSIFIER, licence="if it is torchvision's release: BSD-3-Clause"),
+        drop=_CLASSIFIER, license="if it is torchvision's release: BSD-3-Clause"),
     # with C4 the last stage is the heads' shared one
     'mmdet': Layout(
         'mmdet, mmseg and this package: a backbone alone, or a whole network; of any norm',

@@ -47,7 +47,7 @@ BATCH_FREE = 'batch-free'
 #: What each kind of norm learns or keeps beside BN's tensors.
 OWN = {
     **{norm.__name__: (*norm.control_parameters, *norm.control_buffers) for norm in (SN, RBN, EN)},
-    'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalised one
+    'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalized one
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 # sums that SN's authors' detector fills while it tests
@@ -60,8 +60,8 @@ _REFUSED = {
     'SN': 'SN whose ratios do not select BN for mean and variance (--hard tells that they are hardened)',
     'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
     BATCH_FREE: 'batch-free, without the running statistics that another norm needs (--to XBN keeps them)',
-    'IBN': 'IBN, of which half normalises each instance (--to IBN keeps it)',
-    'BN': 'BN, which has no instance-normalised half',
+    'IBN': 'IBN, of which half normalizes each instance (--to IBN keeps it)',
+    'BN': 'BN, which has no instance-normalized half',
 }
 _SHOWN = 3  # names of a list, unless all are asked for
 

@@ -1,7 +1,7 @@
 """Digits on photographs: a small data set for detection and segmentation of all kinds that needs no download.
 
 scikit-learn carries 1,797 handwritten digits (8 x 8 scans) and two photographs. ``make_digits`` enlarges, turns and
-colours the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO
+colors the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO
 (instances and panoptic), ADE20K and Cityscapes, so that existing mmdetection and mmsegmentation configs can read it.
 
 From top to bottom: the options, the material of a split, drawing one image, the layouts on disk, ``make_digits``.
@@ -211,9 +211,9 @@ class DigitsPainter:
         for scan in self.scans[chosen]:
             coverage = self._place(rng, scan, masks, areas)
             mask = coverage >= 0.5
-            colour = _colour(rng, np.asarray(image)[mask].mean(0))
+            color = _color(rng, np.asarray(image)[mask].mean(0))
             opacity = rng.uniform(*OPACITY)
-            image.paste(colour, mask=Image.fromarray((255 * opacity * coverage).astype(np.uint8)))
+            image.paste(color, mask=Image.fromarray((255 * opacity * coverage).astype(np.uint8)))
             masks = np.concatenate([masks & ~mask, mask[None]])
             areas = np.append(areas, mask.sum())
             blended |= coverage > 0
@@ -259,10 +259,10 @@ def _enlarge(scan, size, angle):
     return np.clip(0.5 + gain * (np.asarray(image, np.float32) / 255 - 0.5), 0, 1)
 
 
-def _colour(rng, background):
-    """Choose a colour that stands out: of three random ones the farthest from the background's, (3,) in 0..255."""
-    colours = rng.integers(256, size=(3, 3))
-    return tuple(colours[np.linalg.norm(colours - background, axis=1).argmax()].tolist())
+def _color(rng, background):
+    """Choose a color that stands out: of three random ones the farthest from the background's, (3,) in 0..255."""
+    colors = rng.integers(256, size=(3, 3))
+    return tuple(colors[np.linalg.norm(colors - background, axis=1).argmax()].tolist())
 
 
 def corrupt(image: np.ndarray, corruption: str, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -288,7 +288,7 @@ def _numbers(options, split):
 
 
 def _save(path, pixels):
-    # JPEG: little loss, full colour resolution (half of it would take half of the noise away); PNG: fast
+    # JPEG: little loss, full color resolution (half of it would take half of the noise away); PNG: fast
     Image.fromarray(pixels).save(path, quality=95, subsampling='4:4:4', compress_level=1)
 
 
@@ -301,7 +301,7 @@ def _link(source, target):
 
 
 def _class_map(sample):
-    """Return the semantic map (H, W) uint8 in ADE20K's convention: 0 unlabelled, 1 background, 2 to 11 the digits."""
+    """Return the semantic map (H, W) uint8 in ADE20K's convention: 0 unlabeled, 1 background, 2 to 11 the digits."""
     classes = np.where(sample.rim, 0, 1).astype(np.uint8)
     for label, mask in zip(sample.labels, sample.masks):
         classes[mask] = label + 2
@@ -328,7 +328,7 @@ def _segments(sample, first_id):
     """Return the segments of a sample as COCO panoptic has them, and their map (H, W, 3) uint8.
 
     The digits have the category ids that they have as instances, the photographs those that follow. In the map a
-    segment's id is R + 256 G + 65536 B, and 0 is unlabelled.
+    segment's id is R + 256 G + 65536 B, and 0 is unlabeled.
     """
     background = sample.background[None]
     masks = np.concatenate([sample.masks, background[background.any((1, 2))]])
@@ -365,7 +365,7 @@ def _write_split(root, options, split):
         if 'ade' in options.layouts:
             _save(root / _path('ade', 'map', split, number), classes)
         if 'cityscapes' in options.layouts:
-            # uint8: 0, unlabelled, becomes 255, which Cityscapes ignores
+            # uint8: 0, unlabeled, becomes 255, which Cityscapes ignores
             _save(root / _path('cityscapes', 'map', split, number), classes - 1)
         if 'coco' in options.layouts:
             instances += _instances(sample, number, len(instances) + 1)
@@ -441,13 +441,13 @@ def make_digits(root: str | Path, options: DigitsOptions = DigitsOptions(), *, o
     - ``panoptic``, in ``coco/`` too: things are the digits, with the same category ids, stuff the two photographs, 11
       and 12. mmdet: ``type='CocoPanopticDataset'``, ``metainfo=dict(classes=(*'0123456789', 'temple', 'flower'),
       thing_classes=tuple('0123456789'), stuff_classes=('temple', 'flower'))``.
-    - ``ade/``: semantic segmentation. 0 unlabelled, 1 background, 2 to 11 the digits. mmseg: ``type='BaseSegDataset'``,
+    - ``ade/``: semantic segmentation. 0 unlabeled, 1 background, 2 to 11 the digits. mmseg: ``type='BaseSegDataset'``,
       ``reduce_zero_label=True``, ``metainfo=dict(classes=('background', *'0123456789'))``.
     - ``cityscapes/``: the same maps less one, 255 ignored. mmseg: ``type='BaseSegDataset'``,
       ``img_suffix='_leftImg8bit.png'``, ``seg_map_suffix='_gtFine_labelTrainIds.png'`` and the same metainfo.
 
     ``ADE20KDataset`` and ``CityscapesDataset`` read them too, but under the first 11 of their own class names: mmseg
-    lets metainfo only select among these. Unlabelled in the maps is the pixel or so around a digit where its soft edge
+    lets metainfo only select among these. Unlabeled in the maps is the pixel or so around a digit where its soft edge
     is blended into the background.
 
     Everything is written beside the folder first and moved into place at the end, so an interrupted run leaves no

@@ -12,13 +12,13 @@ from .preflight import frozen_from_scratch, problems
 from .processes import on_first_rank
 
 
-def load_config(args, splits, initialises=True):
+def load_config(args, splits, initializes=True):
     """Read the config of a command's arguments, fit it to this machine, and stop if something that it needs is missing.
 
     Args:
         args (Namespace): From a parser with :func:`mmnorm.cli.arguments.add_run_arguments`.
         splits (tuple[str]): Which of 'train', 'val', 'test' the command reads.
-        initialises (bool): Whether a command that reads 'train' loads pretrained weights.
+        initializes (bool): Whether a command that reads 'train' loads pretrained weights.
 
     Returns:
         Config: With ``work_dir`` and ``launcher`` set.
@@ -34,8 +34,8 @@ def load_config(args, splits, initialises=True):
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     cfg.launcher = args.launcher
-    found = problems(cfg, args.check or 1, splits, initialises)
-    if initialises and 'train' in splits and not cfg.get('load_from') and not cfg.get('resume'):
+    found = problems(cfg, args.check or 1, splits, initializes)
+    if initializes and 'train' in splits and not cfg.get('load_from') and not cfg.get('resume'):
         for message in frozen_from_scratch(cfg.get('model')):
             warn_once(message)
     if args.check and not torch.cuda.is_available():

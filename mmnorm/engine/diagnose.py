@@ -145,7 +145,7 @@ class Diagnosis:
                             for i in order[:3].tolist()])
 
     def _draw_channels(self, judged, of_training):
-        """Histograms of the worst channel of the worst layers, normalised in training and in evaluation."""
+        """Histograms of the worst channel of the worst layers, normalized in training and in evaluation."""
         drawable = [name for name, shift in judged.items() if name in self.layers
                     and len(shift.mean) == self.layers[name].num_features]
         worst = sorted(drawable, key=lambda name: -judged[name].size)

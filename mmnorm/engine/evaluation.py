@@ -44,7 +44,7 @@ def open_evaluation(args, splits=('train', 'test')):
     forbid_running_checkpoints()
     if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
         stop(f'checkpoint {args.checkpoint} does not exist')
-    cfg = load_config(args, splits, initialises=False)
+    cfg = load_config(args, splits, initializes=False)
     needed = ['test_dataloader', 'test_evaluator', *(f'{split}_dataloader' for split in splits)]
     missing = [key for key in dict.fromkeys(needed) if not cfg.get(key)]
     if missing:
@@ -59,7 +59,7 @@ def open_evaluation(args, splits=('train', 'test')):
     with stopping_for_the_user():
         evaluation = Evaluation(cfg, args.checkpoint, args.seed)
     if original.get('sync_bn') or replace_norm_types(copy.deepcopy(original.model), SYNC_TYPES):
-        evaluation.notes.append('Its training synchronised BN, which normalises over the images of all processes: '
+        evaluation.notes.append('Its training synchronized BN, which normalizes over the images of all processes: '
                                 'unless this runs on as many GPUs, set --batch-size to their number.')
     return evaluation, original
 

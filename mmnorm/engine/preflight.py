@@ -16,14 +16,14 @@ _OF_AUTHORS = {'SN': r'\bsn\d\.mean_weight$', 'IBN': r'\.IN\.weight$', 'RBN': r'
 DIGITS = 'tools/make_digits.py makes the embedded data set, and configs/{}_digits.py trains on it'
 
 
-def problems(cfg, num_processes, splits, initialises=True):
+def problems(cfg, num_processes, splits, initializes=True):
     """List what keeps a config from running.
 
     Args:
         cfg (Config): Of mmdet or mmseg.
         num_processes (int): Processes on this machine.
         splits (tuple[str]): Which of 'train', 'val', 'test' the run reads.
-        initialises (bool): Whether a run that reads 'train' loads pretrained weights.
+        initializes (bool): Whether a run that reads 'train' loads pretrained weights.
 
     Returns:
         list[str]: A message for each problem, with what would do; empty if there is none.
@@ -39,7 +39,7 @@ def problems(cfg, num_processes, splits, initialises=True):
         listing = '\n'.join(f'  {path}' for path in dict.fromkeys(missing))
         found.append(f'the data set is not there. These are expected, relative to {Path.cwd()}:\n{listing}\n'
                      f'Put or link them there, or set data_root. To try without: {DIGITS.format(task)}')
-    if initialises and 'train' in splits:  # also when it resumes: mmengine initialises first
+    if initializes and 'train' in splits:  # also when it resumes: mmengine initializes first
         found += missing_weights(cfg.get('model'))
     return found
 

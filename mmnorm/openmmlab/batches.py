@@ -26,10 +26,10 @@ def training_batches(dataloader, number, seed=0):
     """
     cfg = copy.deepcopy(dataloader)
     if 'MultiSource' in str((cfg.get('sampler') or {}).get('type')):
-        raise ValueError('the training batches mix sources, labelled and unlabelled, as those of semi-supervised '
+        raise ValueError('the training batches mix sources, labeled and unlabeled, as those of semi-supervised '
                          'training do: give the config of the detector itself, and a train_dataloader of one source')
     cfg.update(sampler=dict(type='DefaultSampler', shuffle=True, seed=seed))
-    # a smaller last batch would be normalised in another way than those of training
+    # a smaller last batch would be normalized in another way than those of training
     (cfg.get('batch_sampler') or cfg).update(drop_last=True)
     loader = Runner.build_dataloader(cfg, seed=seed)
     # grouping by aspect ratio may make one batch less of some rank's images, and ranks must have as many

@@ -57,10 +57,10 @@ def _retype_ours(function, types):
     @functools.wraps(function)
     def guarded(module, *args, **kwargs):
         made = set()
-        # ours synchronise over all ranks, not over the group of some that torch's function may be given
+        # ours synchronize over all ranks, not over the group of some that torch's function may be given
         ours = [] if any(isinstance(v, ProcessGroup) for v in (*args, *kwargs.values())) else module.modules()
         for layer in ours:
-            # EN's virtual batches are smaller than a process's, synchronised ones larger
+            # EN's virtual batches are smaller than a process's, synchronized ones larger
             if type(layer) in types and not (isinstance(layer, EN) and layer.virtual_batch_size):
                 made.add(f'{type(layer).__name__} to {types[type(layer)].__name__}')
                 layer.__class__ = types[type(layer)]

@@ -51,7 +51,7 @@ class SyncStatisticsHook(SyncBuffersHook):
 class RecollectHook(Hook):
     """Recollect running statistics while a network trains, before it is validated and saved (sn, batch average).
 
-    The training's own course does not change, random states included: it normalises by batch statistics. Layers that
+    The training's own course does not change, random states included: it normalizes by batch statistics. Layers that
     it holds at fixed statistics (norm_eval, frozen stages) keep theirs, as does BRN, which trains with them.
 
     Args:

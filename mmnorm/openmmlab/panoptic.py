@@ -11,16 +11,16 @@ from importlib.util import find_spec
 import numpy as np
 
 OFFSET = 256**3  # above every segment id
-VOID = 0  # the segment id of unlabelled pixels
+VOID = 0  # the segment id of unlabeled pixels
 
 
 def rgb2id(color):
-    """Segment ids (...) out of colours (..., 3), any integers: R + 256 G + 65536 B."""
+    """Segment ids (...) out of colors (..., 3), any integers: R + 256 G + 65536 B."""
     return np.asarray(color).astype(np.int64) @ (1, 256, 65536)
 
 
 def id2rgb(id_map):
-    """Colours (..., 3) uint8 of segment ids (...), any integers: what :func:`rgb2id` reads."""
+    """Colors (..., 3) uint8 of segment ids (...), any integers: what :func:`rgb2id` reads."""
     ids = np.asarray(id_map)
     return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
 

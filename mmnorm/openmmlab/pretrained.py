@@ -1,4 +1,4 @@
-"""Initialisation of networks from checkpoints."""
+"""Initialization of networks from checkpoints."""
 import copy
 
 from mmengine.model import PretrainedInit

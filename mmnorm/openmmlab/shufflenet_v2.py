@@ -69,9 +69,9 @@ class ShuffleNetV2(BaseModule):
             then. Default (0, 1, 2).
         frozen_stages (int): 0 freezes the stem, k also the first k stages; -1 nothing. Default -1.
         conv_cfg, norm_cfg, act_cfg (dict or None): Of all convolutions. Default BN and ReLU.
-        norm_eval (bool): BNs normalise by running statistics in training. Default False.
+        norm_eval (bool): BNs normalize by running statistics in training. Default False.
         with_cp (bool): Recompute blocks in the backward pass, to save memory. Default False.
-        init_cfg (dict, list[dict] or None): Default Kaiming initialisation of convolutions.
+        init_cfg (dict, list[dict] or None): Default Kaiming initialization of convolutions.
 
     Raises:
         ValueError: A width that the paper does not have, or an index that does not exist.

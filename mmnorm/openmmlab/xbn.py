@@ -38,7 +38,7 @@ class XBN:
 
     def train(self, mode=True):
         if mode and self.norm_eval and any(isinstance(m, _BatchNorm) and not _frozen(m) for m in self.modules()):
-            warn_once(f'{type(self).__name__} has norm_eval=True: its BNs normalise by running statistics that never '
+            warn_once(f'{type(self).__name__} has norm_eval=True: its BNs normalize by running statistics that never '
                       'change, only their gamma and beta and the batch-free layers train. That is meant for weights '
                       'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); to say that '
                       "it is meant set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py).")

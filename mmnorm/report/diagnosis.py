@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from mmnorm.files import write_text
 
 from .page import make_environment
-from .plots import COLOURS, STYLE, as_svg
+from .plots import COLORS, STYLE, as_svg
 
 NAMES = {'as it is': 'As it is', 'recollect': 'Recollected statistics', 'evalnorm_offline': 'EvalNorm, estimated',
          'evalnorm_rule': 'EvalNorm, 1/B²'}
-CURVE_COLOURS = {
-    'training, by batch statistics': COLOURS[0],
-    'evaluation of training images': COLOURS[1],
-    'evaluation of training images, EvalNorm': COLOURS[2],
-    'evaluation of test images': COLOURS[3],
+CURVE_COLORS = {
+    'training, by batch statistics': COLORS[0],
+    'evaluation of training images': COLORS[1],
+    'evaluation of training images, EvalNorm': COLORS[2],
+    'evaluation of test images': COLORS[3],
 }
 WORST_LAYERS = 10
 
@@ -63,10 +63,10 @@ def draw_depth(layers):
         figure = Figure(figsize=(10.8, 6.2), layout='constrained')
         grid = figure.subplots(2, 2, sharex=True)
         for axes, (title, own, domain, unit) in zip(grid.flat, panels):
-            axes.plot(depth, layers[own], 'o-', markersize=3, color=COLOURS[0],
+            axes.plot(depth, layers[own], 'o-', markersize=3, color=COLORS[0],
                       label='running statistics to test images')
             if domain:
-                axes.plot(depth, layers[domain].astype(float), 's--', markersize=2.5, linewidth=1, color=COLOURS[1],
+                axes.plot(depth, layers[domain].astype(float), 's--', markersize=2.5, linewidth=1, color=COLORS[1],
                           label='training images to test images')
             axes.set(title=title, ylabel=unit, ylim=(0, None))
             mark_parts(axes, list(layers['part']))
@@ -104,14 +104,14 @@ def draw_channels(result):
         for axes, panel in zip(grid.flat, panels):
             handles['standard normal'], = axes.plot(edges, normal, color='#b5bac1', linewidth=1, linestyle=':')
             for title, density in panel['curves'].items():
-                handles[title], = axes.plot((edges[:-1] + edges[1:]) / 2, density, color=CURVE_COLOURS[title],
+                handles[title], = axes.plot((edges[:-1] + edges[1:]) / 2, density, color=CURVE_COLORS[title],
                                             linewidth=1.4)
             axes.set(title=f'{panel["layer"]}\nchannel {panel["channel"]}', yticks=[])
             axes.title.set_fontsize(9)
         for axes in list(grid.flat)[len(panels):]:
             axes.axis('off')
         for axes in grid[-1]:
-            axes.set_xlabel('normalised activation')
+            axes.set_xlabel('normalized activation')
         figure.legend(handles.values(), handles, loc='outside upper left', ncols=3)
         return as_svg(figure)
 
@@ -128,7 +128,7 @@ def draw_evalnorm(values, parts):
         figure = Figure(figsize=(10.8, 2.8), layout='constrained')
         axes = figure.subplots()
         for index, (key, title) in enumerate((('alpha', 'α, estimated'), ('beta', 'β, estimated'))):
-            axes.plot(depth, [v[key] for v in values.values()], 'o-', markersize=3, color=COLOURS[index], label=title)
+            axes.plot(depth, [v[key] for v in values.values()], 'o-', markersize=3, color=COLORS[index], label=title)
         rule = [np.nan if not v['batch_size'] else v['batch_size']**-2 for v in values.values()]
         axes.step(depth, rule, where='mid', color='#8a9099', linewidth=1, linestyle='--', label='the rule, 1/B²')
         axes.set(ylim=(0, None), xlabel='Norm layer, by depth')
@@ -152,7 +152,7 @@ def draw_perturbation(curves):
                                   for found in curve['metrics']]).groupby('delta')
             for index, key in enumerate(table.mean()):
                 axes.errorbar(table.mean().index, table.mean()[key], table.std()[key].fillna(0), marker='o',
-                              markersize=3.5, capsize=2, color=COLOURS[index % len(COLOURS)], label=key)
+                              markersize=3.5, capsize=2, color=COLORS[index % len(COLORS)], label=key)
             axes.set(title=f'First {blocks} block{"s" * (blocks > 1)}', xlabel='noise magnitude Δ', ylim=(0, None))
         grid[0].set_ylabel('%, mean and deviation over noise seeds')
         figure.legend(*grid[0].get_legend_handles_labels(), loc='outside upper left', ncols=4)

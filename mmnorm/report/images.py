@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .coco import match_objects
 
-# Of Okabe and Ito's palette, so that colour-blind readers can tell right from wrong.
-OUTCOME_COLOURS = {'object': '#009E73', 'hit': '#0072B2', 'false': '#D55E00', 'missed': '#F0E442'}
+# Of Okabe and Ito's palette, so that color-blind readers can tell right from wrong.
+OUTCOME_COLORS = {'object': '#009E73', 'hit': '#0072B2', 'false': '#D55E00', 'missed': '#F0E442'}
 SIDE = 420  # pixels of a picture's longer side: small images are enlarged by a whole number, large ones shrunk
 FONT_SIZE = 17
 MASK_OPACITY = 0.4
@@ -118,7 +118,7 @@ def draw_objects(image, objects):
     Args:
         image (PIL.Image.Image): RGB.
         objects (list[dict]): 'bbox' (x, y, width, height in the image's pixels), 'mask' (bool array of the image's
-            height and width, or None), 'outcome' (a key of ``OUTCOME_COLOURS``) and 'label' (text). Later ones cover
+            height and width, or None), 'outcome' (a key of ``OUTCOME_COLORS``) and 'label' (text). Later ones cover
             earlier ones.
 
     Returns:
@@ -130,30 +130,30 @@ def draw_objects(image, objects):
     picture = image.resize(size, Image.Resampling.LANCZOS)
     for item in objects:
         if item['mask'] is not None:
-            paint_mask(picture, Image.fromarray(item['mask']).resize(size), OUTCOME_COLOURS[item['outcome']])
+            paint_mask(picture, Image.fromarray(item['mask']).resize(size), OUTCOME_COLORS[item['outcome']])
     for item in objects:
-        draw_box(picture, [value * scale for value in item['bbox']], item['label'], OUTCOME_COLOURS[item['outcome']])
+        draw_box(picture, [value * scale for value in item['bbox']], item['label'], OUTCOME_COLORS[item['outcome']])
     file = io.BytesIO()
     picture.save(file, 'JPEG', quality=85)
     return file.getvalue()
 
 
-def paint_mask(picture, mask, colour):
+def paint_mask(picture, mask, color):
     """Tint the pixels under a mask (mode '1' or 'L', of the picture's size) and draw its contour."""
     mask = mask.convert('L')
     contour = Image.fromarray(np.asarray(mask) - np.asarray(mask.filter(ImageFilter.MinFilter(5))))
-    picture.paste(colour, mask=mask.point(lambda value: int(value * MASK_OPACITY)))
-    picture.paste(colour, mask=contour)
+    picture.paste(color, mask=mask.point(lambda value: int(value * MASK_OPACITY)))
+    picture.paste(color, mask=contour)
 
 
-def draw_box(picture, bbox, label, colour):
+def draw_box(picture, bbox, label, color):
     """Draw a box (x, y, width, height in the picture's pixels) and, on its upper edge, its label."""
     x, y, width, height = bbox
     draw = ImageDraw.Draw(picture)
-    draw.rectangle([x, y, x + width, y + height], outline=colour, width=3)
+    draw.rectangle([x, y, x + width, y + height], outline=color, width=3)
     font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), FONT_SIZE)
     text_width = draw.textlength(label, font)
     left = min(max(x, 0), max(picture.width - text_width - 6, 0))
     top = max(y - FONT_SIZE - 4, 0)
-    draw.rectangle([left, top, left + text_width + 6, top + FONT_SIZE + 4], fill=colour)
-    draw.text((left + 3, top + 1), label, fill='black' if colour == OUTCOME_COLOURS['missed'] else 'white', font=font)
+    draw.rectangle([left, top, left + text_width + 6, top + FONT_SIZE + 4], fill=color)
+    draw.text((left + 3, top + 1), label, fill='black' if color == OUTCOME_COLORS['missed'] else 'white', font=font)

@@ -12,17 +12,17 @@ from matplotlib.lines import Line2D
 from mmnorm.files import write_text
 
 from .page import make_environment
-from .plots import COLOURS, COLUMNS, PANEL, STYLE, add_legend, as_svg
+from .plots import COLORS, COLUMNS, PANEL, STYLE, add_legend, as_svg
 
-NORMALIZERS = ('IN', 'LN', 'BN')  # in COLOURS' order, everywhere on the page
+NORMALIZERS = ('IN', 'LN', 'BN')  # in COLORS' order, everywhere on the page
 MOMENTS = dict(mean='Mean', var='Variance')
 WIDTH = COLUMNS * PANEL[0]  # inches
 MAX_LABELS = 130  # layers, more of which are not named in a plot
 MAX_CHANNEL_PANELS = 6
-RBN_PANELS = {  # title: label, column, colour
-    'Centering calibration': (('$w_m$', 'center_weight', COLOURS[0]), ('$|w_m|$', 'abs_center_weight', COLOURS[1])),
-    'Scaling calibration, weight': (('$w_v$', 'scale_weight', COLOURS[0]), ('$|w_v|$', 'abs_scale_weight', COLOURS[1])),
-    'Scaling calibration, bias': (('$w_b$', 'scale_bias', COLOURS[0]), ),
+RBN_PANELS = {  # title: label, column, color
+    'Centering calibration': (('$w_m$', 'center_weight', COLORS[0]), ('$|w_m|$', 'abs_center_weight', COLORS[1])),
+    'Scaling calibration, weight': (('$w_v$', 'scale_weight', COLORS[0]), ('$|w_v|$', 'abs_scale_weight', COLORS[1])),
+    'Scaling calibration, bias': (('$w_b$', 'scale_bias', COLORS[0]), ),
 }
 
 
@@ -88,7 +88,7 @@ def draw_ratios(rows):
         for (moment, title), axes in zip(MOMENTS.items(), panels):
             ratios = np.array([row[moment] for row in rows])
             for index in range(len(NORMALIZERS)):
-                axes.bar(places, ratios[:, index], 0.86, ratios[:, :index].sum(axis=1), color=COLOURS[index])
+                axes.bar(places, ratios[:, index], 0.86, ratios[:, :index].sum(axis=1), color=COLORS[index])
             axes.set(ylabel=title, ylim=(0, 1))
         if diverge:
             panels[2].bar(places, divergences, 0.86, color='#5b636d')
@@ -107,7 +107,7 @@ def draw_averages(averages):
             ratios = np.array([group[moment] for group in averages.values()])
             for index in range(len(NORMALIZERS)):
                 left = ratios[:, :index].sum(axis=1)
-                bars = axes.barh(labels, ratios[:, index], 0.78, left, color=COLOURS[index])
+                bars = axes.barh(labels, ratios[:, index], 0.78, left, color=COLORS[index])
                 texts = [f'{100 * ratio:.0f}' if ratio > 0.04 else '' for ratio in ratios[:, index]]
                 axes.bar_label(bars, texts, label_type='center', color='white', fontsize=9)
             axes.set(title=title, xlim=(0, 1))
@@ -130,7 +130,7 @@ def draw_hard_ratios(snapshots):
                     picks = row[f'{moment}_pick']
                     axes.bar([place] * len(picks), 0.86 / len(picks), 0.92,
                              [line - 0.43 + 0.86 * group / len(picks) for group in range(len(picks))],
-                             color=[COLOURS[NORMALIZERS.index(pick)] for pick in picks])
+                             color=[COLORS[NORMALIZERS.index(pick)] for pick in picks])
             axes.set_yticks(range(len(snapshots)), [snapshot['name'] for snapshot in snapshots])
             axes.set(ylim=(len(snapshots) - 0.5, -0.5), ylabel=title)
             axes.grid(visible=False)
@@ -141,7 +141,7 @@ def draw_hard_ratios(snapshots):
 
 def draw_dynamics(snapshots):
     """Return the plot (SVG bytes) of SN's ratios over the snapshots, a panel for each part (sn, Fig. 7, 13 and 14)."""
-    curves = [(dict(color=COLOURS[index], linestyle=style), lambda group, m=moment, i=index: group[m][i])
+    curves = [(dict(color=COLORS[index], linestyle=style), lambda group, m=moment, i=index: group[m][i])
               for moment, style in zip(MOMENTS, ('-', '--')) for index in range(len(NORMALIZERS))]
     labels = [f'{name}, {title.lower()}' for title in MOMENTS.values() for name in NORMALIZERS]
     return _draw_over_snapshots(snapshots, 'sn_by_part', curves, labels)
@@ -150,7 +150,7 @@ def draw_dynamics(snapshots):
 def draw_rbn_dynamics(snapshots):
     """Return the plot (SVG bytes) of how large RBN's weights are over the snapshots, a panel for each part."""
     columns = {'$|w_m|$': 'abs_center_weight', '$|w_v|$': 'abs_scale_weight'}
-    curves = [(dict(color=COLOURS[index]), lambda group, c=column: group[c])
+    curves = [(dict(color=COLORS[index]), lambda group, c=column: group[c])
               for index, column in enumerate(columns.values())]
     return _draw_over_snapshots(snapshots, 'rbn_by_part', curves, list(columns))
 
@@ -184,9 +184,9 @@ def draw_rbn(rows):
         figure = Figure(figsize=(WIDTH, 7), layout='constrained')
         panels = figure.subplots(len(RBN_PANELS), 1, sharex=True)
         for axes, (title, curves) in zip(panels, RBN_PANELS.items()):
-            for label, column, colour in curves:
+            for label, column, color in curves:
                 values = [math.nan if row[column] is None else row[column] for row in rows]
-                axes.plot(range(len(rows)), values, marker='o', markersize=3.5, linewidth=1, color=colour, label=label)
+                axes.plot(range(len(rows)), values, marker='o', markersize=3.5, linewidth=1, color=color, label=label)
             axes.set(ylabel=title.replace(', ', ',\n'))
             axes.legend(loc='upper left', ncols=len(curves), bbox_to_anchor=(0, 1), borderaxespad=0.1)
         name_layers(panels, rows)
@@ -202,7 +202,7 @@ def draw_spread(spread, rows):
         styles = []
         for index, stage in enumerate(('before', 'after')):
             low, median, high = np.transpose([np.percentile(spread[row['name']][stage], (10, 50, 90)) for row in rows])
-            styles.append(dict(color=COLOURS[index]))
+            styles.append(dict(color=COLORS[index]))
             axes.fill_between(range(len(rows)), low, high, alpha=0.18, linewidth=0, **styles[-1])
             axes.plot(range(len(rows)), median, marker='o', markersize=3.5, **styles[-1])
         axes.set(ylabel='Standard deviation', ylim=(0, None))
@@ -219,7 +219,7 @@ def draw_channels(spread):
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.4 + 2.3 * rows), layout='constrained')
         grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
-        styles = [dict(color=COLOURS[index]) for index in range(2)]
+        styles = [dict(color=COLORS[index]) for index in range(2)]
         for name, axes in zip(shown, grid):
             order = np.argsort(spread[name]['before'])
             for stage, style in zip(('before', 'after'), styles):

@@ -9,7 +9,7 @@ from mmnorm.files import write_text
 
 from . import tables
 from .coco import evaluate_run
-from .images import OUTCOME_COLOURS, compare_images
+from .images import OUTCOME_COLORS, compare_images
 from .paper import compare_with_papers
 from .plots import Panel, draw_class_ap, draw_curves
 from .runs import COCO_NAMES, SEGMENTATION_METRICS
@@ -46,7 +46,7 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
     images = draw_images(runs, evaluations, num_images, score_thr)
     context = dict(
         runs=runs, results=results, papers=papers, differences=differences, sources=sources, facts=facts,
-        class_ap=class_ap, images=images, score_thr=score_thr, colours=OUTCOME_COLOURS, titles=TITLES, tables=tables,
+        class_ap=class_ap, images=images, score_thr=score_thr, colors=OUTCOME_COLORS, titles=TITLES, tables=tables,
         loss_plot=draw_losses(runs), metric_plot=draw_metrics(runs),
         class_plot=draw_class_ap({TITLES[name]: table for name, table in class_ap.items()}) if class_ap else None)
     environment = make_environment()

@@ -7,8 +7,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; without its yellow and black.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+# Okabe and Ito's palette, which color-blind readers can tell apart; without its yellow and black.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 LINES = ('-', '--', ':')
 STYLE = {
     'font.size': 10,
@@ -53,8 +53,8 @@ class Panel:
 
 
 def line_style(index):
-    """Return colour and line style of a run: solid lines for as long as the colours last, then dashed, then dotted."""
-    return dict(color=COLOURS[index % len(COLOURS)], linestyle=LINES[index // len(COLOURS) % len(LINES)])
+    """Return color and line style of a run: solid lines for as long as the colors last, then dashed, then dotted."""
+    return dict(color=COLORS[index % len(COLORS)], linestyle=LINES[index // len(COLORS) % len(LINES)])
 
 
 def draw_panel(axes, panel):
@@ -111,7 +111,7 @@ def draw_class_ap(tables):
         for axes, (title, table) in zip(grid, tables.items()):
             for index, run in enumerate(table):
                 axes.plot(table[run].reindex(classes), range(len(classes)), 'o', markersize=7,
-                          markeredgecolor='white', color=COLOURS[index % len(COLOURS)])
+                          markeredgecolor='white', color=COLORS[index % len(COLORS)])
             axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(classes) - 0.4))
             axes.set_yticks(range(len(classes)), classes)
         add_legend(figure, list(first))
@@ -119,7 +119,7 @@ def draw_class_ap(tables):
 
 
 def add_legend(figure, names):
-    """Put the runs' names and colours above all panels; one run needs none."""
+    """Put the runs' names and colors above all panels; one run needs none."""
     if len(names) > 1:
         handles = [Line2D([], [], **line_style(index), linewidth=3) for index in range(len(names))]
         figure.legend(handles, names, loc='outside upper left', ncols=min(4, len(names)))

@@ -12,7 +12,7 @@ from .collect import bn_layers, unwrapped
 
 
 def trained_by_batch(model: nn.Module) -> list[str]:
-    """Names of the BN-like layers that normalise by batch statistics when the network trains.
+    """Names of the BN-like layers that normalize by batch statistics when the network trains.
 
     norm_eval, frozen stages and frozen layers keep the others in evaluation mode then: those were trained with the
     running statistics that they have.
@@ -39,11 +39,11 @@ def to_evalnorm(model: nn.Module, names: Collection[str] | None = None) -> list[
 
     Args:
         model (nn.Module): A network.
-        names (collection[str]): Layers to replace. Default None: those that training normalises by batch statistics,
+        names (collection[str]): Layers to replace. Default None: those that training normalizes by batch statistics,
             since the others have no batch size to correct for.
 
     Returns:
-        list[str]: What was replaced; torch's and mmcv's BNs (synchronised ones by SyncEN), none of ours.
+        list[str]: What was replaced; torch's and mmcv's BNs (synchronized ones by SyncEN), none of ours.
 
     Raises:
         ValueError: There is none to replace.

@@ -88,7 +88,7 @@ class Moments:
 
 
 def bn_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a network that normalise by running statistics: torch's, mmcv's and ours.
+    """The layers of a network that normalize by running statistics: torch's, mmcv's and ours.
 
     Args:
         model (nn.Module): Any network, wrapped for several processes or not.

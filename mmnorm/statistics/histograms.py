@@ -1,4 +1,4 @@
-"""Histograms of normalised activations, as evalnorm's Figure 1 compares them between training and evaluation."""
+"""Histograms of normalized activations, as evalnorm's Figure 1 compares them between training and evaluation."""
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ EDGES = torch.linspace(-4, 4, 81)
 
 @contextlib.contextmanager
 def collect_histograms(model: nn.Module, channels: dict[str, int]) -> Iterator[dict[str, Tensor]]:
-    """Count the normalised activations, before gamma and beta, of some channels in the forward passes made inside.
+    """Count the normalized activations, before gamma and beta, of some channels in the forward passes made inside.
 
     Args:
         model (nn.Module): A network; its mode is up to the caller.

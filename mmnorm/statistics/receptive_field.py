@@ -15,7 +15,7 @@ from mmnorm.norms.modes import evaluating
 
 from .collect import unwrapped
 
-# A field is (size, jump): how many pixels an element sees along the width, and how many lie between two neighbours.
+# A field is (size, jump): how many pixels an element sees along the width, and how many lie between two neighbors.
 # None is a tensor of which that cannot be said.
 _PIXEL = (1, 1)
 _TAPS = dict(nearest=1, linear=2, bilinear=2, trilinear=2, bicubic=4)
@@ -32,7 +32,7 @@ def receptive_fields(model: nn.Module, forward: Callable[[nn.Module], Any]) -> d
 
     It is measured on one forward pass, in evaluation mode and without gradients, by following every tensor. A
     convolution or pooling of kernel k, stride s and dilation d turns a field of size r and jump j (pixels between
-    neighbours) into r + (k - 1) d j and j s; interpolation divides the jump, and bilinear one adds a jump to the size;
+    neighbors) into r + (k - 1) d j and j s; interpolation divides the jump, and bilinear one adds a jump to the size;
     pooling over the image, and attention, see the whole image; everything else sees what the largest of its inputs
     does. Statistics that a norm layer takes do not count. Sizes are those along the width.
 

@@ -14,7 +14,7 @@ def recollect(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any, 
               names: Collection[str] | None = None, pooled: bool = True) -> dict[str, Moments]:
     """Replace running statistics by those of some batches, with frozen weights.
 
-    The layers normalise each batch by its own statistics, as in training; everything else evaluates. With training
+    The layers normalize each batch by its own statistics, as in training; everything else evaluates. With training
     data it is sn's batch average, in its pooled form also called precise BN; with data of another domain it is AdaBN.
     It is right for batches and images of any sizes, layers used several times in a pass and empty batches, and for our
     layers, whose running statistics may be those of something else than their input (RBN, BGN). Frozen layers keep

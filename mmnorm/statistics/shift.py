@@ -20,7 +20,7 @@ class Shift:
 
     Attributes:
         mean, var: Expected: of the layer's input over the data (Definition 1). The variance is biased.
-        running_mean, running_var: Estimated: what the layer normalises by.
+        running_mean, running_var: Estimated: what the layer normalizes by.
         eps (float): The layer's.
         count (float): Number of elements behind each expected value.
     """
@@ -43,13 +43,13 @@ class Shift:
 
     @property
     def channel_mu(self) -> Tensor:
-        """(expected - estimated mean) / sqrt(estimated var + eps): the mean of the normalised channel, which training
+        """(expected - estimated mean) / sqrt(estimated var + eps): the mean of the normalized channel, which training
         holds at 0."""
         return (self.mean - self.running_mean) / (self.running_var + self.eps).sqrt()
 
     @property
     def channel_sigma(self) -> Tensor:
-        """(expected - estimated deviation) / sqrt(estimated var + eps): what the deviation of the normalised channel
+        """(expected - estimated deviation) / sqrt(estimated var + eps): what the deviation of the normalized channel
         has beyond the 1 that training holds it at."""
         return (self.var.sqrt() - self.running_var.sqrt()) / (self.running_var + self.eps).sqrt()
 

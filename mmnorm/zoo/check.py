@@ -123,7 +123,7 @@ def count_norms(network):
     Returns:
         dict[str, dict[str, str]]: By part of the network that has any (backbone, neck, decode_head,
         roi_head.bbox_head ...) and by type: '17', or '13 + 4 fixed'. Fixed layers train neither statistics nor
-        parameters; held ones normalise by running statistics and train gamma and beta; those by batch normalise by
+        parameters; held ones normalize by running statistics and train gamma and beta; those by batch normalize by
         batch statistics and train nothing.
     """
     norms = {}

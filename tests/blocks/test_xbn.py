@@ -197,7 +197,7 @@ def test_own_checkpoint_loads_in_silence():
 
 def test_forgotten_norm_eval_is_explained_once():
     backbone = DET.build(XBN_R18)
-    with pytest.warns(UserWarning, match='XBNResNet has norm_eval=True: its BNs normalise by running') as caught:
+    with pytest.warns(UserWarning, match='XBNResNet has norm_eval=True: its BNs normalize by running') as caught:
         backbone.train()
         backbone.train()
     assert len(caught) == 1

@@ -68,7 +68,7 @@ def test_no_shift_if_estimates_are_those_of_the_same_network_on_the_test_set(dig
 
 def test_shift_accumulates_with_bn_and_gn_blocks_it(digits):
     """Section 4.2.1 and 4.2.2, on fewer layers and iterations."""
-    results = {norm: shift.summarise(experiment, [shift.run(experiment, seed, *digits) for seed in (0, 1)])
+    results = {norm: shift.summarize(experiment, [shift.run(experiment, seed, *digits) for seed in (0, 1)])
                for norm in ('BN', 'GNBN')
                for experiment in [shift.Experiment('', norm=norm, train_size=32, layers=8, iterations=20)]}
     bn, gnbn = results['BN'], results['GNBN']

@@ -229,7 +229,7 @@ def test_ibn_fits_the_config_of_its_row_or_not(convert, tmp_path):
                       "stem_channels=8), neck=dict(in_channels=[32, 64, 128, 256]))\n")
     report, _ = convert(ibn_resnet50(), 'IBN', config=str(config))
     assert report.norms['IBN -> IBN'] == 13
-    with pytest.raises(ValueError, match=r'become IBN: BN, which has no instance-normalised half: 6 \(layer3.0.bn1, '):
+    with pytest.raises(ValueError, match=r'become IBN: BN, which has no instance-normalized half: 6 \(layer3.0.bn1, '):
         convert(ibn_resnet50(stages='12'), 'IBN', config=str(config))
 
 
@@ -404,13 +404,13 @@ def test_where_weights_come_from_stays_known(convert, tmp_path):
         assert note['converted_from'] == str(tmp_path / 'source_0.pth')
         assert len(note['through']) == len(files) - 1 and note['whose'].startswith("torchvision's ResNet")
         assert note['licence'] == "if it is torchvision's release: BSD-3-Clause"
-        assert f'  licence: {note["licence"]}' in report.text().splitlines()
+        assert f'  license: {note["licence"]}' in report.text().splitlines()
         said = f"  converted before, from {tmp_path / 'source_0.pth'}: torchvision's ResNet"
         assert (said in report.text()) == (len(files) > 1)
     assert [path.rpartition('_')[2] for path in note['through']] == ['2.pth', '4.pth']
 
 
-@pytest.mark.parametrize('checkpoint, norm, licence', [
+@pytest.mark.parametrize('checkpoint, norm, license', [
     (lambda: resnet50(lambda _, channels: networks.sn_tensors(channels)), 'SN', 'that of its source, which the file '),
     (lambda: {key.replace('bn', 'sn'): value for key, value in resnet50(
         lambda _, channels: networks.sn_tensors(channels)).items()}, 'SN', "if it is the authors' release: CC-BY-NC"),
@@ -421,8 +421,8 @@ def test_where_weights_come_from_stays_known(convert, tmp_path):
     (lambda: resnet50(lambda name, channels: {} if name.endswith('.bn2') else networks.bn_tensors(channels)), 'XBN',
      "if it is the authors' release: they state none"),
 ], ids=['ours', 'sn', 'rbn', 'ibn', 'xbn', 'xbn, IN'])
-def test_licences_are_conditional(convert, checkpoint, norm, licence):
-    assert f'\n  licence: {licence}' in convert(checkpoint(), norm)[0].text()
+def test_licenses_are_conditional(convert, checkpoint, norm, license):
+    assert f'\n  license: {license}' in convert(checkpoint(), norm)[0].text()
 
 
 @pytest.mark.parametrize('layout, says', [

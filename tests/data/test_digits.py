@@ -194,10 +194,10 @@ def test_panoptic_segments_are_the_instances_and_the_background(root, split, fol
 
 def test_segment_ids_fill_all_three_bytes():
     sample = digits.DigitsPainter(SMALL, 'train').draw(0)
-    segments, colours = digits._segments(sample, 70000)
-    decoded = colours.astype(int) @ (1, 256, 65536)
+    segments, colors = digits._segments(sample, 70000)
+    decoded = colors.astype(int) @ (1, 256, 65536)
     assert {segment['id'] for segment in segments} == set(np.unique(decoded)) - {0}
-    assert (colours[decoded > 0] > 0).all()  # 70000 = 112 + 256 * 17 + 65536
+    assert (colors[decoded > 0] > 0).all()  # 70000 = 112 + 256 * 17 + 65536
 
 
 def test_panoptic_layout_alone_brings_its_images(root, tmp_path):

@@ -68,5 +68,5 @@ def test_norms_and_dropout_keep_their_modes():
 
 
 def test_mixed_sources_are_refused():
-    with pytest.raises(ValueError, match='labelled and unlabelled'):
+    with pytest.raises(ValueError, match='labeled and unlabeled'):
         training_batches(dict(sampler=dict(type='GroupMultiSourceSampler'), dataset={}), 3)

@@ -124,7 +124,7 @@ def test_both_metrics_in_one_evaluation(digits, cfg, network, monkeypatch):
             scores=torch.ones(len(truth.gt_instances)),
             masks=torch.from_numpy(truth.gt_instances.masks.masks).bool())
         semantic = torch.stack([truth.gt_sem_seg.sem_seg[0] == label for label in (10, 11)]).float()
-        maps = torch.cat([semantic, torch.full((1, SIDE, SIDE), 0.5)])  # the third: things, and unlabelled
+        maps = torch.cat([semantic, torch.full((1, SIDE, SIDE), 0.5)])  # the third: things, and unlabeled
         monkeypatch.setattr(network.roi_head, 'predict', lambda *args, found=found, **kwargs: [found])
         monkeypatch.setattr(network.semantic_head, 'predict', lambda *args, maps=maps, **kwargs: [maps])
         with torch.no_grad():

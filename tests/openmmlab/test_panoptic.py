@@ -13,11 +13,11 @@ from mmnorm.openmmlab.panoptic import PQStat, id2rgb, rgb2id
 CATEGORIES = {1: dict(isthing=1), 2: dict(isthing=1), 7: dict(isthing=0), 9: dict(isthing=0)}
 
 
-def test_ids_and_colours():
+def test_ids_and_colors():
     ids = np.array([[0, 255, 256], [65535, 65536, 256**3 - 1]])
-    colours = id2rgb(ids)
-    assert colours.dtype == np.uint8 and colours[1, 1].tolist() == [0, 0, 1] and colours[0, 2].tolist() == [0, 1, 0]
-    assert np.array_equal(rgb2id(colours), ids)
+    colors = id2rgb(ids)
+    assert colors.dtype == np.uint8 and colors[1, 1].tolist() == [0, 0, 1] and colors[0, 2].tolist() == [0, 1, 0]
+    assert np.array_equal(rgb2id(colors), ids)
     assert rgb2id([1, 2, 3]) == 1 + 2 * 256 + 3 * 65536
 
 
@@ -42,7 +42,7 @@ def test_quality_is_kirillovs_equation():
 
 @pytest.mark.parametrize('own_files', [False, True])
 def test_mmdets_metric(tmp_path, own_files):
-    """A thing found with IoU 3/4, one taken for the other class, stuff with IoU 2/3; unlabelled pixels do not count."""
+    """A thing found with IoU 3/4, one taken for the other class, stuff with IoU 2/3; unlabeled pixels do not count."""
     from mmdet.evaluation import INSTANCE_OFFSET, CocoPanopticMetric
     truth = np.zeros((6, 6), int)
     truth[:2] = 301  # 12 pixels of stuff
@@ -58,7 +58,7 @@ def test_mmdets_metric(tmp_path, own_files):
     predicted[0, 2:] = 3  # 4 of 12 pixels of stuff are missed
     predicted[2:4, :4], predicted[4:, :4] = INSTANCE_OFFSET, 2 * INSTANCE_OFFSET
     predicted[2, :2] = 3
-    predicted[2:, 4:] = 2  # over unlabelled pixels
+    predicted[2:, 4:] = 2  # over unlabeled pixels
 
     prefix = str(tmp_path / 'own') if own_files else None
     metric = CocoPanopticMetric(

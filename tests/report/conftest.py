@@ -11,7 +11,7 @@ from mmnorm.report import load_run, write_report
 
 HEIGHT, WIDTH, NUM_IMAGES, EPOCH_LENGTH = 64, 96, 6, 25
 CLASSES = ('cup', 'red & $x$', '<script>document.title="owned"</script>')
-COLOURS = ((250, 200, 20), (230, 30, 40), (255, 0, 255))
+COLORS = ((250, 200, 20), (230, 30, 40), (255, 0, 255))
 CONFIG = '''
 # <script>document.title = "owned by a comment"</script>
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
@@ -36,7 +36,7 @@ def encode(x, y, width, height):
 
 @pytest.fixture(scope='session')
 def data_root(tmp_path_factory):
-    """The folder of a data set: six images of coloured rectangles, 'small' and 'medium' in COCO's terms."""
+    """The folder of a data set: six images of colored rectangles, 'small' and 'medium' in COCO's terms."""
     root = tmp_path_factory.mktemp('data')
     (root / 'images').mkdir()
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def data_root(tmp_path_factory):
             x, y = 32 * slot + int(rng.integers(0, 5)), int(rng.integers(0, 20))
             width, height = int(rng.integers(12, 27)), int(rng.integers(12, 44))
             category = int(rng.integers(0, 3))
-            pixels[y:y + height, x:x + width] = COLOURS[category]
+            pixels[y:y + height, x:x + width] = COLORS[category]
             annotations.append(dict(id=len(annotations) + 1, image_id=image_id, category_id=category + 1, iscrowd=0,
                                     bbox=[x, y, width, height], area=width * height,
                                     segmentation=encode(x, y, width, height)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import COLOURS
+from .conftest import COLORS
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
@@ -23,9 +23,9 @@ def browse(page, profile, *flags):
     return done.stdout
 
 
-def count_pixels(picture, colour):
-    """Count the pixels of about a colour."""
-    return int((np.abs(picture - np.array(colour)).max(axis=2) < 12).sum())
+def count_pixels(picture, color):
+    """Count the pixels of about a color."""
+    return int((np.abs(picture - np.array(color)).max(axis=2) < 12).sum())
 
 
 def test_page_is_shown(two_runs, tmp_path):
@@ -42,5 +42,5 @@ def test_plots_and_pictures_are_painted(two_runs, tmp_path):
     picture = np.asarray(Image.open(screenshot).convert('RGB')).astype(int)
     assert count_pixels(picture, (0, 114, 178)) > 2000  # the first run's curves
     assert count_pixels(picture, (213, 94, 0)) > 2000  # the second run's
-    for colour in COLOURS:  # the objects of the test images; yellow, red and magenta are nowhere else on the page
-        assert count_pixels(picture, colour) > 500
+    for color in COLORS:  # the objects of the test images; yellow, red and magenta are nowhere else on the page
+        assert count_pixels(picture, color) > 500

@@ -21,7 +21,7 @@ def layer(name, part, by_batch=True, size=0.2):
 
 RESULT = dict(
     config='c.py', checkpoint='<b>k</b>.pth', command='tools/diagnose.py c.py', date='2026-01-01', device='a CPU',
-    versions=dict(torch='2'), seed=0, batches=10, batch_size=2, notes=['Its training <i>synchronised</i> BN.'],
+    versions=dict(torch='2'), seed=0, batches=10, batch_size=2, notes=['Its training <i>synchronized</i> BN.'],
     failed=dict(evalnorm_offline='reasons'), norms=dict(BatchNorm2d=3), trained_by_batch=2, not_run=['head.bn'],
     metrics={}, headline={'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.5}, 'evalnorm_rule': {'mIoU': math.nan}},
     layers=[dict(layer('input', 'input', False), type='input'), layer('backbone.bn1', 'backbone.stem'),
@@ -39,7 +39,7 @@ def test_page_says_what_was_found(tmp_path):
     page = write_diagnosis(RESULT, tmp_path).read_text()
     assert [path.name for path in tmp_path.iterdir()] == ['diagnosis.html']
     for text in ('Recollect &lt;them&gt;.', 'It is the data.', 'recollect &#39;k.pth&#39;', '31.5', '+1.5',
-                 '2 of them trained by batch statistics', 'Its training &lt;i&gt;synchronised&lt;/i&gt; BN.',
+                 '2 of them trained by batch statistics', 'Its training &lt;i&gt;synchronized&lt;/i&gt; BN.',
                  'EvalNorm, estimated was not possible: reasons.', 'No test image reached head.bn',
                  '3: −0.70, +0.20', '<title>Diagnosis: &lt;b&gt;k&lt;/b&gt;.pth'):
         assert text in page, text

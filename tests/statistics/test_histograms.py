@@ -1,4 +1,4 @@
-"""Normalised activations of single channels (evalnorm, Figure 1)."""
+"""Normalized activations of single channels (evalnorm, Figure 1)."""
 import torch
 from torch import nn
 

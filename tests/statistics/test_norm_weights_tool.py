@@ -13,7 +13,7 @@ from mmnorm.engine import networks, read_checkpoint
 from mmnorm.engine.networks import build_network, read_config
 from mmnorm.norms import SN, harden, ratios
 from mmnorm.report.learned import finite, write_weights
-from mmnorm.report.plots import COLOURS
+from mmnorm.report.plots import COLORS
 from mmnorm.statistics.learned import measure_spread, norm_weights
 from tests.report.test_report_browser import BROWSER, browse, count_pixels
 
@@ -92,8 +92,8 @@ def test_sn_page_and_tables(main, network, tmp_path, capsys):
     screenshot = tmp_path / 'page.png'
     browse(page, tmp_path / 'profile', f'--screenshot={screenshot}', '--window-size=1280,3500')
     picture = np.asarray(Image.open(screenshot).convert('RGB')).astype(int)
-    for colour in COLOURS[:3]:  # IN, LN and BN
-        assert count_pixels(picture, [int(colour[at:at + 2], 16) for at in (1, 3, 5)]) > 20000
+    for color in COLORS[:3]:  # IN, LN and BN
+        assert count_pixels(picture, [int(color[at:at + 2], 16) for at in (1, 3, 5)]) > 20000
 
 
 def test_rbn_page_with_spread(main, network, tmp_path):

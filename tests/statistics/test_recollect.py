@@ -14,7 +14,7 @@ LEARNING = [cfg for cfg in BN_LIKE if cfg['type'] != 'FrozenBN' and build(cfg).r
 
 
 def by_batch(model, data):
-    """What each BN gets when every BN normalises by batch statistics: a list of (elements, channels) by layer."""
+    """What each BN gets when every BN normalizes by batch statistics: a list of (elements, channels) by layer."""
     seen = {name: [] for name in bn_layers(model)}
     for name, layer in bn_layers(model).items():
         layer.register_forward_pre_hook(lambda m, args, name=name: seen[name].append(
@@ -27,7 +27,7 @@ def by_batch(model, data):
 
 
 class Small(nn.Module):
-    """Two norms behind each other: the second one depends on how the first one normalises."""
+    """Two norms behind each other: the second one depends on how the first one normalizes."""
 
     def __init__(self, cfg):
         super().__init__()

@@ -15,7 +15,7 @@ custom_imports = dict(imports=['mmnorm', 'rank_weights'], allow_failed_imports=F
 custom_hooks = [dict(type='SaveRankWeights')]
 """
 
-# FCOS averages its losses over the positives of all ranks; Mask R-CNN's are normalised by each rank's own, and its
+# FCOS averages its losses over the positives of all ranks; Mask R-CNN's are normalized by each rank's own, and its
 # samplers draw at random, so that one and two processes differ by design there.
 ONE_STEP = HOOK + """
 model = dict(

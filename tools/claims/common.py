@@ -27,9 +27,9 @@ PALETTE = 48  # the most frequent colors of a plot, which all of its pixels take
 
 
 def load_digits():
-    """Return scikit-learn's scanned digits: images (1797, 1, 8, 8), the grey values over 16, and labels (1797,).
+    """Return scikit-learn's scanned digits: images (1797, 1, 8, 8), the gray values over 16, and labels (1797,).
 
-    They are in [0, 1] and not standardised, for all arms of all experiments.
+    They are in [0, 1] and not standardized, for all arms of all experiments.
     """
     from sklearn.datasets import load_digits as load
     found = load()

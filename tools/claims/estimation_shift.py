@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 
 # first of ours: it puts the checkout on the path
 from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_png, write_results
-from mmnorm.report.plots import COLOURS
+from mmnorm.report.plots import COLORS
 from mmnorm.statistics import measure_shift
 
 NAME = 'estimation_shift'
@@ -39,7 +39,7 @@ SHOWN_SIZE = 128  # whose shifts are drawn over iterations
 EARLY, LATE = 30, 10  # iterations: "the first 30 epochs" of Section 4.2.1, and the last ones
 # The iterations after which shifts are measured: densely while they change fast
 MEASURED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, 40, 50, 60, 70, 80, 90, 100, 110, 120)
-DEPTHS = matplotlib.colormaps['viridis_r']  # colours of layers: light ones are low
+DEPTHS = matplotlib.colormaps['viridis_r']  # colors of layers: light ones are low
 LABELS = dict(mu='ESM of μ', sigma='ESM of σ')
 
 
@@ -52,7 +52,7 @@ class Experiment:
         norm: 'BN', 'GNBN' or 'none'.
         train_size: Digits in the training set; None means all, the test set itself.
         network: 'mlp' or 'cnn'.
-        layers: Number of normalised layers; a linear classifier follows.
+        layers: Number of normalized layers; a linear classifier follows.
         lr: Learning rate.
         alpha: Update factor of the running statistics (Eq. 3): torch's momentum.
         groups: Of the GNs of GNBN.
@@ -87,7 +87,7 @@ APPENDIX = {
 SETUP_TWO = {f'{norm.lower()}_{size}': Experiment(figure, norm=norm, train_size=size)
              for norm, figure in (('BN', 'Figure 3'), ('GNBN', 'Figure 5')) for size in TRAIN_SIZES}
 # Section 4.2.1 names one network without BN. Without norms these 20 layers do not learn by the recipe of the others
-# (chance level after 80 iterations), so this arm has its own: He's initialisation, 1,000 iterations at 0.02.
+# (chance level after 80 iterations), so this arm has its own: He's initialization, 1,000 iterations at 0.02.
 NO_NORM = {f'none_{size}': Experiment('Section 4.2.1', norm='none', train_size=size, lr=0.02, iterations=1000)
            for size in TRAIN_SIZES}
 EXPERIMENTS = SETUP_ONE | APPENDIX | SETUP_TWO | NO_NORM
@@ -139,7 +139,7 @@ def error(logits, labels):
 
 @torch.no_grad()
 def error_by_batch(network, images, labels):
-    """Error in training mode: all BNs normalise by the statistics of these images. The network stays as it is."""
+    """Error in training mode: all BNs normalize by the statistics of these images. The network stays as it is."""
     return error(copy.deepcopy(network).train()(images), labels)
 
 
@@ -162,7 +162,7 @@ def run(experiment, seed, images, labels):
 
     Args:
         experiment (Experiment): What to train.
-        seed (int): Of the initialisation and of the choice of the training set, of which smaller ones are parts.
+        seed (int): Of the initialization and of the choice of the training set, of which smaller ones are parts.
         images (Tensor): (N, 1, H, W), the test set.
         labels (Tensor): (N, ).
 
@@ -171,7 +171,7 @@ def run(experiment, seed, images, labels):
         weights, in percent. Over the ``measured`` iterations: ``esm_mu`` and ``esm_sigma`` (iterations, BN layers). At
         the end: ``layers``, the numbers of the BN layers, their ``relative_sigma`` and ``train_set_sigma`` (the
         ESM_sigma if the training set stood in for the test set), ``input_sigma`` of layer 0, and ``batch_error``, the
-        test error when the BNs normalise by the test set's own statistics. A network without norms has the final
+        test error when the BNs normalize by the test set's own statistics. A network without norms has the final
         errors only.
     """
     if experiment.network == 'mlp':
@@ -213,7 +213,7 @@ def run(experiment, seed, images, labels):
         batch_error=error_by_batch(network, images, labels))
 
 
-def summarise(experiment, runs):
+def summarize(experiment, runs):
     """Mean and deviation over seeds of what :func:`run` returns.
 
     Returns:
@@ -266,19 +266,19 @@ def describe(setting):
     return text
 
 
-def draw_errors(axes, result, colour, label):
+def draw_errors(axes, result, color, label):
     """Test error over iterations with a band, training error dotted."""
     mean, std = (np.array(result['test_error'][key]) for key in ('mean', 'std'))
     iterations = range(1, len(mean) + 1)
-    axes.fill_between(iterations, np.maximum(mean - std, 0), mean + std, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(iterations, mean, color=colour, label=label)
-    axes.plot(iterations, result['train_error']['mean'], color=colour, linestyle=':')
+    axes.fill_between(iterations, np.maximum(mean - std, 0), mean + std, color=color, alpha=0.15, linewidth=0)
+    axes.plot(iterations, mean, color=color, label=label)
+    axes.plot(iterations, result['train_error']['mean'], color=color, linestyle=':')
     axes.set(ylabel='Error (%)', ylim=(0, None))
     set_iterations(axes, len(mean))
 
 
 def draw_shifts(axes, result, statistic):
-    """ESM over iterations, a line for each BN layer, coloured by its depth."""
+    """ESM over iterations, a line for each BN layer, colored by its depth."""
     for number, curve in zip(result['layers'], np.transpose(result[f'esm_{statistic}'])):
         axes.plot(result['measured'], curve, color=DEPTHS(number / Experiment.layers), linewidth=1.1)
     axes.set(ylabel=LABELS[statistic])
@@ -293,10 +293,10 @@ def set_iterations(axes, last):
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_by_depth(axes, result, colour, label):
+def draw_by_depth(axes, result, color, label):
     """ESM of the deviation at the end by layer, the input (layer 0) included."""
     mean, std = (np.array([result['input_sigma'][key], *result['esm_sigma_end'][key]]) for key in ('mean', 'std'))
-    axes.errorbar([0, *result['layers']], mean, std, marker='o', markersize=3, elinewidth=1, color=colour, label=label)
+    axes.errorbar([0, *result['layers']], mean, std, marker='o', markersize=3, elinewidth=1, color=color, label=label)
     axes.set(xlabel='Layer (0: the input)', ylabel=LABELS['sigma'])
     axes.xaxis.set_major_locator(MultipleLocator(5))
 
@@ -309,7 +309,7 @@ def share_scale(panels):
 
 
 def add_depth_scale(figure, panels):
-    """Show the colours of the layers beside some panels."""
+    """Show the colors of the layers beside some panels."""
     scale = ScalarMappable(Normalize(0, Experiment.layers), DEPTHS)
     bar = figure.colorbar(scale, ax=panels, label='Layer', ticks=MultipleLocator(5), fraction=0.02, pad=0.01)
     bar.outline.set_visible(False)
@@ -319,7 +319,7 @@ def draw_setup_one(figure, results, same_scale):
     """A row for each experiment: errors, ESM of the mean and of the deviation, as in Figures 2, 4 and A1 to A7."""
     grid = figure.subplots(len(results), 3, squeeze=False)
     for row, result in zip(grid, results):
-        draw_errors(row[0], result, COLOURS[0], 'test, evaluation mode')
+        draw_errors(row[0], result, COLORS[0], 'test, evaluation mode')
         row[0].set_title(describe(result['setting']))
         for axes, statistic in zip(row[1:], LABELS):
             draw_shifts(axes, result, statistic)
@@ -327,7 +327,7 @@ def draw_setup_one(figure, results, same_scale):
     if same_scale:
         for column in grid.T:
             share_scale(column)
-    lines = [Line2D([], [], color=COLOURS[0], linestyle=style) for style in ('-', ':')]
+    lines = [Line2D([], [], color=COLORS[0], linestyle=style) for style in ('-', ':')]
     figure.legend(lines, ['test error, evaluation mode', 'training error, training mode'], loc='outside upper left',
                   ncols=2)
     add_depth_scale(figure, grid)
@@ -336,20 +336,20 @@ def draw_setup_one(figure, results, same_scale):
 def draw_setup_two(figure, results):
     """Errors and ESM by layer and by size of the training set, as in Figures 3 and 5."""
     (errors, *by_depth), (final, *over_iterations) = grid = figure.subplots(2, 3)
-    for size, colour in zip(TRAIN_SIZES, COLOURS):
-        draw_errors(errors, results[f'bn_{size}'], colour, f'{size:,}')
+    for size, color in zip(TRAIN_SIZES, COLORS):
+        draw_errors(errors, results[f'bn_{size}'], color, f'{size:,}')
         for norm, axes in zip(('bn', 'gnbn'), by_depth):
-            draw_by_depth(axes, results[f'{norm}_{size}'], colour, f'{size:,}')
+            draw_by_depth(axes, results[f'{norm}_{size}'], color, f'{size:,}')
     errors.set_title('Figure 3 (a): BN; dotted: training')
     by_depth[0].set_title('Figure 3 (b): BN, at the end')
     by_depth[1].set_title('Figure 5 (a): GNBN, at the end')
     by_depth[1].legend(title='Training digits', ncols=2)
 
     for prefix, key, label, style in (
-            ('bn', 'test_error_end', 'BN', dict(color=COLOURS[0])),
-            ('bn', 'batch_error_end', "BN by the test set's statistics", dict(color=COLOURS[0], linestyle=':')),
-            ('gnbn', 'test_error_end', 'GNBN', dict(color=COLOURS[1])),
-            ('none', 'test_error_end', 'no norm (recipe of its own)', dict(color=COLOURS[3], linestyle='--'))):
+            ('bn', 'test_error_end', 'BN', dict(color=COLORS[0])),
+            ('bn', 'batch_error_end', "BN by the test set's statistics", dict(color=COLORS[0], linestyle=':')),
+            ('gnbn', 'test_error_end', 'GNBN', dict(color=COLORS[1])),
+            ('none', 'test_error_end', 'no norm (recipe of its own)', dict(color=COLORS[3], linestyle='--'))):
         values = [results[f'{prefix}_{size}'][key] for size in TRAIN_SIZES]
         final.errorbar(TRAIN_SIZES, [value['mean'] for value in values], [value['std'] for value in values],
                        marker='o', markersize=3.5, elinewidth=1, capsize=2, label=label, **style)
@@ -385,7 +385,7 @@ def main(argv=None):
         results = {}
         for name, experiment in experiments.items():
             start = time.perf_counter()
-            results[name] = summarise(experiment, [run(experiment, seed, images, labels) for seed in args.seeds])
+            results[name] = summarize(experiment, [run(experiment, seed, images, labels) for seed in args.seeds])
             test_error = results[name]['test_error_end']
             print(f'{name:9} test error {test_error["mean"]:5.2f} +- {test_error["std"]:.2f} %, '
                   f'{time.perf_counter() - start:.0f} s', flush=True)

@@ -3,7 +3,7 @@
 
 - Paper evalnorm, Table 1: normalization batches of 2, 4 and 8 images, the same SGD batch of 8 for all.
 - Table 2 (d): the SGD batch is the normalization batch, and the learning rate follows it. One detector, trained from
-  scratch with a batch of 8, initialises the weights and BN's statistics of every arm; both train.
+  scratch with a batch of 8, initializes the weights and BN's statistics of every arm; both train.
 - Figure 3: alpha and beta of each layer.
 
 EN trains as BN does, to the bit, so that one training serves all its evaluations: EMA (alpha = beta = 0, BN's own),
@@ -30,7 +30,7 @@ from matplotlib.container import BarContainer
 
 # first of ours: it puts the checkout on the path
 from common import RESULTS, ROOT, THREADS, write_png
-from mmnorm.report.plots import COLOURS
+from mmnorm.report.plots import COLORS
 
 CONFIG = ROOT / 'configs/faster_rcnn_en_r50_digits.py'
 # Images per SGD batch and per normalization batch
@@ -221,7 +221,7 @@ def print_table(trainings):
 
 def draw_ap(figure, trainings):
     """Draw AP of EMA and EN by normalization batch, and what each evaluation has over EMA's of the same training."""
-    colors = dict(zip(KINDS, ('#8a9099', *COLOURS)))
+    colors = dict(zip(KINDS, ('#8a9099', *COLORS)))
     seeds = len({row['seed'] for row in trainings})
     grid = figure.subplots(2, len(TABLES), sharex=True, sharey='row', height_ratios=(2, 3))
     for (top, bottom), (title, arms) in zip(grid.T, TABLES.items()):
@@ -259,7 +259,7 @@ def draw_layers(figure, trainings):
     grid = figure.subplots(2, len(TABLES), sharex=True, sharey=True)
     for column, (title, arms) in zip(grid.T, TABLES.items()):
         for axes, symbol in zip(column, ('alpha', 'beta')):
-            for arm, color in zip(arms, COLOURS):
+            for arm, color in zip(arms, COLORS):
                 rows = [row['layers'] for row in trainings if row['arm'] == arm]
                 for kind, style in (('online', {}), ('offline', dict(alpha=0.45, linewidth=1))) if rows else ():
                     values = [statistics.mean(row[name][kind][symbol] for row in rows) for name in names]

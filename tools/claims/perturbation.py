@@ -65,7 +65,7 @@ def build_classifier(norm_cfg):
     backbone = ResNet(**options) if norm_cfg is None else XBNResNet(xbn=dict(norm_cfg=norm_cfg), **options)
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel('WARNING')  # a line for each initialised parameter otherwise
+    logger.setLevel('WARNING')  # a line for each initialized parameter otherwise
     backbone.init_weights()
     logger.setLevel(level)
     return Classifier(backbone).to(memory_format=torch.channels_last)  # a third faster on a CPU
@@ -81,7 +81,7 @@ def load_data():
 
 
 def train(norm_cfg, seed, images, labels, lr, momentum, weight_decay, batch_size, epochs):
-    """Train a classifier by SGD under a one-cycle schedule; the seed is that of initialisation and order of images."""
+    """Train a classifier by SGD under a one-cycle schedule; the seed is that of initialization and order of images."""
     torch.manual_seed(seed)
     model = build_classifier(norm_cfg).train()
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
@@ -129,7 +129,7 @@ def accuracy_under_noise(model, blocks, deltas, noise_seeds, images, labels):
     return found
 
 
-def summarise(values):
+def summarize(values):
     """Aggregate accuracies (networks, deltas); the first delta is 0.
 
     Returns:
@@ -151,7 +151,7 @@ def run(seeds, deltas, noise_seeds, recipe, data, blocks=tuple(BLOCKS)):
         blocks (iterable[int]): How many blocks are disturbed.
 
     Returns:
-        dict: By arm and number of blocks, what :func:`summarise` returns.
+        dict: By arm and number of blocks, what :func:`summarize` returns.
     """
     images, labels, *test = data
     results = {}
@@ -162,7 +162,7 @@ def run(seeds, deltas, noise_seeds, recipe, data, blocks=tuple(BLOCKS)):
             model = train(norm_cfg, seed, images, labels, **recipe)
             for number in blocks:
                 found[number].append(accuracy_under_noise(model, number, deltas, noise_seeds, *test))
-        results[arm] = {str(number): summarise(values) for number, values in found.items()}
+        results[arm] = {str(number): summarize(values) for number, values in found.items()}
         print(f'{arm:7} accuracy by noise magnitude, {time.perf_counter() - start:.0f} s')
         for number, values in results[arm].items():
             print(f'{number:>3} blocks  {values["accuracy"]["mean"]}', flush=True)
