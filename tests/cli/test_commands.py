@@ -8,7 +8,7 @@ import pytest
 
 import mmnorm
 from mmnorm import cli
-from tests.conftest import ROOT, command, environment
+from tests.processes import ROOT, command, environment
 
 DOORS = dict(train='train.py', test='test.py', report='report.py', diagnose='diagnose.py',
              statistics='bn_statistics.py', weights='norm_weights.py', zoo='zoo.py',

@@ -2,7 +2,7 @@
 import pytest
 
 from mmnorm.cli import main
-from tests.conftest import ROOT
+from tests.processes import ROOT
 
 
 @pytest.fixture
