@@ -28,7 +28,7 @@ setup(
     entry_points={'console_scripts': ['mmnorm = mmnorm.cli:main']},
     install_requires=['torch>=2.5', 'numpy'],
     extras_require={
-        'lint': ['ruff>=0.9', 'mypy>=1.14', 'pre-commit'],
+        'lint': ['ruff==0.17.6', 'mypy==2.4.1', 'pre-commit'],  # what a formatter does differs between versions
         'onedl': [
             'onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2'
         ],

@@ -74,7 +74,7 @@ def main(argv=None):
     parser.add_argument('--env', type=Path, default=ROOT / '.venv',
                         help='folder; an environment made here for another set or PyTorch is replaced (default: .venv)')
     parser.add_argument('--set', choices=sorted(MMCV), default='onedl', help='OpenMMLab packages (default: onedl)')
-    parser.add_argument('--extras', default='demo,test', help="more of setup.py's extras (default: demo,test)")
+    parser.add_argument('--extras', default='demo,test,lint', help="more of setup.py's extras (default: %(default)s)")
     parser.add_argument('--torch', default='torch==2.13.0', help='requirement for PyTorch (default: torch==2.13.0)')
     args = parser.parse_args(argv)
     for interruption in (signal.SIGINT, signal.SIGTERM):  # either ends as with Ctrl-C, and the running command with it

@@ -145,7 +145,7 @@ def test_the_steps_in_order(machine):
     assert tools == 'ninja packaging psutil setuptools<81 wheel'
     assert kept.endswith(' onedl-mmcv==2.3.6')
     assert compiled.startswith('--no-deps --force-reinstall ') and compiled.endswith('.whl')
-    assert mmnorm == '-e .[onedl,demo,test]'
+    assert mmnorm == '-e .[onedl,demo,test,lint]'
     assert calls[-1].startswith('-c import cv2, mmcv.ops, mmdet')
     steps = [line for line in machine.capsys.readouterr().out.splitlines() if line.startswith('[')]
     assert [step[:5] for step in steps] == [f'[{n}/6]' for n in range(1, 7)]
