@@ -45,7 +45,7 @@ def shape(text):
     except ValueError:
         values = ()
     if len(values) < 3 or min(values) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no shape; N,C,H,W would do, such as 2,64,200,200')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a shape; use N,C,H,W, such as 2,64,200,200')
     return values
 
 
@@ -283,10 +283,10 @@ def run(args):
     warnings.simplefilter('ignore')
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('--device cuda, but PyTorch sees no GPU here; --device cpu would do')
+        raise ValueError('--device cuda, but PyTorch sees no GPU here; use --device cpu')
     unknown = [name for name in args.norms or () if name not in MODELS.module_dict]
     if unknown:
-        raise ValueError(f'no norm is registered as {", ".join(unknown)}; mmnorm/openmmlab/registry.py has the names')
+        raise ValueError(f'no norm is registered as {", ".join(unknown)}: see mmnorm/openmmlab/registry.py')
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     # as in a training: glibc hands memory back to the system, and gets it page by page, until a large block was freed

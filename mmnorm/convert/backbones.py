@@ -148,7 +148,7 @@ def check_placement(model, weights, name, hint=''):
         model (nn.Module): The backbone; one without XBN's norms passes, as do weights that have all statistics.
         weights (dict[str, Tensor]): As they are before they are converted.
         name (str): What to call the model.
-        hint (str): What would do, at the end of the message.
+        hint (str): What to use instead, at the end of the message.
 
     Raises:
         ValueError: They have them elsewhere.
@@ -261,7 +261,7 @@ def check_fit(model, weights, name, hint=''):
         model (nn.Module): Changed in place.
         weights (dict[str, Tensor]): A state dict; what layers of ours take for granted (EN's alpha) may be missing.
         name (str): What to call the model.
-        hint (str): What would do, at the end of the message.
+        hint (str): What to use instead, at the end of the message.
 
     Raises:
         ValueError: It does not fit; the first names are given.
@@ -270,14 +270,14 @@ def check_fit(model, weights, name, hint=''):
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError(f'it does not fit {name}: {len(wrong)} tensors have other shapes: '
+        raise ValueError(f'it does not fit {name}: {len(wrong)} tensors differ in shape: '
                          f'{wrong[0].rstrip(".")}{hint}') from error
     missing, superfluous = found.missing_keys, found.unexpected_keys
     problems = []
     if missing:
-        problems.append(f'it lacks {len(missing)} of {len(model.state_dict())} tensors, {missing[0]} the first')
+        problems.append(f'missing {len(missing)} of {len(model.state_dict())} tensors; first: {missing[0]}')
     if superfluous:
-        problems.append(f'{len(superfluous)} of its tensors have no place there, {superfluous[0]} the first')
+        problems.append(f'{len(superfluous)} of its tensors not used; first: {superfluous[0]}')
     if problems:
         raise ValueError(f'it does not fit {name}: {"; ".join(problems)}'
                          f'{_about_stems(missing, superfluous) or hint}')

@@ -208,8 +208,8 @@ def _take(checkpoint, layout, source_prefix, whole):
     weights, names, others = take_network(weights) if whole else take_backbone(weights, layout)
     broken = [names[name] for name, value in weights.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f'{len(broken)} of its tensors hold NaN or infinity, {broken[0]} the first: its training '
-                         'diverged, take a checkpoint from before that')
+        raise ValueError(f'{len(broken)} of its tensors hold NaN or infinity; first: {broken[0]}. Its training '
+                         'diverged: use a checkpoint from before that')
     return layout, weights, names, {**dropped, **others}
 
 

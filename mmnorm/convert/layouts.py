@@ -118,7 +118,7 @@ def unwrap(checkpoint):
         ValueError: It holds no tensors, or two networks.
     """
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'it is no checkpoint: it holds a {type(checkpoint).__name__}')
+        raise ValueError(f'it is not a checkpoint: it holds a {type(checkpoint).__name__}')
     held = [key for key in _NETWORK_KEYS if isinstance(checkpoint.get(key), dict)]
     if len(held) > 1:
         raise ValueError(f'it is ambiguous: it holds a network as {" and another as ".join(held)}')

@@ -147,7 +147,7 @@ def test_placements_that_no_arguments_give(save, tmp_path):
     # wide_resnet50_2: twice as wide inside as ResNet-50
     (dict(conv1=(32, 16, 1, 1), conv2=(32, 32, 3, 3), conv3=(64, 32, 1, 1)),
      'its bottlenecks are 32 channels wide, where .* have 16: mmdet and mmseg have no Wide ResNet; .* its --config'),
-    (dict(downsample=(3, 3)), 'tensors have other shapes: size mismatch .*; for another network give its --config'),
+    (dict(downsample=(3, 3)), 'tensors differ in shape: size mismatch .*; for another network give its --config'),
 ])
 def test_other_networks_need_their_config(save, tmp_path, change, message):
     network, source = save(dict(type='ResNet', depth=50, base_channels=16, stem_channels=16))

@@ -179,7 +179,7 @@ def test_mistakes_are_told_in_one_line(main, network, digits_config, tmp_path, c
             (['show', str(unknown), checkpoint], 'Unheard is not in the'),
             (['show', str(wrong), checkpoint], f'{wrong} cannot be read as a config'),
             (['show', config, 'gone.pth'], 'checkpoint gone.pth does not exist'),
-            (['show', config, str(broken)], f'{broken} does not load as a checkpoint'),
+            (['show', config, str(broken)], f'{broken} cannot be loaded as a checkpoint'),
             (['show', config, str(other)], 'backbone.layer3.1.conv2.weight'),
             (['show', config, of_bn], 'backbone.bn1.mean_weight'),
             (['show', plain, of_bn], f'{plain} has neither SN nor RBN layers'),
@@ -213,7 +213,7 @@ def test_untrained_ratios_are_warned_about(main, network, tmp_path, monkeypatch)
     torch.save(dict(state_dict=build_network(read_config(config)).state_dict()), checkpoint)
     assert main(['harden', config, str(checkpoint), str(tmp_path / 'hard.pth')]) == 0
     assert read_checkpoint(tmp_path / 'hard.pth')['meta']['mmnorm']['picks']['backbone.bn1'] == [['IN'], ['IN']]
-    assert len(said) == 1 and 'backbone.bn1 the first, prefer no normalizer' in said[0]
+    assert len(said) == 1 and 'prefer no normalizer, as before training; first: backbone.bn1.' in said[0]
 
 
 @pytest.mark.e2e
