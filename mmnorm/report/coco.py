@@ -46,7 +46,7 @@ def evaluate_run(run):
     files = {iou_type: run.work_dir / f'predictions.{iou_type}.json' for iou_type in MARKS}
     present = {iou_type: path for iou_type, path in files.items() if path.exists()}
     if not present and not logged:
-        run.notes.append('There is no evaluation, neither predictions nor a logged validation or test. '
+        run.notes.append('There is no evaluation: neither predictions nor a logged validation or test. '
                          f'{run.test_command} makes one.')
         return {}
     if not present and not logged & set(COCO_NAMES.values()):

@@ -405,7 +405,7 @@ def test_where_weights_come_from_stays_known(convert, tmp_path):
         assert len(note['through']) == len(files) - 1 and note['whose'].startswith("torchvision's ResNet")
         assert note['licence'] == "if it is torchvision's release: BSD-3-Clause"
         assert f'  license: {note["licence"]}' in report.text().splitlines()
-        said = f"  converted before, from {tmp_path / 'source_0.pth'}: torchvision's ResNet"
+        said = f"  already converted, from {tmp_path / 'source_0.pth'}: torchvision's ResNet"
         assert (said in report.text()) == (len(files) > 1)
     assert [path.rpartition('_')[2] for path in note['through']] == ['2.pth', '4.pth']
 
@@ -471,7 +471,7 @@ def sn_names(bn):
 
 @pytest.mark.parametrize('change, options, message', [
     (lambda bn: {key: value for key, value in bn.items() if 'layer3.5' not in key}, {},
-     r'its stages have \(3, 4, 5, 3\) bottleneck blocks: the known are .*\(3, 4, 6, 3\) of ResNet-50'),
+     r'its stages have \(3, 4, 5, 3\) bottleneck blocks; known are .*\(3, 4, 6, 3\) of ResNet-50'),
     (lambda bn: {**bn, 'layer1.0.se.weight': bn['bn1.weight']}, {},
      '1 of its tensors not used; first: layer1.0.se.weight'),
     (lambda bn: {**bn, 'extra': bn['bn1.weight']}, {}, 'first: extra'),
@@ -480,7 +480,7 @@ def sn_names(bn):
     (lambda bn: {**bn, 'layer2.1.conv2.weight': torch.ones(3)}, {},
      r'1 tensors differ in shape: size mismatch for layer2.1.conv2.weight'),
     (lambda bn: {key: value for key, value in bn.items() if key != 'conv1.weight'}, {},
-     'it has no convolution stem.0.weight, as every ResNet with a deep stem has'),
+     'it has no convolution stem.0.weight, a part of every ResNet with a deep stem'),
     (lambda bn: {'features.0.weight': torch.ones(2)}, {}, 'in none of the known layouts.* features.0.weight'),
     (lambda bn: dict(state_dict=bn, model=bn), {}, 'a network as state_dict and another as model'),
     (lambda bn: dict(epoch=3), {}, 'it holds no tensors by name, only epoch'),
@@ -495,11 +495,11 @@ def sn_names(bn):
      'it is ambiguous: conv1.weight and Conv_Body.res1.conv1.weight would both'),
     (lambda bn: bn, dict(layout='sn-detectron', source_prefix='gone.'), 'no tensor whose name starts with gone.'),
     (lambda bn: bn, dict(bn_share=0), 'share of BN must be above 0'),
-    (lambda bn: bn, dict(norm='BN', bn_share=0.5), '--bn-share is of norms that become SN: here none does'),
-    (lambda bn: convert_to('SN', bn), dict(bn_share=0.5), '--bn-share is of norms that become SN: here none does'),
-    (lambda bn: bn, dict(hard=True), '--hard is of SN layers: it has none'),
-    (lambda bn: bn, dict(norm='GN'), '--to GN: nothing is converted to that, only to BN, EN, RBN, SN, XBN, IBN, '),
-    (lambda bn: bn, dict(whole=True), '--whole is of the whole network of a config'),
+    (lambda bn: bn, dict(norm='BN', bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
+    (lambda bn: convert_to('SN', bn), dict(bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
+    (lambda bn: bn, dict(hard=True), '--hard is for SN layers: it has none'),
+    (lambda bn: bn, dict(norm='GN'), '--to GN: not a norm to convert to; choose one of BN, EN, RBN, SN, XBN, IBN, '),
+    (lambda bn: bn, dict(whole=True), '--whole converts the whole network of a config'),
 ])
 def test_what_is_refused(convert, tmp_path, change, options, message):
     with pytest.raises(ValueError, match=message):

@@ -69,7 +69,7 @@ def test_backbone_of_a_config(config, source, tmp_path):
     assert report.network == f'the backbone of {detector}' and report.norms == {'BN -> RBN': 20}
     network = build_network(read_config(detector))
     network.backbone.load_state_dict(read_checkpoint(tmp_path / 'out.pth')['state_dict'], strict=True)
-    with pytest.raises(ValueError, match='config.py has no SN layers: those that it has are of kind RBN'):
+    with pytest.raises(ValueError, match='config.py has no SN layers; its norm layers are of kind RBN'):
         convert_file(path, tmp_path / 'other.pth', 'SN', config=detector)
     with pytest.raises(ValueError, match='does not fit .*config.py: missing 80 of 324 tensors; first: layer1.2.conv1'):
         convert_file(path, tmp_path / 'other.pth', 'RBN',
@@ -209,7 +209,7 @@ def test_mistakes_are_told_in_one_line(main, source, tmp_path, capsys):
             ([source[0], out, '--to', 'SN', '--config', 'gone.py'], 'config gone.py does not exist'),
             ([source[0], out, '--to', 'SN', '--config', source[0]], f'error: {source[0]} cannot be read as a config: '),
             ([str(tmp_path), out, '--to', 'SN'], 'is a folder: give the checkpoint file in it'),
-            ([source[0], out, '--to', 'PN'], 'error: --to PN: nothing is converted to that, only to BN, EN, '),
+            ([source[0], out, '--to', 'PN'], 'error: --to PN: not a norm to convert to; choose one of BN, EN, '),
             ([str(named), out, '--to', 'SN'], 'first: layer1.?[31m'),
             ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: SN whose ratios do not')):
         assert main(args) == 2, args

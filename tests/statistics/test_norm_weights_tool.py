@@ -183,7 +183,7 @@ def test_mistakes_are_told_in_one_line(main, network, digits_config, tmp_path, c
             (['show', config, str(other)], 'backbone.layer3.1.conv2.weight'),
             (['show', config, of_bn], 'backbone.bn1.mean_weight'),
             (['show', plain, of_bn], f'{plain} has neither SN nor RBN layers'),
-            (['show', config, checkpoint, '--spread'], '--spread is of RBN layers'),
+            (['show', config, checkpoint, '--spread'], '--spread needs RBN layers'),
             (['show', config, checkpoint, '--out', str(other)], 'is a file, not a folder'),
             (['harden', plain, of_bn, out], f'{plain} has no SN layers'),
             (['harden', config, of_bn, out], 'backbone.bn1.mean_weight'),

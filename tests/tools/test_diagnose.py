@@ -133,7 +133,7 @@ def test_a_user_is_told_what_is_wrong(forked_tool, digits_config, tmp_path):
         ((config, checkpoint, '--cfg-options', 'test_evaluator.format_only=True'), 'gives no metric'),
         ((config, checkpoint, '--cfg-options', 'train_dataloader=None'), 'has no train_dataloader'),
         ((broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
-         'the data set is not there'),
+         'the data set is missing'),
     ):
         done = forked_tool('diagnose.py', *arguments, '--out', 'out', '--batches', '1')
         assert done.returncode == 1 and message in done.stdout, done.stdout
