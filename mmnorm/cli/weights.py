@@ -58,7 +58,7 @@ def show(args):
             raise ValueError(f'--spread needs RBN layers with a scaling calibration; {args.config} has none')
         missing = missing_data(cfg.get('test_dataloader'))
         if missing or not cfg.get('test_dataloader'):
-            raise ValueError(f'--spread needs the test set: {missing[0]} is not there' if missing else
+            raise ValueError(f'--spread needs the test set: {missing[0]} is missing' if missing else
                              f'--spread needs the test set: {args.config} has no test_dataloader')
     notes, snapshots, fields = [], [], None
     for path in args.checkpoints:

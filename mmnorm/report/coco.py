@@ -61,8 +61,8 @@ def evaluate_run(run):
         return {}
     if run.ann_file is None:
         run.notes.append(f'The annotation file of the test set ({run.test_dataset.get("ann_file", "unknown")} in '
-                         f'{run.test_dataset.get("data_root", "unknown")}) is not there: the figures are those of the '
-                         'log, without AP per class and images. Put the data set back to where the config says.')
+                         f'{run.test_dataset.get("data_root", "unknown")}) is missing: the figures are those of the '
+                         'log, without AP per class and images. Put the data set back where the config says.')
         return {}
     return dict(evaluations(run, present))
 

@@ -57,8 +57,9 @@ def test_everything_constant_is_folded_and_outputs_stay_equal(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize('kind, reason', [
-    ('SN', 'SN is not hardened to BN'), ('RBN', 'RBN is not a constant affine map'), ('EN', 'EN is not a constant affine map'),
-    ('GW', 'GW is not a constant affine map'), ('PN', 'PN is not a constant affine map'), ('IBN', 'IBN is not a constant affine map')])
+    ('SN', 'SN is not hardened to BN'), ('RBN', 'RBN is not a constant affine map'),
+    ('EN', 'EN is not a constant affine map'), ('GW', 'GW is not a constant affine map'),
+    ('PN', 'PN is not a constant affine map'), ('IBN', 'IBN is not a constant affine map')])
 def test_what_depends_on_the_sample_is_left_and_said(kind, reason):
     model = lively(ConvModule(3, 8, 3, norm_cfg=dict(type=kind)))
     x = torch.randn(2, 3, 9, 9)

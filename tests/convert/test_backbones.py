@@ -110,7 +110,7 @@ def test_the_prefix_is_printed_with_its_dot(save, tmp_path):
 def test_what_tensors_do_not_tell_is_said(save, tmp_path, norm_cfg):
     report = convert_file(save(xbn(18, norm_cfg=norm_cfg))[1], tmp_path / 'out.pth', 'XBN')
     assert 'xbn' not in pasted(report)
-    assert report.notes[0].startswith("its batch-free norms are taken to be GN with 64 groups, as the authors': GW and ")
+    assert report.notes[0].startswith("its batch-free norms are taken to be GN with 64 groups, as the authors': GW ")
 
 
 def test_in_without_tensors_is_said(save, tmp_path):

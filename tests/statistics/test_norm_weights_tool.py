@@ -202,7 +202,7 @@ def test_spread_names_the_missing_test_set(main, network, capsys):
     with open(config, 'a') as file:
         file.write("test_dataloader = dict(dataset=dict(data_root='nowhere/'))\n")
     assert main(['show', config, checkpoint, '--spread']) == 2
-    assert 'nowhere/annotations/instances_val2017.json is not there' in capsys.readouterr().err
+    assert 'nowhere/annotations/instances_val2017.json is missing' in capsys.readouterr().err
 
 
 def test_untrained_ratios_are_warned_about(main, network, tmp_path, monkeypatch):
