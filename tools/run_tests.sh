@@ -20,7 +20,7 @@ if ! has_browser && [[ $EUID == 0 ]] && command -v apt-get >/dev/null; then
     echo 'installing chromium for the test that opens a report'
     install_browser || true
 fi
-has_browser || echo 'no chromium: the test that opens a report is skipped (to have it: apt-get install chromium)'
+has_browser || echo 'no chromium: the test that opens a report is skipped (to run it: apt-get install chromium)'
 
 # One thread each, because many tests start processes of their own: more threads than cores are slower than one
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -61,7 +61,7 @@ CAUSES = (
     (r'(?m)^ *(?:ERROR: )?(\w*Error: .*)', '{}'),
     (r'(?m)^ *ERROR: (.*)', '{}'),
     (r'(.+)\s*\Z', '{}'),
-    ('', 'it failed and said nothing'),
+    ('', 'it failed without a message'),
 )
 
 
@@ -139,7 +139,7 @@ def set_up(args):
 def check_machine():
     """Find out within a moment what would stop the installation after minutes."""
     if sys.version_info < (3, 10):
-        raise SetupError(f'Python {platform.python_version()} is too old: run this with a python3 from 3.10 on')
+        raise SetupError(f'Python {platform.python_version()} is too old: run this with Python 3.10 or newer')
     if not all(importlib.util.find_spec(module) for module in ('venv', 'ensurepip')):
         raise SetupError('Python has no venv or ensurepip: install them (Debian: apt-get install python3-venv)')
     compiler = shlex.split(os.environ.get('CXX', 'c++'))[0]

@@ -54,7 +54,7 @@ def fuse_conv_norm(model: nn.Module) -> Fused:
         ValueError: The model is in training mode.
     """
     if model.training:
-        raise ValueError('fuse_conv_norm folds what norms do in evaluation; call model.eval() before')
+        raise ValueError('fuse_conv_norm folds what norms do in evaluation mode; call model.eval() first')
     names = {module: name for name, module in model.named_modules()}
     uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     fused = Fused()
@@ -101,7 +101,7 @@ def _why_not(norm, conv, uses):
     if not (_is_one_of(norm, _BNS, _HOST_BNS) or isinstance(norm, SN) and norm.is_bn_in_evaluation):
         if isinstance(norm, SN):
             return f'{kind} is not hardened to BN'
-        return f'{kind} is no constant affine'
+        return f'{kind} is not a constant affine map'
     if norm.running_mean is None:
         return f'{kind} keeps no running statistics'
     if not _is_one_of(conv, _CONVS, _HOST_CONVS):
@@ -111,7 +111,7 @@ def _why_not(norm, conv, uses):
     if any(m._forward_pre_hooks or m._forward_hooks for m in (conv, norm)):
         return f'{kind} or the convolution before it has hooks, which may change its weights'
     if uses[conv] > 1 or uses[norm] > 1:
-        return f'{kind} or the convolution before it serves in several places'
+        return f'{kind} or the convolution before it is used in several places'
     if conv.out_channels != norm.num_features:
-        return f'{kind} has another number of channels than the convolution before it'
+        return f'{kind} has a different number of channels from the convolution before it'
     return None

@@ -162,7 +162,7 @@ def replace_norms(model: nn.Module, norm: str,
     chosen = {name: layer for name, layer in norm_layers(model).items() if _is_chosen(name, layer, where)}
     if not chosen:
         found = ', '.join(dict.fromkeys(map(type_name, norm_layers(model).values()))) or 'none'
-        wanted = 'plain BN' if where is None else 'norm layer that where chooses'
+        wanted = 'plain BN' if where is None else 'norm layer that matches where'
         raise ValueError(f'replace_norms: {type(model).__name__} has no {wanted}; its norms are: {found}')
     if '' in chosen:
         raise ValueError(f'replace_norms: the model is itself a {type_name(model)} layer, which cannot be replaced in '

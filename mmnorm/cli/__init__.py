@@ -13,12 +13,12 @@ COMMANDS = {
     'train': 'train a config of mmdet or mmseg',
     'test': 'evaluate a checkpoint',
     'report': 'report of one or more runs, with the papers\' figures',
-    'diagnose': 'what the BN statistics of a trained network do, and what mends them',
-    'statistics': 'the steps of diagnose alone: shift, recollect, evalnorm, perturb',
+    'diagnose': 'how well the BN statistics of a trained network fit, and which repair helps',
+    'statistics': 'the single steps of diagnose: shift, recollect, evalnorm, perturb',
     'weights': 'what SN and RBN layers learned: show, harden',
     'norms': 'which norm layers a config has, and which of them train',
     'zoo': 'configs of the papers\' tables: list, show, check, table, sweep',
-    'convert': 'convert a checkpoint of other code, or of another norm',
+    'convert': 'convert a checkpoint from other code, or to another norm',
     'benchmark': 'time every norm beside BatchNorm',
     'digits': 'make the embedded data set',
 }
@@ -36,7 +36,7 @@ def main(argv=None):
         'mmnorm', usage='mmnorm [-h] [--version] COMMAND ...', formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Normalization layers and residual blocks of five papers for OpenMMLab.\n\ncommands:\n'
         + '\n'.join(f'  {name:<{width}}  {what}' for name, what in COMMANDS.items()),
-        epilog='mmnorm COMMAND --help has its arguments and an example.')
+        epilog='mmnorm COMMAND --help lists its arguments and gives an example.')
     parser.add_argument('command', metavar='COMMAND', choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument('--version', action='version', version=f'mmnorm {import_module("mmnorm").__version__}')
     name = parser.parse_args(argv[:1]).command

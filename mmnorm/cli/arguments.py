@@ -28,15 +28,15 @@ def add_run_arguments(parser):
     parser.add_argument('--work-dir', help='folder for logs, checkpoints and results; default work_dirs/CONFIG_NAME')
     parser.add_argument(
         '--processes', type=positive, metavar='N',
-        help='run on N processes of this machine: a GPU each, or over gloo on the CPU. Several machines: NNODES, '
-        'NODE_RANK, MASTER_ADDR and PORT in the environment, the same command on each')
+        help='run N processes on this machine: one GPU each, or gloo on the CPU. For several machines, set NNODES, '
+        'NODE_RANK, MASTER_ADDR and PORT in the environment and run the same command on each')
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
         help='how the processes were started; --processes and tools/slurm_*.sh set it')
     parser.add_argument(
         '--check', type=int, metavar='NUM_PROCESSES',
-        help='only say what is missing to run CONFIG in so many processes, and exit')
-    parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; not used')
+        help='only report what is missing to run CONFIG with this many processes, and exit')
+    parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; ignored')
 
 
 def positive(text):

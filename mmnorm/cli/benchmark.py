@@ -30,10 +30,10 @@ def add_arguments(parser):
     parser.add_argument('--norms', nargs='+', metavar='NAME',
                         help='registered names (default: all; with --model: ' + ' '.join(MODEL_NORMS) + ')')
     parser.add_argument('--shapes', nargs='+', type=shape, default=SHAPES, metavar='N,C,H,W')
-    parser.add_argument('--compile', action='store_true', help='time our layers under torch.compile as well')
-    parser.add_argument('--model', action='store_true', help='a training step of Mask R-CNN instead of single layers')
-    parser.add_argument('--image-size', type=int, default=256, metavar='PIXELS', help='of --model (default: 256)')
-    parser.add_argument('--rounds', type=int, help='medians are over so many rounds (default: 40; with --model 5)')
+    parser.add_argument('--compile', action='store_true', help='also time the layers of mmnorm under torch.compile')
+    parser.add_argument('--model', action='store_true', help='time a training step of Mask R-CNN, not single layers')
+    parser.add_argument('--image-size', type=int, default=256, metavar='PIXELS', help='for --model (default: 256)')
+    parser.add_argument('--rounds', type=int, help='rounds to take medians over (default: 40; with --model 5)')
     parser.add_argument('--threads', type=int, default=2, help='on a CPU (default: %(default)s)')
     parser.add_argument('--device', help='default: cuda if there is one, else cpu')
     parser.add_argument('--out', default='work_dirs/benchmark_norms', metavar='DIR', help='default: %(default)s')
@@ -45,7 +45,7 @@ def shape(text):
     except ValueError:
         values = ()
     if len(values) < 3 or min(values) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no shape; N,C,H,W would do, such as 2,64,200,200')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a shape; use N,C,H,W, such as 2,64,200,200')
     return values
 
 
@@ -278,15 +278,15 @@ def run(args):
 
         import mmnorm  # noqa: F401  # registers the norms
     except ImportError as error:
-        raise ImportError(f'{error}; tools/setup_env.py makes an environment with all that is needed') from error
+        raise ImportError(f'{error}; tools/setup_env.py makes an environment with everything needed') from error
     from mmnorm.files import write_json
     warnings.simplefilter('ignore')
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('--device cuda, but PyTorch sees no GPU here; --device cpu would do')
+        raise ValueError('--device cuda, but PyTorch sees no GPU here; use --device cpu')
     unknown = [name for name in args.norms or () if name not in MODELS.module_dict]
     if unknown:
-        raise ValueError(f'no norm is registered as {", ".join(unknown)}; mmnorm/openmmlab/registry.py has the names')
+        raise ValueError(f'no norm is registered as {", ".join(unknown)}: see mmnorm/openmmlab/registry.py')
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     # as in a training: glibc hands memory back to the system, and gets it page by page, until a large block was freed

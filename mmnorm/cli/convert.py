@@ -18,7 +18,7 @@ LAYOUTS = {
     'ibn': "IBN-Net's authors: layer1.0.bn1.IN",
     'torchvision': 'its ResNets and ResNeXts, its detectors',
     'mmdet': 'mmdet, mmseg, mmnorm: a backbone or a whole network',
-    'auto': 'what the names say (default)',
+    'auto': 'detected from the names (default)',
 }
 NORMS = {
     'XBN': 'batch-free norms where XBN has them; BN checkpoints load into XBN backbones as they are',
@@ -40,13 +40,13 @@ def add_arguments(parser):
     parser.add_argument('out', metavar='OUT', help='new checkpoint file, ending in .pth')
     parser.add_argument('--from', dest='layout', choices=LAYOUTS, default='auto', help='layout of SOURCE')
     parser.add_argument('--to', dest='norm', required=True, metavar='NORM', help='norm of OUT, see below')
-    parser.add_argument('--prefix', default='', help="put before every name of OUT, as 'backbone'; default none, for "
+    parser.add_argument('--prefix', default='', help="prefix for every name in OUT, as 'backbone'; default: none, for "
                         "a backbone's init_cfg=dict(type='Pretrained', checkpoint=OUT)")
     parser.add_argument('--config', help='config of mmdet or mmseg whose backbone OUT must fit')
     parser.add_argument('--whole', action='store_true',
-                        help='convert the whole network of --config, heads included, not its backbone alone')
+                        help='convert the whole network of --config, heads included, not only its backbone')
     parser.add_argument('--source-prefix', default='', metavar='PREFIX',
-                        help="take what is below it in SOURCE, as 'teacher'")
+                        help="take only what is under this prefix in SOURCE, such as 'teacher'")
     parser.add_argument('--bn-share', type=float, default=1., metavar='SHARE',
                         help="SN from BN: BN's share of the ratios. 1 (default) computes exactly what BN computed, and "
                         'the ratios never train; with less they do, and it computes something else')

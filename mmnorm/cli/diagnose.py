@@ -18,14 +18,14 @@ EXAMPLE = 'mmnorm diagnose CONFIG CHECKPOINT --apply'
 def add_arguments(parser):
     add_run_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', help='folder for what is written; default WORK_DIR/diagnosis')
+    parser.add_argument('--out', help='output folder; default: WORK_DIR/diagnosis')
     parser.add_argument('--batches', type=int, default=200, metavar='N',
-                        help='training batches, of each process, that repairs are computed from (default: %(default)s)')
+                        help='training batches per process to compute repairs from (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, metavar='N',
-                        help='images in a training batch, where the training had others than the config says')
-    parser.add_argument('--seed', type=int, default=0, help='of the choice of training images (default: %(default)s)')
+                        help='images per training batch, if the training did not use the number in the config')
+    parser.add_argument('--seed', type=int, default=0, help='seed for choosing training images (default: %(default)s)')
     parser.add_argument('--apply', nargs='?', const='recommended', choices=['recommended', *engine.REPAIRS],
-                        help='write the repaired checkpoint too: of the recommended repair, or of this one')
+                        help='also write the repaired checkpoint: with the recommended repair, or with this one')
 
 
 def options_of(args):

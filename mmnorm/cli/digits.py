@@ -13,7 +13,7 @@ def add_arguments(parser):
     from mmnorm.data import DigitsOptions
 
     parser.set_defaults(**asdict(DigitsOptions()))
-    parser.add_argument('root', nargs='?', default='data/digits', type=Path, help='folder to make (%(default)s)')
+    parser.add_argument('root', nargs='?', default='data/digits', type=Path, help='folder to write (%(default)s)')
     parser.add_argument('--train', dest='num_train', type=int, metavar='N', help='training images (%(default)s)')
     parser.add_argument('--val', dest='num_val', type=int, metavar='N', help='validation images (%(default)s)')
     parser.add_argument('--image-size', type=int, metavar='PIXELS', help='side of the images (%(default)s)')
@@ -23,7 +23,7 @@ def add_arguments(parser):
     parser.add_argument(
         '--digit-size', type=int, nargs=2, metavar=('LO', 'HI'),
         help="range of a digit's longer side in pixels %(default)s")
-    parser.add_argument('--seed', type=int, metavar='N', help='seed of everything random (%(default)s)')
+    parser.add_argument('--seed', type=int, metavar='N', help='random seed (%(default)s)')
     parser.add_argument(
         '--corruption', metavar='NAME', help='corrupt the validation images: noise, blur or contrast (%(default)s)')
     parser.add_argument('--severity', type=int, metavar='N', help='severity of the corruption, 0 to 5 (%(default)s)')

@@ -17,7 +17,7 @@ EXAMPLE = 'mmnorm norms configs/mask_rcnn_xbn_r50.py'
 
 def add_arguments(parser):
     add_config_arguments(parser)
-    parser.add_argument('--layers', action='store_true', help='a line for each layer, not for each part and type')
+    parser.add_argument('--layers', action='store_true', help='one line per layer, not per part and type')
 
 
 @telling_mistakes

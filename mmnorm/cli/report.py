@@ -12,14 +12,14 @@ EXAMPLE = 'mmnorm report work_dirs/mask_rcnn_xbn_r50_digits'
 
 def add_arguments(parser):
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR',
-                        help='work dir of a run; with several, differences are to the first')
+                        help='work dir of a run; with several, differences are from the first')
     parser.add_argument('--out', metavar='DIR',
-                        help='where the report goes (default: WORK_DIR; with several, comparison beside the first)')
-    parser.add_argument('--names', nargs='+', metavar='NAME', help='names of the runs (default: those of the folders)')
+                        help='folder of the report (default: WORK_DIR; with several, comparison beside the first)')
+    parser.add_argument('--names', nargs='+', metavar='NAME', help='names of the runs (default: the folder names)')
     parser.add_argument('--images', type=int, default=12, metavar='N',
-                        help='images to show with ground truth beside predictions (default: %(default)s)')
+                        help='images to show, ground truth beside predictions (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.5, metavar='SCORE',
-                        help='score from which on a prediction is drawn (default: %(default)s)')
+                        help='lowest score of predictions that are drawn (default: %(default)s)')
 
 
 def check_args(args):

@@ -33,24 +33,24 @@ def add_arguments(parser):
         add_run_arguments(command)
         command.add_argument('checkpoint', help='checkpoint file; it is never changed')
         command.add_argument('--out', required=suffix == '.pth', metavar=f'FILE{suffix}', help=out)
-        command.add_argument('--seed', type=int, default=0, help='of what is drawn (default: %(default)s)')
+        command.add_argument('--seed', type=int, default=0, help='random seed (default: %(default)s)')
         command.set_defaults(step=step, batch_size=None)
         return command
 
     def add_training_images(command):
         command.add_argument('--batches', type=int, default=200, metavar='N',
-                             help='training batches of each process (default: %(default)s)')
+                             help='training batches per process (default: %(default)s)')
         command.add_argument('--batch-size', type=int, metavar='N',
-                             help='images in a training batch, where the training had others than the config says')
+                             help='images per training batch, if the training did not use the number in the config')
 
     add(shift, 'default: shift.json in WORK_DIR', '.json')
     command = add(recollect, 'the new checkpoint', '.pth')
     add_training_images(command)
     command.add_argument('--data', choices=['train', 'test'], default='train',
-                         help='images to take them from; those of the test make it AdaBN (default: %(default)s)')
+                         help='images to take statistics from; test images make this AdaBN (default: %(default)s)')
     command.add_argument('--average', action='store_true',
                          help='average the variances of the batches, as in the text of sn, instead of pooling')
-    command.add_argument('--all', action='store_true', help='also layers that training held at fixed statistics')
+    command.add_argument('--all', action='store_true', help='include layers whose statistics were fixed in training')
     command = add(evalnorm, 'the new checkpoint; its config is written beside it, ending in .py', '.pth')
     add_training_images(command)
     command.add_argument('--mode', choices=['offline', 'rule', 'simple'], default='offline',
@@ -83,7 +83,7 @@ def recollect(args, evaluation, original):
     by_batch = statistics.trained_by_batch(evaluation.network)
     if not by_batch and not args.all:
         raise ValueError('training held all running statistics fixed (norm_eval=True, frozen stages or frozen norms): '
-                         'others would change the function that was trained; --all replaces them all the same')
+                         'new ones would change the function that was trained; pass --all to replace them anyway')
     if args.data == 'test':
         batches = evaluation.test_batches(args.batches, batch_size=evaluation.batch_size)
         forward = lambda model, batch: model.test_step(batch)  # noqa: E731

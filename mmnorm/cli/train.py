@@ -19,7 +19,7 @@ def add_arguments(parser):
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-        help='go on from CHECKPOINT, or from the newest checkpoint of the work dir that loads')
+        help='resume from CHECKPOINT, or from the newest checkpoint in the work dir that can be loaded')
 
 
 def describe_batch(cfg, config, processes):
@@ -57,8 +57,8 @@ def describe_batch(cfg, config, processes):
             options[f'param_scheduler{place}.end'] = scale(iterations)
     options = ' '.join(shlex.quote(f'{key}={value}'.replace(' ', '')) for key, value in options.items())
     return (f'{processes} x {cfg.train_dataloader.batch_size} images are a batch of {batch}, and {config} is for '
-            f'{base}: its {iterations:,} iterations see {iterations * batch:,} images and not {iterations * base:,}. '
-            f'To see as many: --cfg-options {options}')
+            f'{base}: its {iterations:,} iterations see {iterations * batch:,} images, not {iterations * base:,}. '
+            f'To see as many, pass --cfg-options {options}')
 
 
 def show_papers_figures(work_dir, config):
@@ -106,6 +106,6 @@ def run(args):
     try:
         runner.train()
     except KeyboardInterrupt:
-        engine.stop(f'interrupted; go on with --resume --work-dir {cfg.work_dir}')
+        engine.stop(f'interrupted; continue with --resume --work-dir {cfg.work_dir}')
     if runner.rank == 0:
         show_papers_figures(cfg.work_dir, args.config)

@@ -19,16 +19,16 @@ def add_arguments(parser):
     show.add_argument('config', metavar='CONFIG', help='config file of mmdet or mmseg')
     show.add_argument('checkpoints', nargs='+', metavar='CHECKPOINT',
                       help='checkpoint; several, in the order of the training, are compared and the last is shown')
-    show.add_argument('--out', metavar='DIR', help='where the page goes (default: the folder of the last checkpoint)')
+    show.add_argument('--out', metavar='DIR', help='folder of the page (default: that of the last checkpoint)')
     show.add_argument('--spread', action='store_true',
                       help="also measure the spread of channel means around RBN's scaling calibration, on the test set")
     harden = commands.add_parser(
-        'harden', help="write a network of which each SN layer computes only what it has learned to prefer",
+        'harden', help="write a network whose SN layers compute only what they have learned to prefer",
         epilog='example: mmnorm weights harden CONFIG CHECKPOINT HARD.pth',
         description='Write the hardened checkpoint OUT and beside it a config (.py) that fine-tunes it: '
         'mmnorm train takes that config as it is.')
     harden.add_argument('config', metavar='CONFIG', help='config file with SN or SyncSN layers')
-    harden.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of it')
+    harden.add_argument('checkpoint', metavar='CHECKPOINT', help='its checkpoint')
     harden.add_argument('out', metavar='OUT', help='new checkpoint file, ending in .pth')
 
 
@@ -55,10 +55,10 @@ def show(args):
         raise ValueError(f'{args.config} has neither SN nor RBN layers: there are no weights to show')
     if args.spread:
         if not any(isinstance(layer, RBN) and layer.scale for layer in model.modules()):
-            raise ValueError(f'--spread is of RBN layers with a scaling calibration; {args.config} has none')
+            raise ValueError(f'--spread needs RBN layers with a scaling calibration; {args.config} has none')
         missing = missing_data(cfg.get('test_dataloader'))
         if missing or not cfg.get('test_dataloader'):
-            raise ValueError(f'--spread needs the test set: {missing[0]} is not there' if missing else
+            raise ValueError(f'--spread needs the test set: {missing[0]} is missing' if missing else
                              f'--spread needs the test set: {args.config} has no test_dataloader')
     notes, snapshots, fields = [], [], None
     for path in args.checkpoints:

@@ -43,9 +43,9 @@ def add_arguments(parser):
                         help='frozen: pretrained, BNs fixed; live: pretrained, norms train; scratch')
     chosen.add_argument('--data', nargs='+', type=any_case(rows.DATA), choices=rows.DATA, metavar='DATA',
                         help=', '.join(rows.DATA))
-    commands.add_parser('list', parents=[chosen], help="a line each, with the paper's figures",
+    commands.add_parser('list', parents=[chosen], help="one line per config, with the paper's figures",
                         epilog='example: mmnorm zoo list --norm SN --task semantic')
-    commands.add_parser('show', parents=[chosen], help='all that is known of each, as JSON',
+    commands.add_parser('show', parents=[chosen], help='everything known about each config, as JSON',
                         epilog='example: mmnorm zoo show mask_rcnn_xbn_r50')
     check = commands.add_parser(
         'check', parents=[chosen], help='parse, build, count norms, train a step and test a step, on synthetic images',
@@ -57,13 +57,13 @@ def add_arguments(parser):
     table.add_argument('--write', action='store_true', help='write the pages and configs/README.md, for all configs')
     sweep = commands.add_parser(
         'sweep', help='train a config with each learning rate that the paper searched, and report the best',
-        description='What was trained to its end is not trained again; what was interrupted or failed goes on.',
+        description='Finished trainings are not repeated; those that were interrupted or failed continue.',
         epilog='example: mmnorm zoo sweep faster_rcnn_bn_r50_scratch_8x2 8')
     sweep.add_argument('name', metavar='NAME', help='config by name or path')
-    sweep.add_argument('processes', type=positive, metavar='NUM_PROCESSES', help='of each training, on this machine')
+    sweep.add_argument('processes', type=positive, metavar='NUM_PROCESSES', help='per training, on this machine')
     sweep.add_argument('--work-dir', metavar='DIR', help='default: work_dirs/NAME_sweep')
     sweep.add_argument('--cfg-options', nargs='+', type=key_value, default=[], metavar='KEY=VALUE',
-                       help='for every training')
+                       help='override config values in every training')
 
 
 def any_case(values, **names):
@@ -83,14 +83,14 @@ def find(name, zoo):
     """Return the entry (Model) of a config's name, or of the path of its file; ValueError if the zoo has none."""
     model = zoo.get(Path(name).stem)
     if model is None:
-        raise ValueError(f'{name} is no config of the zoo: tools/zoo.py list shows those that are')
+        raise ValueError(f'{name} is not a config of the zoo: tools/zoo.py list shows them all')
     if name != model.name:  # a path, as the user sees it or as `list` prints it
         files = [path for path in (Path(name), import_rows().HOME / name) if path.is_file()]
         if not files:
-            raise ValueError(f'{name} does not exist: {model.config} does, or {model.name} for short')
+            raise ValueError(f'{name} does not exist: use {model.config}, or {model.name} for short')
         if not any(path.samefile(model.path) for path in files):
-            raise ValueError(f'{name} is not the {model.name} of the zoo, which is {model.config}: this tool is for '
-                             'those of the zoo; tools/dist_train.sh trains any config')
+            raise ValueError(f'{name} is not the {model.name} of the zoo, which is {model.config}: this tool takes '
+                             'only configs of the zoo; tools/dist_train.sh trains any config')
     return model
 
 
@@ -99,7 +99,7 @@ def choose(zoo, args):
     norms = {model.norm for model in zoo.values()}
     for norm in args.norm or ():
         if not any(is_norm(known, norm) for known in norms):
-            raise ValueError(f'--norm {norm} has no config; there are {", ".join(sorted(norms))}')
+            raise ValueError(f'--norm {norm} has no config; choose one of {", ".join(sorted(norms))}')
     passed = {}  # by what the user asked for, the names of the configs that are it
     if args.names:
         passed[' '.join(args.names)] = {find(name, zoo).name for name in args.names}
@@ -113,7 +113,7 @@ def choose(zoo, args):
         rest = {left_out: set(zoo).intersection(*(names for text, names in passed.items() if text != left_out))
                 for left_out in passed}
         hints = [f'{len(names)} without {left_out}' for left_out, names in rest.items() if names]
-        raise ValueError(f'no config is all of {" and ".join(passed)}{"; there are " * bool(hints)}{", ".join(hints)}')
+        raise ValueError(f'no config matches {" and ".join(passed)}{"; there are " * bool(hints)}{", ".join(hints)}')
     return found
 
 
@@ -165,7 +165,7 @@ def check(models, jobs):
             failed += bool(found.problems)
             print(f'[{done}/{len(models)}] {found.name}: {"; ".join(found.problems) or "as its entry says"} '
                   f'({found.seconds:.1f} s)', flush=True)
-    print(f'{len(models) - failed} of {len(models)} configs are what their entries say')
+    print(f'{len(models) - failed} of {len(models)} configs match their entries')
     return int(failed > 0)
 
 
@@ -212,7 +212,7 @@ def sweep(model, args):
         print(f'{option} {value}: {found}')
     print(f'published: {", ".join(row.headline for row in model.published)}\n{folder / "sweep.json"}')
     if failed:
-        print(f'{len(failed)} of {len(values)} trainings failed; the same command goes on with them', file=sys.stderr)
+        print(f'{len(failed)} of {len(values)} trainings failed; the same command continues them', file=sys.stderr)
     return int(bool(failed) or best is None)
 
 
@@ -231,18 +231,18 @@ def run(args):
             model = find(args.name, zoo)
             if not model.sweep:
                 tables = dict.fromkeys(row.table for other in zoo.values() if other.sweep for row in other.published)
-                raise ValueError(f'{model.name} has no search in its paper; those that have: {", ".join(tables)}')
+                raise ValueError(f'{model.name} has no search in its paper; these tables have one: {", ".join(tables)}')
             return sweep(model, args)
         models = choose(zoo, args)
         if args.command == 'table':
             if args.write and len(models) < len(zoo):
-                raise ValueError('--write is for the pages of all configs: leave out names and filters')
+                raise ValueError('--write writes the pages of all configs: leave out names and filters')
             return show_pages(models, args.write)
         if args.command == 'check':
             return check(models, args.jobs)
         return dict(list=show_list, show=show_models)[args.command](models)
     except KeyboardInterrupt:
-        print('interrupted; of a sweep, the same command goes on', file=sys.stderr)
+        print('interrupted; the same command continues a sweep', file=sys.stderr)
         return 130
     finally:
         sys.stdout.flush()

@@ -56,14 +56,14 @@ def _structure(weights):
     bottleneck = 'layer1.0.conv3.weight' in weights
     depths = [depth for depth, known in DEPTHS[bottleneck].items() if known[:len(numbers)] == numbers]
     if len(depths) != 1:
-        raise ValueError(f'its stages have {numbers} {"bottleneck" if bottleneck else "basic"} blocks: the known are '
+        raise ValueError(f'its stages have {numbers} {"bottleneck" if bottleneck else "basic"} blocks; known are '
                          + ', '.join(f'{known} of ResNet-{depth}' for depth, known in DEPTHS[bottleneck].items())
                          + OTHER)
     deep = 'conv1.weight' not in weights
     first, last = ('stem.0.weight', 'stem.6.weight') if deep else ('conv1.weight', 'conv1.weight')
     for key in (first, last, *(f'layer1.0.conv{i}.weight' for i in range(1, 4 if bottleneck else 3))):
         if key not in weights or weights[key].dim() != 4 or not weights[key].numel():
-            raise ValueError(f'it has no convolution {key}, as every ResNet{" with a deep stem" if deep else ""} has')
+            raise ValueError(f'it has no convolution {key}, a part of every ResNet{" with a deep stem" * deep}')
     width, in_group = weights['layer1.0.conv1.weight'].shape[0], weights['layer1.0.conv2.weight'].shape[1]
     base = weights['layer1.0.conv3.weight'].shape[0] // 4 if bottleneck else width
     if in_group == width != base:
@@ -148,7 +148,7 @@ def check_placement(model, weights, name, hint=''):
         model (nn.Module): The backbone; one without XBN's norms passes, as do weights that have all statistics.
         weights (dict[str, Tensor]): As they are before they are converted.
         name (str): What to call the model.
-        hint (str): What would do, at the end of the message.
+        hint (str): What to use instead, at the end of the message.
 
     Raises:
         ValueError: They have them elsewhere.
@@ -218,18 +218,19 @@ def _norm_cfg(weights, norm, hard):
 def _notes(weights, norm, cfg):
     """What is lacking in a backbone, and what is assumed of it."""
     if 'num_stages' in cfg:
-        yield f'it has no layer{_STAGES}, as with C4: in a backbone of {_STAGES} stages the last would start at random'
+        yield (f'it has no layer{_STAGES}, as with C4: in a backbone of {_STAGES} stages the last would start from '
+               'random weights')
     if norm != 'XBN' or not _batch_free(weights):
         return
     norm_cfg = cfg.get('xbn', {}).get('norm_cfg', dict(type='GN', num_groups=64))
     if norm_cfg['type'] == 'IN':
         yield ("its batch-free norms have no tensors: the authors' IN, without affine, is assumed. If it was trained "
-               'with another norm without affine, name that in xbn=dict(norm_cfg=...)')
+               'with another norm without affine, set that in xbn=dict(norm_cfg=...)')
     else:
-        yield (f'its batch-free norms are taken for GN with {norm_cfg["num_groups"]} groups'
+        yield (f'its batch-free norms are taken to be GN with {norm_cfg["num_groups"]} groups'
                + ", as the authors'" * (norm_cfg['num_groups'] == 64)
-               + ': GW and IN have the same tensors, and no tensor tells the groups. If it was trained with another '
-               'norm or number, name that in xbn=dict(norm_cfg=...)')
+               + ': GW and IN have the same tensors, and no tensor tells the number of groups. If it was trained with '
+               'another norm or number, set that in xbn=dict(norm_cfg=...)')
 
 
 def build_backbone(cfg):
@@ -250,8 +251,8 @@ def build_backbone(cfg):
         except (ImportError, AssertionError):  # an mmdet beside the wrong mmcv fails by an assertion
             continue
         return registry.MODELS.build(dict(cfg, _scope_=host))  # whatever the default scope of this process is
-    raise ImportError('what is converted is loaded into a backbone of mmdet or mmseg to see that it fits; neither is '
-                      'installed: pip install mmnorm[onedl]')
+    raise ImportError('converted weights are loaded into a backbone of mmdet or mmseg to check that they fit; neither '
+                      'is installed: pip install mmnorm[onedl]')
 
 
 def check_fit(model, weights, name, hint=''):
@@ -261,7 +262,7 @@ def check_fit(model, weights, name, hint=''):
         model (nn.Module): Changed in place.
         weights (dict[str, Tensor]): A state dict; what layers of ours take for granted (EN's alpha) may be missing.
         name (str): What to call the model.
-        hint (str): What would do, at the end of the message.
+        hint (str): What to use instead, at the end of the message.
 
     Raises:
         ValueError: It does not fit; the first names are given.
@@ -270,14 +271,14 @@ def check_fit(model, weights, name, hint=''):
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError(f'it does not fit {name}: {len(wrong)} tensors have other shapes: '
+        raise ValueError(f'it does not fit {name}: {len(wrong)} tensors differ in shape: '
                          f'{wrong[0].rstrip(".")}{hint}') from error
     missing, superfluous = found.missing_keys, found.unexpected_keys
     problems = []
     if missing:
-        problems.append(f'it lacks {len(missing)} of {len(model.state_dict())} tensors, {missing[0]} the first')
+        problems.append(f'missing {len(missing)} of {len(model.state_dict())} tensors; first: {missing[0]}')
     if superfluous:
-        problems.append(f'{len(superfluous)} of its tensors have no place there, {superfluous[0]} the first')
+        problems.append(f'{len(superfluous)} of its tensors not used; first: {superfluous[0]}')
     if problems:
         raise ValueError(f'it does not fit {name}: {"; ".join(problems)}'
                          f'{_about_stems(missing, superfluous) or hint}')
@@ -289,5 +290,5 @@ def _about_stems(missing, superfluous):
     if not any(stems):
         return ''
     there, here = ('three convolutions, a deep stem', 'one of 7 x 7')[::1 if stems[0] else -1]
-    return (f'. The stem of the network has {there}, that of the checkpoint {here}: take a backbone with its kind of '
-            'stem (ResNet has one convolution, ResNetV1c and ResNetV1d have three)')
+    return (f'. The stem of the network has {there}, that of the checkpoint {here}: use a backbone with the same kind '
+            'of stem (ResNet has one convolution, ResNetV1c and ResNetV1d have three)')

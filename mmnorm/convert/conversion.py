@@ -60,10 +60,10 @@ class Report:
         norms = ', '.join(f'{number} {change}' for change, number in self.norms.items())
         lines = [f'{self.source}: layout {self.layout}, {LAYOUTS[self.layout].about}']
         if self.origin['through']:
-            lines.append(f'  converted before, from {self.origin["converted_from"]}: {self.origin["whose"]}')
+            lines.append(f'  already converted, from {self.origin["converted_from"]}: {self.origin["whose"]}')
         lines += [
             f'  fits {self.network}, every tensor used; norm layers: {norms or "none"}',
-            part('tensors mapped', mapped), part('missing in the source, set or left to the layers', self.missing),
+            part('tensors mapped', mapped), part('missing from the source, set or left to the layers', self.missing),
             *(part(f'dropped, {what}', of) for what, of in self.dropped.items()),
             f'  license: {self.origin["licence"]}', *(f'  note: {note}' for note in self.notes)]
         if self.backbone:
@@ -110,7 +110,7 @@ def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole
     """
     norm = _known(norm)
     if whole and (config is None or prefix):
-        raise ValueError('--whole is of the whole network of a config: it needs --config and takes no --prefix')
+        raise ValueError('--whole converts the whole network of a config: it needs --config and takes no --prefix')
     prefix, source_prefix = (part and f'{part.rstrip(".")}.' for part in (prefix, source_prefix))
     check_free(out)
     checkpoint = _read(source)
@@ -170,7 +170,7 @@ class _Network(NamedTuple):
 def _known(norm):
     known = {name.lower(): name for name in (*TARGETS, *ALIASES)}
     if norm.lower() not in known:
-        raise ValueError(f'--to {norm}: nothing is converted to that, only to {", ".join(known.values())}')
+        raise ValueError(f'--to {norm}: not a norm to convert to; choose one of {", ".join(known.values())}')
     return known[norm.lower()]
 
 
@@ -198,7 +198,7 @@ def _take(checkpoint, layout, source_prefix, whole):
     weights, dropped = unwrap(checkpoint)
     alike = _LIKE_BN.search(str(_meta(checkpoint).get('cfg', '')))
     if alike:
-        raise ValueError(f'its network has {alike[1]}, whose tensors have the names of BN\'s and mean something else')
+        raise ValueError(f'its network has {alike[1]}, whose tensors are named like BN\'s but mean something else')
     if source_prefix:
         weights, dropped['not under --source-prefix'] = select(weights, source_prefix)
     if whole:
@@ -208,8 +208,8 @@ def _take(checkpoint, layout, source_prefix, whole):
     weights, names, others = take_network(weights) if whole else take_backbone(weights, layout)
     broken = [names[name] for name, value in weights.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f'{len(broken)} of its tensors hold NaN or infinity, {broken[0]} the first: its training '
-                         'diverged, take a checkpoint from before that')
+        raise ValueError(f'{len(broken)} of its tensors hold NaN or infinity; first: {broken[0]}. Its training '
+                         'diverged: use a checkpoint from before that')
     return layout, weights, names, {**dropped, **others}
 
 
@@ -259,13 +259,13 @@ def _check_has_norm(norm, parts, found, network):
     else:
         has = ALIASES.get(norm, norm) in found
     if not has:
-        raise ValueError(f'{network} has no {norm} layers: those that it has are of kind '
+        raise ValueError(f'{network} has no {norm} layers; its norm layers are of kind '
                          f'{", ".join(sorted(found)) or "none"} (mmnorm/convert/tensors.py)')
 
 
 def _check_use(changed, bn_share, hard):
     """See that the options about some norms found such norms."""
     if bn_share != 1 and not any(kind != 'SN' == target for kind, target in changed.values()):
-        raise ValueError('--bn-share is of norms that become SN: here none does')
+        raise ValueError('--bn-share is for norms that become SN: none does here')
     if hard and not any(kind == 'SN' for kind, _ in changed.values()):
-        raise ValueError('--hard is of SN layers: it has none')
+        raise ValueError('--hard is for SN layers: it has none')

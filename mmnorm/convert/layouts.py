@@ -15,7 +15,7 @@ from .tensors import BATCH_FREE, kinds
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
 _SN_LICENSE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
 _SN_NOTE = ("the authors' IN and LN divide by unbiased variances, ours by the biased ones of the paper: outputs differ "
-            'by the order of 1 / positions, which is most in the last stage and for small images')
+            'by the order of 1 / positions, most in the last stage and for small images')
 
 
 class Layout(NamedTuple):
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     norms: tuple = ()
     rename: dict = {}
     drop: dict = {}
-    license: str = "that of its source, which the file does not tell"
+    license: str = "that of its source, which the file does not state"
     note: str = ''
 
 
@@ -118,7 +118,7 @@ def unwrap(checkpoint):
         ValueError: It holds no tensors, or two networks.
     """
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'it is no checkpoint: it holds a {type(checkpoint).__name__}')
+        raise ValueError(f'it is not a checkpoint: it holds a {type(checkpoint).__name__}')
     held = [key for key in _NETWORK_KEYS if isinstance(checkpoint.get(key), dict)]
     if len(held) > 1:
         raise ValueError(f'it is ambiguous: it holds a network as {" and another as ".join(held)}')
@@ -229,7 +229,7 @@ def _sort_out(renamed, drop, trunk=''):
     for old, name in renamed.items():
         new = name.removeprefix(trunk)
         what = next((what for pattern, what in drop.items() if re.search(pattern, name) or re.search(pattern, new)),
-                    None if name.startswith(trunk) else 'no part of the backbone')
+                    None if name.startswith(trunk) else 'not part of the backbone')
         if what:
             dropped.setdefault(what, []).append(old)
         elif new in origin:

@@ -57,7 +57,7 @@ _SATURATED = 128.
 _RATIO_TOLERANCE = 1e-6  # below what float32 statistics resolve
 
 _REFUSED = {
-    'SN': 'SN whose ratios do not select BN for mean and variance (--hard tells that they are hardened)',
+    'SN': 'SN whose ratios do not select BN for mean and variance (pass --hard if they are hardened)',
     'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
     BATCH_FREE: 'batch-free, without the running statistics that another norm needs (--to XBN keeps them)',
     'IBN': 'IBN, of which half normalizes each instance (--to IBN keeps it)',
@@ -245,8 +245,8 @@ def _notes(sources, changed, bn_share, hard):
                'dropped: evaluation is now by the running statistics alone')
     mode = mode_of(layers(lambda layer, kind, target: kind == target == 'EN'))
     if mode != 'rule':
-        yield (f'alpha and beta of its EN layers are not those of the rule: their norm_cfg has to have mode={mode!r}'
-               + ", or 'online' to go on with estimating them" * (mode == 'offline') + ', else loading replaces them')
+        yield (f'alpha and beta of its EN layers are not those of the rule: their norm_cfg needs mode={mode!r}'
+               + ", or 'online' to keep estimating them" * (mode == 'offline') + ', or loading replaces them')
     placed = layers(lambda layer, kind, target: kind != BATCH_FREE == target)
     if placed:
         yield (f'{len(placed)} norms become batch-free and lose only their running statistics, as XBN backbones load '
@@ -255,15 +255,15 @@ def _notes(sources, changed, bn_share, hard):
     if layers(lambda layer, kind, target: kind != 'SN' == target):
         yield ('the ratios of SN select BN to the last bit and so never train; --bn-share below 1 gives ratios that do'
                if bn_share == 1 else f'IN and LN have {(1 - bn_share) / 2:.3g} each of every mean and variance: the '
-               'network does not compute what it computed with BN, and has to be trained')
+               'network no longer computes what it did with BN, and has to be trained')
     if layers(lambda layer, kind, target: target == 'SN' and _without_bn(layer)):
-        yield "its SN layers have no BN part, as (8,1) weights: their norm_cfg has to have batch_stat=False"
+        yield "its SN layers have no BN part, as (8,1) weights: their norm_cfg needs batch_stat=False"
     if hard and layers(lambda layer, kind, target: kind == target == 'SN'):
-        yield "its SN layers are hardened: their norm_cfg has to have hard=True"
+        yield "its SN layers are hardened: their norm_cfg needs hard=True"
     untaken = layers(lambda layer, *_: 'running_var' in layer and not layer['running_var'].any())
     if untaken:
-        yield (f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever taken. Recollect them '
-               '(tools/bn_statistics.py recollect)')
+        yield (f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever collected. Recollect '
+               'them (tools/bn_statistics.py recollect)')
     if layers(lambda layer, *_: any(leaf in layer for leaf in _IGNORED)):
         yield ('batch_mean and batch_var, the sums of a batch average that the authors take when they test, are '
                'dropped: recollect the statistics (tools/bn_statistics.py recollect)')

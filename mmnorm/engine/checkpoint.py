@@ -24,11 +24,11 @@ def read_checkpoint(path):
 
     Raises:
         FileNotFoundError: The file is not there.
-        ValueError: It is no checkpoint, or wants to run something, which is named.
+        ValueError: It is not a checkpoint, or wants to run something, which is named.
     """
     local = '://' not in str(path)
     if local and Path(path).is_dir():
-        raise ValueError(f'{path} is a folder: name the checkpoint in it')
+        raise ValueError(f'{path} is a folder: give the checkpoint file in it')
     if local and not Path(path).is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
@@ -38,7 +38,7 @@ def read_checkpoint(path):
             return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         reason = _not_saved_whole(path) if local else None
-        raise ValueError(f'{path} does not load as a checkpoint: {reason or _refused(path, error)}') from error
+        raise ValueError(f'{path} cannot be loaded as a checkpoint: {reason or _refused(path, error)}') from error
 
 
 def _not_saved_whole(path):
@@ -48,9 +48,9 @@ def _not_saved_whole(path):
     if not start:
         return 'it is empty'
     if start.startswith(b'PK'):
-        return None if zipfile.is_zipfile(path) else 'its end is missing, as after a download that broke off'
+        return None if zipfile.is_zipfile(path) else 'its end is missing, as after an interrupted download'
     # an old PyTorch wrote pickles
-    return None if start.startswith(b'\x80') else f'it begins with {start!r}, which is no file of torch.save'
+    return None if start.startswith(b'\x80') else f'it begins with {start!r}, which torch.save does not write'
 
 
 def _refused(path, error):
@@ -58,13 +58,13 @@ def _refused(path, error):
     if not isinstance(error, pickle.UnpicklingError):
         reason = ''.join(str(error).splitlines()[:1]).partition('. ')[0]
         if 'TorchScript' in reason:
-            return 'it is a TorchScript program; a file of the state dict alone would do'
+            return 'it is a TorchScript program; use a file of its state dict alone'
         return f'{type(error).__name__}: {reason[:160]}'
     wanted = _unsafe(path) or re.findall(r'GLOBAL (\S+)', str(error))
     if not wanted:
         return 'it is damaged, or holds more than tensors and plain values'
     names = ', '.join(ascii(name)[1:-1] for name in wanted[:3]) + ' ...' * (len(wanted) > 3)
-    return f'refused, because it would run {names}; a file of the state dict alone, from whoever made it, would do'
+    return f'refused, because it would run {names}; ask whoever made it for a file of the state dict alone'
 
 
 def _unsafe(path):

@@ -197,7 +197,7 @@ def load_weights(model, checkpoint, path):
         ValueError: Keys are missing or superfluous, or shapes differ; it names the first of them.
     """
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} is no checkpoint: it holds a {type(checkpoint).__name__}')
+        raise ValueError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     weights = checkpoint.get('state_dict', checkpoint)
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     try:
@@ -207,11 +207,11 @@ def load_weights(model, checkpoint, path):
         raise ValueError(f'{path} does not fit the config: {"; ".join(line.strip() for line in lines[1:4])}') from error
     # what training alone needs may be kept beside (an averaged model's counter, a teacher)
     if found.missing_keys:
-        extra = f'; it has {len(found.unexpected_keys)} others' if found.unexpected_keys else ''
-        raise ValueError(f'{path} does not fit the config: it lacks {len(found.missing_keys)} of '
-                         f'{len(model.state_dict())} keys, {found.missing_keys[0]} the first{extra}')
+        extra = f'; {len(found.unexpected_keys)} keys not used' if found.unexpected_keys else ''
+        raise ValueError(f'{path} does not fit the config: missing {len(found.missing_keys)} of '
+                         f'{len(model.state_dict())} keys; first: {found.missing_keys[0]}{extra}')
     if found.unexpected_keys and on_first_rank():
-        print(f'{path}: {len(found.unexpected_keys)} keys are not used, {found.unexpected_keys[0]} the first')
+        print(f'{path}: {len(found.unexpected_keys)} keys not used; first: {found.unexpected_keys[0]}')
 
 
 def save_network(weights, checkpoint, out, note, cfg=None):

@@ -26,19 +26,19 @@ def problems(cfg, num_processes, splits, initializes=True):
         initializes (bool): Whether a run that reads 'train' loads pretrained weights.
 
     Returns:
-        list[str]: A message for each problem, with what would do; empty if there is none.
+        list[str]: A message for each problem, with what to do; empty if there is none.
     """
     found = []
     gpus = torch.cuda.device_count()
     if 0 < gpus < num_processes:
-        found.append(f'{num_processes} processes need as many GPUs, {gpus} found: ask for {gpus}. With '
+        found.append(f'{num_processes} processes need as many GPUs, but there are {gpus}: use at most {gpus}. With '
                      'auto_scale_lr = dict(enable=True) the learning rate follows the batch size.')
     missing = [path for split in splits for path in missing_data(cfg.get(f'{split}_dataloader'))]
     if missing:
         task = 'pspnet_xbn_r50' if cfg.get('default_scope') == 'mmseg' else 'mask_rcnn_xbn_r50'
         listing = '\n'.join(f'  {path}' for path in dict.fromkeys(missing))
-        found.append(f'the data set is not there. These are expected, relative to {Path.cwd()}:\n{listing}\n'
-                     f'Put or link them there, or set data_root. To try without: {DIGITS.format(task)}')
+        found.append(f'the data set is missing. These are expected, relative to {Path.cwd()}:\n{listing}\n'
+                     f'Put or link them there, or set data_root. To try without this data: {DIGITS.format(task)}')
     if initializes and 'train' in splits:  # also when it resumes: mmengine initializes first
         found += missing_weights(cfg.get('model'))
     return found
@@ -93,7 +93,7 @@ def frozen_from_scratch(model):
     if not frozen or any(cfg['checkpoint'] for cfg in dicts(model, 'checkpoint')) or any(
             cfg['pretrained'] for cfg in dicts(model, 'pretrained')):
         return []
-    return [f'{", ".join(map(str, frozen))} keeps the statistics that it is loaded with, and this model starts from no '
+    return [f'{", ".join(map(str, frozen))} keeps the statistics it is loaded with, but this model starts without '
             'weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: '
             "norm_cfg=dict(type='BN') beside configs/_base_/scratch_norm.py, and without frozen=True."]
 

@@ -98,10 +98,10 @@ def _without_repair(layers):
     size = max(worst['domain_mu'], worst['domain_sigma'])
     where = f'{size:.2f} deviations at most, at {worst["name"]}'
     if size < DIFFERENT:
-        return dict(sentence='Leave the statistics as they are: training and test images agree in what layers get '
+        return dict(sentence='Leave the statistics as they are: training and test images look alike to the layers '
                     f'({where}).', finding=why)
-    return dict(sentence='Leave the statistics as they are, and train on images more like those of the test: layers '
-                f'get something else from the one than from the other ({where}).', finding=why)
+    return dict(sentence='Leave the statistics as they are, and train on images more like the test images: '
+                f'the two look different to the layers ({where}).', finding=why)
 
 
 def _root_mean_square(values):

@@ -35,7 +35,7 @@ class Runner(_Runner):
             broadcast_object_list(newest)
             self._load_from = newest[0]
             if self._load_from is None:
-                self.logger.warning(f'{self.work_dir} has no checkpoint that loads: training starts from the beginning')
+                self.logger.warning(f'{self.work_dir} has no checkpoint that can be loaded: training starts anew')
                 self._resume = False
         super().load_or_resume()
 
@@ -45,7 +45,7 @@ def newest_checkpoint(work_dir, say):
 
     Args:
         work_dir (str or Path): Directory with ``epoch_*.pth`` or ``iter_*.pth``.
-        say (callable): Called with one line for every file that is passed over.
+        say (callable): Called with one line for every file that is skipped.
 
     Returns:
         str or None: Its path; None if there is none.
@@ -55,10 +55,10 @@ def newest_checkpoint(work_dir, say):
         try:
             loaded = read_checkpoint(path)
         except (OSError, ValueError) as error:
-            say(f'passed over {path}: {str(error).removeprefix(str(path)).lstrip()}')
+            say(f'skipping {path}: {str(error).removeprefix(str(path)).lstrip()}')
             continue
         missing = {'state_dict', 'optimizer', 'meta'}.difference(loaded if isinstance(loaded, dict) else ())
         if not missing:
             return str(path)
-        say(f'passed over {path}: it has no {" and no ".join(sorted(missing))}')
+        say(f'skipping {path}: it has no {" and no ".join(sorted(missing))}')
     return None

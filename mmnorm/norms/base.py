@@ -54,8 +54,8 @@ class PlaneNorm(RunningStatistics):
                  track_running_stats: bool = True, device=None, dtype=None, *, bias: bool = True,
                  frozen: bool = False) -> None:
         if not all(isinstance(flag, bool) for flag in (affine, track_running_stats, bias, frozen)):
-            raise TypeError(f'{type(self).__name__}: affine, track_running_stats, bias and frozen are True or False; '
-                            'all that this norm adds to BN is passed by keyword')
+            raise TypeError(f'{type(self).__name__}: affine, track_running_stats, bias and frozen must be True or '
+                            'False; pass what this norm adds to BN by keyword')
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:
             self.bias = None
@@ -167,7 +167,7 @@ class PlaneNorm(RunningStatistics):
             warn_once(
                 f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does. '
                 f'{self.norm_eval_note} To train the norm in full set norm_eval=False (configs/_base_/live_norm.py); '
-                'to say that this is meant set frozen=True in its norm_cfg.')
+                'if this is intended, set frozen=True in its norm_cfg.')
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         own = {**self._parameters, **self._buffers}

@@ -75,7 +75,7 @@ class BatchSizeRule(PlaneNorm):
         # asked again while it is unknown: who copies buffers, as averaged models do, copies no attributes
         self._known = self._known or bool(self.mean_batch_size > 0)
         if not self._known:
-            warn_once(f'{type(self).__name__} evaluates as BN: neither batch_size nor training has told it the '
+            warn_once(f'{type(self).__name__} evaluates as BN: neither batch_size nor training has set its '
                       'normalization batch size. Set batch_size in its norm_cfg to that of the training.')
         return self._known
 

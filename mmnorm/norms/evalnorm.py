@@ -40,7 +40,7 @@ class EN(BatchSizeRule):
     """
 
     control_buffers = BatchSizeRule.control_buffers | dict(squared_gradients=0.)  # AdaGrad's
-    norm_eval_note = 'It is exactly BN by its running statistics then, and estimates nothing.'
+    norm_eval_note = 'It then computes exactly what BN does with its running statistics, and estimates nothing.'
 
     def __init__(self, num_features: int, *args, mode: str = 'rule', batch_size: int | None = None,
                  virtual_batch_size: int | None = None, **kwargs) -> None:

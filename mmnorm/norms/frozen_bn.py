@@ -20,5 +20,5 @@ class FrozenBN(PlaneNorm):
     def __init__(self, num_features: int, *args, frozen: bool = True, **kwargs) -> None:
         super().__init__(num_features, *args, frozen=True, **kwargs)
         if not self.track_running_stats:
-            raise ValueError('FrozenBN normalizes by running statistics, of which track_running_stats=False leaves '
+            raise ValueError('FrozenBN normalizes by running statistics, and track_running_stats=False leaves '
                              'none: leave it out')

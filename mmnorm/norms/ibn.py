@@ -36,4 +36,4 @@ class IBN(PlaneNorm):
         super().check(x)
         if prod(x.shape[2:]) == 1:
             raise ValueError(f'IBN normalizes half of the channels over the positions of a sample, got an input of '
-                             f'shape {tuple(x.shape)}, which has one; use BN in that place')
+                             f'shape {tuple(x.shape)}, which has only one; use BN there')

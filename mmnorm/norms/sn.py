@@ -49,7 +49,7 @@ class SN(Mixture):
         if x.dim() > 2 and prod(x.shape[2:]) == 1:
             warn_once(f'{self._get_name()}({self.num_features}) normalizes an input with one value per channel of a '
                       'sample, as after a global pool: IN and LN are unstable there (sn, Table XI). Use BN, or no '
-                      'norm, in that place.')
+                      'norm, there.')
         statistics = partial(self.statistics, first=IN if x.dim() > 2 else LN)
         return normalize(x, statistics, self.eps, self._parameters.values())
 

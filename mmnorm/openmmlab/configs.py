@@ -55,8 +55,8 @@ def evalnorm_config(cfg, model, build):
                          ) from error
     left = _still_bn(twin, layers)
     if left:
-        raise ValueError(f'{len(left)} layers, {left[0]} the first, are BN in the code of their classes, which no '
-                         'norm_cfg reaches: no config can make them EN')
+        raise ValueError(f'{len(left)} layers are BN in the code of their classes; first: {left[0]}. No norm_cfg '
+                         'reaches them, so no config can make them EN')
     twin.load_state_dict(unwrapped(model).state_dict())
     return cfg, twin
 

@@ -81,7 +81,7 @@ def _leave_ours_alone(function):
             return function(module, *args, **kwargs)
         kinds = ', '.join(sorted({type(m).__name__ for m in ours.values() if not m.sync}))
         if kinds:
-            warn_once(f'{function.__name__} leaves {kinds} alone: these layers are more than BN')
+            warn_once(f'{function.__name__} skips {kinds}: not a plain BatchNorm')
         if '' in ours:
             return module
         for name in ours:
@@ -118,7 +118,7 @@ def _not_with_ours(turn_on):
     @functools.wraps(turn_on)
     def guarded(model):
         if _has_ours(model):
-            warn_once('efficient_conv_bn_eval stays off for a model with norms of mmnorm, which are more than BN')
+            warn_once('efficient_conv_bn_eval stays off for a model with norms of mmnorm: not plain BatchNorms')
         else:
             turn_on(model)
 
@@ -131,7 +131,7 @@ def _not_for_ours(turn_on):
     def guarded(self, efficient_conv_bn_eval=True):
         ours = isinstance(self.norm, PlaneNorm) and not isinstance(self.norm, FrozenBN)
         if efficient_conv_bn_eval and ours:
-            warn_once(f'efficient_conv_bn_eval stays off for {type(self.norm).__name__}: it is more than BN')
+            warn_once(f'efficient_conv_bn_eval stays off for {type(self.norm).__name__}: not a plain BatchNorm')
         turn_on(self, efficient_conv_bn_eval and not ours)
 
     return guarded

@@ -74,14 +74,14 @@ class RecollectHook(Hook):
         if any(isinstance(hook, EMAHook) for hook in runner.hooks):
             raise ValueError('RecollectHook recollects the statistics of the weights that train, EMAHook evaluates and '
                              'saves averaged weights: leave out one of the two, and recollect for averaged weights '
-                             'when they are finished (tools/bn_statistics.py recollect)')
+                             'after training (tools/bn_statistics.py recollect)')
         self._names = []
         if _has_bn(runner.model, type(self).__name__):
             layers = bn_layers(runner.model)
             self._names = [name for name in trained_by_batch(runner.model) if not isinstance(layers[name], BRN)]
             if not self._names:
                 warn_once('RecollectHook: training holds all running statistics fixed (norm_eval, frozen stages or '
-                          'frozen norms), none is recollected')
+                          'frozen norms), so none are recollected')
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._interval = self.interval or (1 if self._by_epoch else runner.val_interval)
 
@@ -102,7 +102,7 @@ class RecollectHook(Hook):
                 # a loader of its own: the training's is in use, and may never end
                 batches, number = training_batches(runner.cfg.train_dataloader, self.batches, self.seed)
                 recollect(runner.model, batches, training_forward, self._names, self.pooled)
-            runner.logger.info(f'running statistics of {len(self._names)} layers recollected from {number} batches a '
+            runner.logger.info(f'running statistics of {len(self._names)} layers recollected from {number} batches per '
                                'process')
         except ValueError as error:  # no reason to end a training
             runner.logger.warning(f'running statistics are not recollected: {error}')

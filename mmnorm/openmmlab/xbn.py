@@ -40,8 +40,8 @@ class XBN:
         if mode and self.norm_eval and any(isinstance(m, _BatchNorm) and not _frozen(m) for m in self.modules()):
             warn_once(f'{type(self).__name__} has norm_eval=True: its BNs normalize by running statistics that never '
                       'change, only their gamma and beta and the batch-free layers train. That is meant for weights '
-                      'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); to say that '
-                      "it is meant set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py).")
+                      'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); if '
+                      "this is intended, set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py).")
         return super().train(mode)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
@@ -99,11 +99,11 @@ def missing_pretrained_message(backbone, path):
     Returns:
         str: The message, of several lines for an XBN backbone.
     """
-    message = f'{backbone}: the pretrained weights {path} are missing (looked for from {Path.cwd()}).'
+    message = f'{backbone}: the pretrained weights {path} are missing (looked up from {Path.cwd()}).'
     if not backbone.startswith('XBN'):
         return f"""{message}
-For a config of mmnorm `tools/zoo.py show CONFIG` says where they come from; tools/convert_checkpoint.py brings the
-authors' releases, torchvision's and mmdet's files into the form that is loaded."""
+For a config of mmnorm `tools/zoo.py show CONFIG` says where they come from; tools/convert_checkpoint.py converts
+the authors' releases and the files of torchvision and mmdet to the form that is loaded."""
     source = f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
      ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}"""
     if 'ibn_a' in Path(path).name:
@@ -112,7 +112,7 @@ authors' releases, torchvision's and mmdet's files into the form that is loaded.
     elif Path(path).name != 'resnet50_xbn.pth':
         source = """Pretrain them: the authors released only those of ResNet-50 and ResNeXt-50 with GN at position 2 and
      in the stem (pretrained/resnet50_xbn.pth), and these do not fit another placement or depth"""
-    return f"""{message} Three ways on:
+    return f"""{message} There are three ways to go on:
   1. {source}
   2. BN weights, with the BNs live, as in configs/mask_rcnn_xbn_r50_bn_init.py
   3. No pretrained weights, as in configs/mask_rcnn_xbn_r50_scratch.py"""

@@ -46,7 +46,7 @@ def evaluate_run(run):
     files = {iou_type: run.work_dir / f'predictions.{iou_type}.json' for iou_type in MARKS}
     present = {iou_type: path for iou_type, path in files.items() if path.exists()}
     if not present and not logged:
-        run.notes.append('There is no evaluation, neither predictions nor a logged validation or test. '
+        run.notes.append('There is no evaluation: neither predictions nor a logged validation or test. '
                          f'{run.test_command} makes one.')
         return {}
     if not present and not logged & set(COCO_NAMES.values()):
@@ -61,8 +61,8 @@ def evaluate_run(run):
         return {}
     if run.ann_file is None:
         run.notes.append(f'The annotation file of the test set ({run.test_dataset.get("ann_file", "unknown")} in '
-                         f'{run.test_dataset.get("data_root", "unknown")}) is not there: the figures are those of the '
-                         'log, without AP per class and images. Put the data set back to where the config says.')
+                         f'{run.test_dataset.get("data_root", "unknown")}) is missing: the figures are those of the '
+                         'log, without AP per class and images. Put the data set back where the config says.')
         return {}
     return dict(evaluations(run, present))
 

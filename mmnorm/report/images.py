@@ -30,8 +30,8 @@ def compare_images(runs, evaluations, number, score_thr):
     first, coco_gt = runs[0], evaluations[0].coco_eval.cocoGt
     if first.img_dir is None:
         first.notes.append(f'The images of the test set ({first.test_dataset.get("data_prefix", "unknown")} in '
-                           f'{first.test_dataset.get("data_root", "unknown")}) are not there and not shown. Put the '
-                           'data set back to where the config says.')
+                           f'{first.test_dataset.get("data_root", "unknown")}) are missing and not shown. Put the '
+                           'data set back where the config says.')
         return []
     outcomes = [match_objects(evaluation.coco_eval, score_thr) for evaluation in evaluations]
     evenly, worst = choose_images(outcomes[0], coco_gt.getImgIds(), number)

@@ -36,7 +36,7 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
     """
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        raise ValueError(f'runs need different names, got {" and ".join(names)}: --names gives them')
+        raise ValueError(f'runs need different names, got {" and ".join(names)}: set them with --names')
     evaluations = [evaluate_run(run) for run in runs]
     results, sources = tables.collect_results(runs, evaluations)
     papers = compare_with_papers(runs, results)
@@ -95,7 +95,7 @@ def draw_images(runs, evaluations, number, score_thr):
         else:
             run.notes.append(f'It was tested on {run.ann_file} with images from {run.img_dir}, {first.name} on '
                              f'{first.ann_file} with images from {first.img_dir}: unless these are the same, '
-                             'differences between the two are also those of the data. Its predictions are not shown.')
+                             'differences between the two may come from the data. Its predictions are not shown.')
     return compare_images(*map(list, zip(*alike)), number, score_thr)
 
 

@@ -81,8 +81,8 @@ def _compare(run, results, zoo):
 
     config = Config.fromfile(model.path, import_custom_modules=False)
     if _evaluated_data(run.config) != _evaluated_data(config.to_dict()):
-        run.notes.append(f"It was not evaluated on what {model.config} is: the paper's figures are not shown beside "
-                         'it.')
+        run.notes.append(f"It was not evaluated on the data of {model.config}: the paper's figures are not shown "
+                         'beside it.')
         return
     differing = []
     for row in model.published:
@@ -154,4 +154,4 @@ def _about_batch(run, meant):
                      for config, images in ((run.config, size), (meant, base)))
     return [f'It was trained with batches of {size} images: the learning rate, which is for {base}, was '
             + ('scaled' if scaled else 'not scaled')
-            + (f', and it saw {seen:,} images and not {planned:,}.' if seen != planned else '.')]
+            + (f', and it saw {seen:,} images instead of {planned:,}.' if seen != planned else '.')]

@@ -138,7 +138,7 @@ def read_json(path, notes):
         if not isinstance(content, dict):
             raise ValueError('not a JSON object')
     except ValueError as error:
-        notes.append(f'{path} could not be read ({error}) and was passed over.')
+        notes.append(f'{path} could not be read ({error}) and was skipped.')
         return {}
     return content
 
@@ -190,8 +190,8 @@ def read_scalars(path, notes):
         if isinstance(record, dict) and 'step' in record:
             records.append(record)
     if len(records) < len(lines):
-        notes.append(f'{len(lines) - len(records)} unreadable line(s) of {path} passed over: the run was probably '
-                     'killed while it wrote.')
+        notes.append(f'{len(lines) - len(records)} unreadable line(s) of {path} skipped: the run was probably '
+                     'killed while writing.')
     return records
 
 
@@ -305,7 +305,7 @@ def check_training(run):
         return
     if run.info and not run.info.get('finished'):
         run.notes.append(f'Training has not finished: the last logged iteration is {run.train.index[-1]}. If it was '
-                         'stopped, tools/dist_train.sh with --resume goes on from its newest checkpoint.')
+                         'stopped, tools/dist_train.sh with --resume continues from its newest checkpoint.')
     bad = run.train[run.loss_terms].replace([math.inf, -math.inf], math.nan).isna().any(axis=1)
     if bad.any():
         run.notes.append(f'Losses are NaN or infinite in {bad.sum()} of {len(bad)} logged intervals, first at '

@@ -104,7 +104,7 @@ def bn_layers(model: nn.Module) -> dict[str, nn.Module]:
               and layer.running_mean[used_statistics(layer)].numel()}
     if not layers:
         raise ValueError(f'{type(unwrapped(model)).__name__} has no layer with running statistics (BN, SyncBN, or a '
-                         'norm of mmnorm that keeps them): there is nothing that this could look at')
+                         'norm of mmnorm that keeps them): there is nothing to measure')
     return layers
 
 
@@ -196,13 +196,13 @@ def _pool_ranks(collected):
 def _check_finite(collected, layers):
     for name, seen in collected.items():
         if seen.batches and not (seen.mean + seen.squares).isfinite().all():
-            where = 'the input of the network' if name == INPUT else f'what {name} gets'
-            raise ValueError(f'{where} has values that are not finite (NaN or inf): look at the data and at the '
-                             'checkpoint; no statistics can be taken of it')
+            where = 'the input of the network' if name == INPUT else f'the input of {name}'
+            raise ValueError(f'{where} has values that are not finite (NaN or inf): check the data and the '
+                             'checkpoint; no statistics can be computed')
         # before what they make of the layers behind
         if name in layers and not layers[name].training and not _usable(layers[name]):
-            raise ValueError(f'the running statistics of {name} are not finite and positive: the checkpoint is of a '
-                             'training that diverged; recollecting them brings others')
+            raise ValueError(f'the running statistics of {name} are not finite and positive: the checkpoint is from '
+                             'a training that diverged; recollect them')
 
 
 def _usable(layer):

@@ -215,7 +215,7 @@ def measure_spread(model: nn.Module, batches: Iterable[Any], forward: Callable[[
     names = list(layers if names is None else names)
     unknown = [name for name in names if name not in layers]
     if unknown:
-        raise ValueError(f'no RBN layer with a scaling calibration is called {", ".join(unknown)}; these are: '
+        raise ValueError(f'no RBN layer with a scaling calibration is called {", ".join(unknown)}; choose one of '
                          f'{", ".join(layers)}')
     spreads = {name: _Spread(layers[name]) for name in names}
     handles = [layers[name].register_forward_pre_hook(spread.add) for name, spread in spreads.items()]

@@ -27,7 +27,7 @@ def perturbed(layers: Iterable[nn.Module], delta: float, seed: int = 0) -> Itera
         ValueError: ``delta`` is outside [0, 1].
     """
     if not 0 <= delta <= 1:
-        raise ValueError(f'delta={delta}: the noise magnitude must lie in [0, 1], beyond it variances are negative')
+        raise ValueError(f'delta={delta}: the noise magnitude must be in [0, 1]; beyond it variances are negative')
     generator = torch.Generator().manual_seed(seed)
     originals: list[tuple[Any, Any]] = [
         (buffer, buffer.clone()) for layer in layers

@@ -52,8 +52,8 @@ def choose(layers: dict[str, nn.Module], names: Collection[str] | None) -> dict[
     """Those of these layers that have such names (None: all) and are not frozen; ValueError if a name is unknown."""
     unknown = set(names or ()) - layers.keys()
     if unknown:
-        raise ValueError(f'there is no layer with running statistics named {sorted(unknown)[0]}; the first of '
-                         f'{len(layers)} that there are is {next(iter(layers))}')
+        raise ValueError(f'there is no layer with running statistics named {sorted(unknown)[0]}; there '
+                         f'are {len(layers)}; first: {next(iter(layers))}')
     chosen = {name: layer for name, layer in layers.items()
               if (names is None or name in names) and not getattr(layer, 'frozen', False)}
     if not chosen:

@@ -167,7 +167,7 @@ def step(network, cfg, problems):
     network.eval()
     with torch.no_grad():
         if not network.test_step(synthetic_batch(cfg)):
-            problems.append('a test step gave nothing')
+            problems.append('a test step returned nothing')
 
 
 def synthetic_batch(cfg, batch_size=2):

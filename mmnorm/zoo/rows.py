@@ -84,7 +84,7 @@ def load_zoo(path=METAFILE):
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'{path} has two entries of the name {double}')
+        raise ValueError(f'{path} has two entries named {double}')
     return dict(zip(names, models))
 
 
@@ -118,7 +118,7 @@ def _read_model(entry):
         raise ValueError(f'entry {name} of the metafile has unknown keys: {", ".join([*entry, *metadata])}')
     for value, known in ((model.paper, PAPERS), (model.task, TASKS), (model.mode, MODES), (model.data, DATA)):
         if value not in known:
-            raise ValueError(f'entry {name} of the metafile: {value!r} is none of {", ".join(known)}')
+            raise ValueError(f'entry {name} of the metafile: {value!r} is not one of {", ".join(known)}')
     return model
 
 

@@ -57,8 +57,9 @@ def test_everything_constant_is_folded_and_outputs_stay_equal(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize('kind, reason', [
-    ('SN', 'SN is not hardened to BN'), ('RBN', 'RBN is no constant affine'), ('EN', 'EN is no constant affine'),
-    ('GW', 'GW is no constant affine'), ('PN', 'PN is no constant affine'), ('IBN', 'IBN is no constant affine')])
+    ('SN', 'SN is not hardened to BN'), ('RBN', 'RBN is not a constant affine map'),
+    ('EN', 'EN is not a constant affine map'), ('GW', 'GW is not a constant affine map'),
+    ('PN', 'PN is not a constant affine map'), ('IBN', 'IBN is not a constant affine map')])
 def test_what_depends_on_the_sample_is_left_and_said(kind, reason):
     model = lively(ConvModule(3, 8, 3, norm_cfg=dict(type=kind)))
     x = torch.randn(2, 3, 9, 9)
@@ -85,7 +86,7 @@ class Shared(nn.Module):
 def test_what_would_go_wrong_is_left():
     x = torch.randn(2, 3, 9, 9)
     cases = [
-        (Shared(), 'BatchNorm2d or the convolution before it serves in several places'),
+        (Shared(), 'BatchNorm2d or the convolution before it is used in several places'),
         (ConvModule(3, 8, 3, norm_cfg=dict(type='BN'), order=('conv', 'act', 'norm')),
          'BatchNorm2d is not known to follow a plain convolution'),
         (ConvModule(3, 8, 3, conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='BN')),

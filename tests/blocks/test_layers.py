@@ -114,7 +114,7 @@ def test_a_whole_backbone():
 @pytest.mark.parametrize('model, arguments, message', [
     (nn.Conv2d(3, 8, 1), dict(norm='SN'), 'Conv2d has no plain BN; its norms are: none'),
     (nn.Sequential(nn.GroupNorm(2, 8)), dict(norm='SN'), 'Sequential has no plain BN; its norms are: GN'),
-    (network(), dict(norm='SN', where='backbone.*'), 'has no norm layer that where chooses; its norms are: BN'),
+    (network(), dict(norm='SN', where='backbone.*'), 'has no norm layer that matches where; its norms are: BN'),
     (network(), dict(norm='Switchable'), "1: no norm is called 'Switchable'; choose one of FrozenBN, SN, "),
     (network(), dict(norm='GN', num_groups=3), '1: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
     (nn.BatchNorm2d(8), dict(norm='SN'), 'the model is itself a BN layer')])

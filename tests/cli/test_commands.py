@@ -150,7 +150,7 @@ def test_several_processes_are_checked_once_before_they_start(started, digits_co
     config = digits_config("train_dataloader = dict(dataset=dict(data_root='nowhere'))")
     with pytest.raises(SystemExit) as end:
         cli.main(['train', str(config), '--processes', '2'])
-    assert 'the data set is not there' in end.value.code and not started
+    assert 'the data set is missing' in end.value.code and not started
     whole = str(digits_config(name='whole.py'))
     assert cli.main(['train', whole, '--processes', '2', '--check', '2']) == 0 and not started
     with pytest.raises(SystemExit):

@@ -110,7 +110,7 @@ def test_the_prefix_is_printed_with_its_dot(save, tmp_path):
 def test_what_tensors_do_not_tell_is_said(save, tmp_path, norm_cfg):
     report = convert_file(save(xbn(18, norm_cfg=norm_cfg))[1], tmp_path / 'out.pth', 'XBN')
     assert 'xbn' not in pasted(report)
-    assert report.notes[0].startswith("its batch-free norms are taken for GN with 64 groups, as the authors': GW and ")
+    assert report.notes[0].startswith("its batch-free norms are taken to be GN with 64 groups, as the authors': GW ")
 
 
 def test_in_without_tensors_is_said(save, tmp_path):
@@ -147,7 +147,7 @@ def test_placements_that_no_arguments_give(save, tmp_path):
     # wide_resnet50_2: twice as wide inside as ResNet-50
     (dict(conv1=(32, 16, 1, 1), conv2=(32, 32, 3, 3), conv3=(64, 32, 1, 1)),
      'its bottlenecks are 32 channels wide, where .* have 16: mmdet and mmseg have no Wide ResNet; .* its --config'),
-    (dict(downsample=(3, 3)), 'tensors have other shapes: size mismatch .*; for another network give its --config'),
+    (dict(downsample=(3, 3)), 'tensors differ in shape: size mismatch .*; for another network give its --config'),
 ])
 def test_other_networks_need_their_config(save, tmp_path, change, message):
     network, source = save(dict(type='ResNet', depth=50, base_channels=16, stem_channels=16))

@@ -195,7 +195,7 @@ def test_xbn_of_the_authors(convert):
     assert_same(outputs(weights, XBNResNet, xbn=dict(stem=True)), forward(xbn, X, networks.bn_or_gn))
     for lost in ('bn1', 'layer1.1.bn2'):
         damaged = {key: value for key, value in xbn.items() if not key.startswith(f'{lost}.')}
-        with pytest.raises(ValueError, match=f'it lacks 2 of 267 tensors, {lost}.weight the first'):
+        with pytest.raises(ValueError, match=f'missing 2 of 267 tensors; first: {lost}.weight'):
             convert(damaged, 'XBN')
     with pytest.raises(ValueError, match=r'cannot become BN: batch-free, .*--to XBN.*: 17 \(bn1, layer1.0.bn2, '):
         convert(dict(state_dict=theirs), 'BN')
@@ -390,7 +390,7 @@ def test_what_is_not_finite_is_refused(convert, tmp_path, made):
     bn['fc.weight'][0, 0] = made  # is dropped, and so is of no concern
     convert(bn, 'SN')
     bn['layer2.0.bn1.running_var'][3] = bn['layer3.0.conv2.weight'][0, 0, 1, 1] = made
-    with pytest.raises(ValueError, match='2 of its tensors hold NaN or infinity, layer2.0.bn1.running_var the first'):
+    with pytest.raises(ValueError, match='2 of its tensors hold NaN or infinity; first: layer2.0.bn1.running_var'):
         convert(bn, 'SN')
     assert not (tmp_path / 'out_2.pth').exists()
 
@@ -405,7 +405,7 @@ def test_where_weights_come_from_stays_known(convert, tmp_path):
         assert len(note['through']) == len(files) - 1 and note['whose'].startswith("torchvision's ResNet")
         assert note['licence'] == "if it is torchvision's release: BSD-3-Clause"
         assert f'  license: {note["licence"]}' in report.text().splitlines()
-        said = f"  converted before, from {tmp_path / 'source_0.pth'}: torchvision's ResNet"
+        said = f"  already converted, from {tmp_path / 'source_0.pth'}: torchvision's ResNet"
         assert (said in report.text()) == (len(files) > 1)
     assert [path.rpartition('_')[2] for path in note['through']] == ['2.pth', '4.pth']
 
@@ -471,16 +471,16 @@ def sn_names(bn):
 
 @pytest.mark.parametrize('change, options, message', [
     (lambda bn: {key: value for key, value in bn.items() if 'layer3.5' not in key}, {},
-     r'its stages have \(3, 4, 5, 3\) bottleneck blocks: the known are .*\(3, 4, 6, 3\) of ResNet-50'),
+     r'its stages have \(3, 4, 5, 3\) bottleneck blocks; known are .*\(3, 4, 6, 3\) of ResNet-50'),
     (lambda bn: {**bn, 'layer1.0.se.weight': bn['bn1.weight']}, {},
-     '1 of its tensors have no place there, layer1.0.se.weight the first'),
-    (lambda bn: {**bn, 'extra': bn['bn1.weight']}, {}, 'extra the first'),
+     '1 of its tensors not used; first: layer1.0.se.weight'),
+    (lambda bn: {**bn, 'extra': bn['bn1.weight']}, {}, 'first: extra'),
     (lambda bn: {key: value for key, value in bn.items() if key != 'layer2.1.conv2.weight'}, {},
-     'it lacks 1 of 424 tensors, layer2.1.conv2.weight the first'),
+     'missing 1 of 424 tensors; first: layer2.1.conv2.weight'),
     (lambda bn: {**bn, 'layer2.1.conv2.weight': torch.ones(3)}, {},
-     r'1 tensors have other shapes: size mismatch for layer2.1.conv2.weight'),
+     r'1 tensors differ in shape: size mismatch for layer2.1.conv2.weight'),
     (lambda bn: {key: value for key, value in bn.items() if key != 'conv1.weight'}, {},
-     'it has no convolution stem.0.weight, as every ResNet with a deep stem has'),
+     'it has no convolution stem.0.weight, a part of every ResNet with a deep stem'),
     (lambda bn: {'features.0.weight': torch.ones(2)}, {}, 'in none of the known layouts.* features.0.weight'),
     (lambda bn: dict(state_dict=bn, model=bn), {}, 'a network as state_dict and another as model'),
     (lambda bn: dict(epoch=3), {}, 'it holds no tensors by name, only epoch'),
@@ -488,18 +488,18 @@ def sn_names(bn):
     (lambda bn: {**bn, 'module.conv1.weight': bn['conv1.weight']}, {}, 'some names both with module. and without'),
     (lambda bn: {**bn, 'layer1.0.conv2.weight': bn['bn1.weight']}, {}, 'it has no convolution layer1.0.conv2.weight'),
     # nothing that a network depends on is made up
-    (lambda bn: {key: value for key, value in bn.items() if key != 'bn1.running_var'}, {}, 'bn1.running_var the first'),
+    (lambda bn: {key: value for key, value in bn.items() if key != 'bn1.running_var'}, {}, 'first: bn1.running_var'),
     (sn_names, {}, 'layer1.0.sn1.weight and layer1.0.bn1.weight would both become layer1.0.bn1.weight'),
     (lambda bn: {**bn, **{detectron(key, 'Conv_Body.', 'Conv_Body.'): value for key, value in resnet50(
         lambda _, channels: networks.sn_tensors(channels)).items()}}, {},
      'it is ambiguous: conv1.weight and Conv_Body.res1.conv1.weight would both'),
     (lambda bn: bn, dict(layout='sn-detectron', source_prefix='gone.'), 'no tensor whose name starts with gone.'),
     (lambda bn: bn, dict(bn_share=0), 'share of BN must be above 0'),
-    (lambda bn: bn, dict(norm='BN', bn_share=0.5), '--bn-share is of norms that become SN: here none does'),
-    (lambda bn: convert_to('SN', bn), dict(bn_share=0.5), '--bn-share is of norms that become SN: here none does'),
-    (lambda bn: bn, dict(hard=True), '--hard is of SN layers: it has none'),
-    (lambda bn: bn, dict(norm='GN'), '--to GN: nothing is converted to that, only to BN, EN, RBN, SN, XBN, IBN, '),
-    (lambda bn: bn, dict(whole=True), '--whole is of the whole network of a config'),
+    (lambda bn: bn, dict(norm='BN', bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
+    (lambda bn: convert_to('SN', bn), dict(bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
+    (lambda bn: bn, dict(hard=True), '--hard is for SN layers: it has none'),
+    (lambda bn: bn, dict(norm='GN'), '--to GN: not a norm to convert to; choose one of BN, EN, RBN, SN, XBN, IBN, '),
+    (lambda bn: bn, dict(whole=True), '--whole converts the whole network of a config'),
 ])
 def test_what_is_refused(convert, tmp_path, change, options, message):
     with pytest.raises(ValueError, match=message):
@@ -520,7 +520,7 @@ def test_files_that_run_something_or_are_damaged(tmp_path, monkeypatch):
     (tmp_path / 'truncated.pth').write_bytes(whole[:len(whole) // 2])
     for name, what in (('malicious', 'refused, because it would run posix.mkdir;'),
                        ('truncated', 'its end is missing')):
-        with pytest.raises(ValueError, match=f'{name}.pth does not load as a checkpoint: {what}'):
+        with pytest.raises(ValueError, match=f'{name}.pth cannot be loaded as a checkpoint: {what}'):
             convert_file(f'{name}.pth', 'out.pth', 'SN')
     with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):
         convert_file('gone.pth', 'out.pth', 'SN')

@@ -69,9 +69,9 @@ def test_backbone_of_a_config(config, source, tmp_path):
     assert report.network == f'the backbone of {detector}' and report.norms == {'BN -> RBN': 20}
     network = build_network(read_config(detector))
     network.backbone.load_state_dict(read_checkpoint(tmp_path / 'out.pth')['state_dict'], strict=True)
-    with pytest.raises(ValueError, match='config.py has no SN layers: those that it has are of kind RBN'):
+    with pytest.raises(ValueError, match='config.py has no SN layers; its norm layers are of kind RBN'):
         convert_file(path, tmp_path / 'other.pth', 'SN', config=detector)
-    with pytest.raises(ValueError, match='does not fit .*config.py: it lacks 80 of 324 tensors, layer1.2.conv1'):
+    with pytest.raises(ValueError, match='does not fit .*config.py: missing 80 of 324 tensors; first: layer1.2.conv1'):
         convert_file(path, tmp_path / 'other.pth', 'RBN',
                      config=config(RETINANET.replace('depth=18', 'depth=34'), norm='RBN'))
     assert not (tmp_path / 'other.pth').exists()
@@ -163,7 +163,7 @@ def flat(outputs):
 def test_deep_stems_of_mmseg(config, source, tmp_path):
     pytest.importorskip('mmseg')
     deep = "type='ResNetV1c', depth=18, base_channels=8, stem_channels=8, norm_cfg=dict(type='SN')"
-    with pytest.raises(ValueError, match='stem.0.weight the first; .*, conv1.weight the first. The stem of the network '
+    with pytest.raises(ValueError, match='first: stem.0.weight; .*; first: conv1.weight. The stem of the network '
                                          'has three convolutions, a deep stem, that of the checkpoint one of 7 x 7'):
         convert_file(source[0], tmp_path / 'out.pth', 'SN', config=config(SEGMENTER, backbone=deep))
     flat_stem = config(SEGMENTER, 'flat.py', backbone=deep.replace('V1c', ''))
@@ -208,9 +208,9 @@ def test_mistakes_are_told_in_one_line(main, source, tmp_path, capsys):
             ([source[0], out, '--to', 'SN', '--from', 'sn'], 'source.pth: it is not in the layout sn, which has'),
             ([source[0], out, '--to', 'SN', '--config', 'gone.py'], 'config gone.py does not exist'),
             ([source[0], out, '--to', 'SN', '--config', source[0]], f'error: {source[0]} cannot be read as a config: '),
-            ([str(tmp_path), out, '--to', 'SN'], 'is a folder: name the checkpoint in it'),
-            ([source[0], out, '--to', 'PN'], 'error: --to PN: nothing is converted to that, only to BN, EN, '),
-            ([str(named), out, '--to', 'SN'], 'layer1.?[31m the first'),
+            ([str(tmp_path), out, '--to', 'SN'], 'is a folder: give the checkpoint file in it'),
+            ([source[0], out, '--to', 'PN'], 'error: --to PN: not a norm to convert to; choose one of BN, EN, '),
+            ([str(named), out, '--to', 'SN'], 'first: layer1.?[31m'),
             ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: SN whose ratios do not')):
         assert main(args) == 2, args
         said = capsys.readouterr().err.strip()

@@ -17,18 +17,18 @@ class Malicious:
 
 @pytest.mark.parametrize('written, message', [
     (b'', 'it is empty'),
-    (b'<!DOCTYPE html><html>', r"it begins with b'<!DOCTYPE html><html>', which is no file of torch.save"),
-    (b'PK\x03\x04 and no more', 'its end is missing, as after a download that broke off'),
+    (b'<!DOCTYPE html><html>', r"it begins with b'<!DOCTYPE html><html>', which torch.save does not write"),
+    (b'PK\x03\x04 and no more', 'its end is missing, as after an interrupted download'),
     (b'\x80\x02 and no more', 'it is damaged, or holds more than tensors and plain values'),
 ])
 def test_files_that_torch_did_not_save(tmp_path, written, message):
     (tmp_path / 'a.pth').write_bytes(written)
-    with pytest.raises(ValueError, match=f'a.pth does not load as a checkpoint: {message}$'):
+    with pytest.raises(ValueError, match=f'a.pth cannot be loaded as a checkpoint: {message}$'):
         read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match='is a folder: name the checkpoint in it'):
+    with pytest.raises(ValueError, match='is a folder: give the checkpoint file in it'):
         read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match='checkpoint .*gone.pth does not exist'):
         read_checkpoint(tmp_path / 'gone.pth')
@@ -40,8 +40,8 @@ def test_what_would_be_run_is_named_and_not_run(tmp_path, monkeypatch, zipped):
     torch.save(dict(state_dict={}, a=Malicious(os.mkdir, 'ran')), 'a.pth', _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError) as refused:
         read_checkpoint('a.pth')
-    assert str(refused.value) == ('a.pth does not load as a checkpoint: refused, because it would run posix.mkdir; a '
-                                  'file of the state dict alone, from whoever made it, would do')
+    assert str(refused.value) == ('a.pth cannot be loaded as a checkpoint: refused, because it would run posix.mkdir; '
+                                  'ask whoever made it for a file of the state dict alone')
     assert not os.path.exists('ran')
 
 
@@ -62,7 +62,7 @@ def test_methods_of_tensors_are_not_taken(tmp_path):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::UserWarning')
 def test_programs_are_no_weights(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='it is a TorchScript program; a file of the state dict alone would do'):
+    with pytest.raises(ValueError, match='it is a TorchScript program; use a file of its state dict alone'):
         read_checkpoint(tmp_path / 'a.pth')
 
 

@@ -12,24 +12,24 @@ def test_weights_must_fit(tmp_path, capsys):
     state = model.state_dict()
     load_weights(model, dict(state_dict={f'module.{key}': value for key, value in state.items()}), 'x.pth')
     lacking = {key: value for key, value in state.items() if not key.startswith('1.')}
-    with pytest.raises(ValueError, match=r'x.pth does not fit the config: it lacks 4 of 7 keys, 1.weight the first'):
+    with pytest.raises(ValueError, match=r'x.pth does not fit the config: missing 4 of 7 keys; first: 1.weight'):
         load_weights(model, lacking, 'x.pth')
     with pytest.raises(ValueError, match='x.pth does not fit the config: size mismatch for 0.weight'):
         load_weights(model, dict(state, **{'0.weight': torch.zeros(2, 3, 1, 1)}), 'x.pth')
     load_weights(model, dict(state, more=torch.zeros(1)), 'x.pth')
-    assert '1 keys are not used, more the first' in capsys.readouterr().out
+    assert '1 keys not used; first: more' in capsys.readouterr().out
 
 
 def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / 'a.pth'
     path.write_bytes(b'half a checkpoint')
-    with pytest.raises(ValueError, match='a.pth does not load as a checkpoint'):
+    with pytest.raises(ValueError, match='a.pth cannot be loaded as a checkpoint'):
         read_checkpoint(str(path))
     torch.save(print, path)  # a function: loading it would be running it
-    with pytest.raises(ValueError, match='does not load as a checkpoint'):
+    with pytest.raises(ValueError, match='cannot be loaded as a checkpoint'):
         read_checkpoint(str(path))
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match='is no checkpoint: it holds a list'):
+    with pytest.raises(ValueError, match='is not a checkpoint: it holds a list'):
         load_weights(nn.Linear(1, 1), read_checkpoint(str(path)), path)
 
 

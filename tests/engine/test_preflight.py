@@ -132,7 +132,7 @@ def test_fewer_gpus_than_asked_is_said(monkeypatch, gpus, asked, problem):
     found = problems(Config(dict(model=dict(type='X'))), asked, ('train', ))
     assert found == ([] if not problem else [found[0]])
     if problem:
-        assert '8 processes need as many GPUs, 2 found: ask for 2' in found[0]
+        assert '8 processes need as many GPUs, but there are 2: use at most 2' in found[0]
 
 
 def test_sync_bn_becomes_bn_on_a_cpu_with_one_warning():

@@ -52,7 +52,8 @@ def test_finding_tells_estimation_from_data(domain, finding):
     assert finding in advise(metrics, [layer('a', domain=domain), layer('b', by_batch=False)])['finding']
 
 
-@pytest.mark.parametrize('domain, says', [(0.1, 'training and test images agree'), (0.5, 'train on images more like')])
+@pytest.mark.parametrize('domain, says', [
+    (0.1, 'training and test images look alike'), (0.5, 'train on images more like')])
 def test_fixed_statistics_have_no_repair(domain, says):
     advice = advise({'as it is': {'mIoU': 30.}}, [layer('a', by_batch=False, domain=domain)])
     assert advice['repair'] is None and says in advice['sentence'] and f'{domain:.2f}' in advice['sentence']

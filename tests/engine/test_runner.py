@@ -55,7 +55,7 @@ def test_passes_over_what_does_not_load_and_says_so(tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'epoch_8.pth')
     said = []
     assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / 'epoch_2.pth')
-    assert [line.split(':')[0] for line in said] == [f'passed over {tmp_path}/epoch_{n}.pth' for n in (10, 9, 8)]
+    assert [line.split(':')[0] for line in said] == [f'skipping {tmp_path}/epoch_{n}.pth' for n in (10, 9, 8)]
     assert 'it has no meta and no optimizer' in said[2]
 
 
@@ -112,5 +112,5 @@ class Reaching:
 
 def test_getattr_is_allowed_for_log_histories_only(tmp_path):
     torch.save(dict(state_dict=Reaching()), tmp_path / 'reaching.pth')
-    with pytest.raises(ValueError, match='does not load as a checkpoint'):
+    with pytest.raises(ValueError, match='cannot be loaded as a checkpoint'):
         read_checkpoint(tmp_path / 'reaching.pth')

@@ -37,7 +37,7 @@ def test_positional_arguments_are_those_of_bn(name):
 
 @pytest.mark.parametrize('name', [name for name in NORMS if issubclass(NORMS[name], nn.BatchNorm2d)])
 def test_an_argument_of_ours_in_a_place_of_bns_is_refused(name):
-    with pytest.raises(TypeError, match=f'{name}: affine, .* are True or False'):
+    with pytest.raises(TypeError, match=f'{name}: affine, .* must be True or False'):
         NORMS[name](CHANNELS, 1e-5, 0.1, 2)
 
 

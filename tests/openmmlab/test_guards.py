@@ -55,7 +55,7 @@ def test_sync_conversion_makes_the_twin_and_back(norm, convert):
 def test_sync_conversion_leaves_alone_what_has_no_twin_and_says_so(norm, convert):
     model = network(norm)
     layer = model[1]
-    with pytest.warns(UserWarning, match=f'convert_sync_batchnorm leaves {type(layer).__name__} alone'):
+    with pytest.warns(UserWarning, match=f'convert_sync_batchnorm skips {type(layer).__name__}: not a plain BatchNorm'):
         model = convert(model)
     assert model[1] is layer and isinstance(model[4], nn.SyncBatchNorm)
     assert convert(layer) is layer

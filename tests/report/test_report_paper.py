@@ -57,7 +57,7 @@ def test_test_set_is_never_put_beside_a_validation_set(compare):
     (('', ''), "val_dataloader = dict(dataset=dict(type='CocoDataset', ann_file='other.json'))")])
 def test_other_data_is_not_compared(compare, edit, more):
     run, comparisons = compare(ROW, edit=edit, more=more)
-    assert not comparisons and 'It was not evaluated on what' in run.notes[0]
+    assert not comparisons and 'It was not evaluated on the data of' in run.notes[0]
 
 
 @pytest.mark.parametrize('more', ["model = dict(backbone=dict(type='XBNResNet'))",
@@ -83,8 +83,8 @@ BY_ITERATION = "train_cfg = dict(type='IterBasedTrainLoop', max_iters=90)\nauto_
 
 @pytest.mark.parametrize(('text', 'run_more', 'said'), [
     (BY_ITERATION.format('enable=True, '), '', 'batches of 8 images: the learning rate, which is for 16, was scaled, '
-                                               'and it saw 720 images and not 1,440.'),
-    (BY_ITERATION.format(''), '', 'which is for 16, was not scaled, and it saw 720 images and not 1,440.'),
+                                               'and it saw 720 images instead of 1,440.'),
+    (BY_ITERATION.format(''), '', 'which is for 16, was not scaled, and it saw 720 images instead of 1,440.'),
     (BY_ITERATION.format('enable=True, '), "\ntrain_cfg['max_iters'] = 180", 'which is for 16, was scaled.'),
     ('auto_scale_lr = dict(enable=True, base_batch_size=16)', '', 'which is for 16, was scaled.')])
 def test_batch_of_another_size_gets_a_note(compare, text, run_more, said):

@@ -146,7 +146,7 @@ def test_bn_in_the_code_of_a_class_is_told():
     cfg = detector(**{'model.backbone.norm_eval': False})
     model = with_own_bn(copy.deepcopy(cfg.model))
     to_evalnorm(model)
-    with pytest.raises(ValueError, match='1 layers, neck.extra the first, are BN in the code of their classes'):
+    with pytest.raises(ValueError, match='1 layers are BN in the code of their classes; first: neck.extra. No'):
         evalnorm_config(cfg, model, with_own_bn)
 
 

@@ -235,7 +235,7 @@ def test_spread_of_chosen_layers_and_mistakes():
     assert list(measure_spread(model, batches, names=['2'])) == ['2']
     assert measure_spread(model, [batches[0][:1]]) == {}  # one sample has no spread
     for wrong, message in (
-            (lambda: measure_spread(model, batches, names=['1']), 'no RBN layer with .* called 1; these are: 0, 2'),
+            (lambda: measure_spread(model, batches, names=['1']), 'no RBN layer with .* called 1; choose one of 0, 2'),
             (lambda: measure_spread(nn.Sequential(SN(3)), batches), 'Sequential has no RBN layer'),
             (lambda: measure_spread(model, []), 'no batches')):
         with pytest.raises(ValueError, match=message):

@@ -179,11 +179,11 @@ def test_mistakes_are_told_in_one_line(main, network, digits_config, tmp_path, c
             (['show', str(unknown), checkpoint], 'Unheard is not in the'),
             (['show', str(wrong), checkpoint], f'{wrong} cannot be read as a config'),
             (['show', config, 'gone.pth'], 'checkpoint gone.pth does not exist'),
-            (['show', config, str(broken)], f'{broken} does not load as a checkpoint'),
+            (['show', config, str(broken)], f'{broken} cannot be loaded as a checkpoint'),
             (['show', config, str(other)], 'backbone.layer3.1.conv2.weight'),
             (['show', config, of_bn], 'backbone.bn1.mean_weight'),
             (['show', plain, of_bn], f'{plain} has neither SN nor RBN layers'),
-            (['show', config, checkpoint, '--spread'], '--spread is of RBN layers'),
+            (['show', config, checkpoint, '--spread'], '--spread needs RBN layers'),
             (['show', config, checkpoint, '--out', str(other)], 'is a file, not a folder'),
             (['harden', plain, of_bn, out], f'{plain} has no SN layers'),
             (['harden', config, of_bn, out], 'backbone.bn1.mean_weight'),
@@ -202,7 +202,7 @@ def test_spread_names_the_missing_test_set(main, network, capsys):
     with open(config, 'a') as file:
         file.write("test_dataloader = dict(dataset=dict(data_root='nowhere/'))\n")
     assert main(['show', config, checkpoint, '--spread']) == 2
-    assert 'nowhere/annotations/instances_val2017.json is not there' in capsys.readouterr().err
+    assert 'nowhere/annotations/instances_val2017.json is missing' in capsys.readouterr().err
 
 
 def test_untrained_ratios_are_warned_about(main, network, tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_untrained_ratios_are_warned_about(main, network, tmp_path, monkeypatch)
     torch.save(dict(state_dict=build_network(read_config(config)).state_dict()), checkpoint)
     assert main(['harden', config, str(checkpoint), str(tmp_path / 'hard.pth')]) == 0
     assert read_checkpoint(tmp_path / 'hard.pth')['meta']['mmnorm']['picks']['backbone.bn1'] == [['IN'], ['IN']]
-    assert len(said) == 1 and 'backbone.bn1 the first, prefer no normalizer' in said[0]
+    assert len(said) == 1 and 'prefer no normalizer, as before training; first: backbone.bn1.' in said[0]
 
 
 @pytest.mark.e2e

@@ -46,7 +46,7 @@ def test_originals_come_back_whatever_happens():
 
 @pytest.mark.parametrize('delta', [-0.1, 1.1, float('nan')])
 def test_magnitudes_beyond_the_equation(delta):
-    with pytest.raises(ValueError, match='must lie in'), perturbed(layers(), delta):
+    with pytest.raises(ValueError, match='must be in'), perturbed(layers(), delta):
         pass
 
 

@@ -167,7 +167,7 @@ def test_a_user_is_told_what_is_wrong():
         measure_shift(Head(), data)
     broken = Head()
     broken.shared[0].weight.data[0] = torch.inf
-    with pytest.raises(ValueError, match='what shared.1 gets has values that are not finite'):
+    with pytest.raises(ValueError, match='the input of shared.1 has values that are not finite'):
         measure_shift(broken, batches())
     diverged = Head()
     diverged.stem[1].running_var.fill_(torch.nan)

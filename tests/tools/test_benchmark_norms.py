@@ -48,10 +48,10 @@ def test_times_a_training_step_of_a_detector(rois, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--norms', 'NoNorm'], 'error: no norm is registered as NoNorm; mmnorm/openmmlab/registry.py has the names'),
-    (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; --device cpu would do'),
-    (['--shapes', '2,x'], "'2,x' is no shape; N,C,H,W would do, such as 2,64,200,200"),
-    (['--shapes', '2'], "'2' is no shape")])
+    (['--norms', 'NoNorm'], 'error: no norm is registered as NoNorm: see mmnorm/openmmlab/registry.py'),
+    (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; use --device cpu'),
+    (['--shapes', '2,x'], "'2,x' is not a shape; use N,C,H,W, such as 2,64,200,200"),
+    (['--shapes', '2'], "'2' is not a shape")])
 def test_mistakes_are_told_in_one_line(forked_tool, arguments, message):
     if 'cuda' in arguments and torch.cuda.is_available():
         pytest.skip('there is a GPU')

@@ -128,12 +128,12 @@ def test_a_user_is_told_what_is_wrong(forked_tool, digits_config, tmp_path):
         ((config, 'missing.pth'), 'checkpoint missing.pth does not exist'),
         ((other, checkpoint_of(other, tmp_path / 'full.pth')), 'has no layer with running statistics'),
         ((digits_config(WITHOUT_BN.replace("depth=50", "depth=101"), name='deep.py'), checkpoint),
-         'k.pth does not fit the config: it lacks'),
+         'k.pth does not fit the config: missing'),
         ((config, tmp_path / 'diverged.pth'), 'the running statistics of backbone.layer1.0.bn1 are not finite'),
         ((config, checkpoint, '--cfg-options', 'test_evaluator.format_only=True'), 'gives no metric'),
         ((config, checkpoint, '--cfg-options', 'train_dataloader=None'), 'has no train_dataloader'),
         ((broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
-         'the data set is not there'),
+         'the data set is missing'),
     ):
         done = forked_tool('diagnose.py', *arguments, '--out', 'out', '--batches', '1')
         assert done.returncode == 1 and message in done.stdout, done.stdout

@@ -65,6 +65,6 @@ def test_kills_at_random_moments_and_resumes(digits_config, tmp_path, kills):
     with path.open('a') as log:
         assert start(config, tmp_path, log).wait(timeout=300) == 0, path.read_text()[-4000:]
     said = path.read_text()
-    assert 'epoch_1000.pth: does not load' in said
+    assert 'epoch_1000.pth: cannot be loaded' in said
     assert f'resumed epoch: {newest.stem.split("_")[1]}' in said
     assert torch.load(work_dir / f'epoch_{epochs}.pth', weights_only=False)['meta']['iter'] == epochs * 4

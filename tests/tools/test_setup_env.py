@@ -373,7 +373,7 @@ NO_VENV = 'Python has no venv or ensurepip: install them (Debian: apt-get instal
 NO_HEADERS = ('Python.h is missing: install the headers of Python (Debian: apt-get install python3-dev); '
               'unpacking them here failed: ')
 ERRORS = {
-    'old Python': (make_python_old, 'Python 3.9.2 is too old: run this with a python3 from 3.10 on'),
+    'old Python': (make_python_old, 'Python 3.9.2 is too old: run this with Python 3.10 or newer'),
     'no venv': (lambda machine: remove_module(machine, 'venv'), NO_VENV),
     'no ensurepip': (lambda machine: remove_module(machine, 'ensurepip'), NO_VENV),
     'no compiler': (lambda machine: (machine.root / 'bin' / 'c++').unlink(),
@@ -385,7 +385,7 @@ ERRORS = {
     'not an environment': (lambda machine: (machine.env / 'thesis').mkdir(parents=True),
                            'env is not an environment: remove it, or choose another folder with --env'),
     'not writable': (lambda machine: (machine.checkout / 'build').touch(), 'File exists'),
-    'silent': (lambda machine: machine.fail_at('-m venv'), 'it failed and said nothing'),
+    'silent': (lambda machine: machine.fail_at('-m venv'), 'it failed without a message'),
 }
 
 

@@ -122,7 +122,7 @@ def test_no_metafile_or_the_same_name_twice(tmp_path):
         load_zoo(tmp_path / 'none.yml')
     entries = yaml.safe_load(METAFILE.read_text())['Models'][:1] * 2
     (tmp_path / 'metafile.yml').write_text(yaml.safe_dump(dict(Models=entries)))
-    with pytest.raises(ValueError, match='two entries of the name'):
+    with pytest.raises(ValueError, match='two entries named'):
         load_zoo(tmp_path / 'metafile.yml')
 
 
@@ -176,12 +176,12 @@ def test_output_that_is_cut_off(tmp_path):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['list', 'no_such'], 'no_such is no config of the zoo'), (['list', '--norm', 'XX'], '--norm XX has no config'),
-    (['list', '--paper', 'xbn', '--norm', 'SN'], 'no config is all of --paper xbn and --norm SN; there are 34 without '
+    (['list', 'no_such'], 'no_such is not a config of the zoo'), (['list', '--norm', 'XX'], '--norm XX has no config'),
+    (['list', '--paper', 'xbn', '--norm', 'SN'], 'no config matches --paper xbn and --norm SN; there are 34 without '
                                                  '--paper xbn, 48 without --norm SN'),
     (['list', 'mask_rcnn_xbn_r50', '--task', 'panoptic'], '1 without --task panoptic segmentation'),
-    (['table', '--write', '--paper', 'bgn'], '--write is for the pages of all configs'),
-    (['sweep', 'no_such', '2'], 'is no config of the zoo'), (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search')])
+    (['table', '--write', '--paper', 'bgn'], '--write writes the pages of all configs'),
+    (['sweep', 'no_such', '2'], 'is not a config of the zoo'), (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search')])
 def test_mistakes(tool, args, message):
     run = tool('zoo.py', *args)
     assert run.returncode == 2 and run.stdout.startswith('error: ') and message in run.stdout
@@ -189,11 +189,11 @@ def test_mistakes(tool, args, message):
 
 
 @pytest.mark.parametrize(('name', 'processes', 'said', 'options'), [
-    ('faster_rcnn_bn_r50_scratch_8x2', 1, '180,000 images and not 1,440,000',
+    ('faster_rcnn_bn_r50_scratch_8x2', 1, '180,000 images, not 1,440,000',
      {'train_cfg.max_iters': 720000, 'param_scheduler.1.milestones': [480000, 640000]}),
-    ('pspnet_sn_r50_8x2_cityscapes', 4, '595,000 images and not 1,190,000',
+    ('pspnet_sn_r50_8x2_cityscapes', 4, '595,000 images, not 1,190,000',
      {'train_cfg.max_iters': 148750, 'param_scheduler.0.end': 148750}),
-    ('pspnet_xbn_r50_digits', 1, '4,000 images and not 8,000',
+    ('pspnet_xbn_r50_digits', 1, '4,000 images, not 8,000',
      {'train_cfg.max_iters': 2000, 'param_scheduler.1.end': 2000})])  # a warm-up stays
 def test_fewer_processes_than_the_iterations_are_for(zoo, name, processes, said, options):
     """The options that are said make the schedule see as many images, and then there is nothing more to say."""

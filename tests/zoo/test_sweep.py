@@ -102,7 +102,7 @@ def test_interruption_ends_the_search(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(zoo.subprocess, 'run', interrupt)
     assert run_command('zoo', ['sweep', 'faster_rcnn_bn_r50_scratch_8x2', '1', '--work-dir', str(tmp_path)]) == 130
-    assert 'the same command goes on' in capsys.readouterr().err
+    assert 'the same command continues a sweep' in capsys.readouterr().err
 
 
 def test_rows_that_have_a_search_are_those_of_the_metafile(capsys):
@@ -110,7 +110,7 @@ def test_rows_that_have_a_search_are_those_of_the_metafile(capsys):
     entries = yaml.safe_load(METAFILE.read_text())['Models']
     tables = {row['Table'] for entry in entries if 'Sweep' in entry for row in entry['Published']}
     assert tables and capsys.readouterr().err == (
-        f'error: mask_rcnn_xbn_r50 has no search in its paper; those that have: {", ".join(sorted(tables))}\n')
+        f'error: mask_rcnn_xbn_r50 has no search in its paper; these tables have one: {", ".join(sorted(tables))}\n')
 
 
 @pytest.mark.parametrize(('args', 'message'), [
