@@ -183,8 +183,8 @@ def test_deep_stems_of_mmseg(config, source, tmp_path):
         convert_file(str(tmp_path / 'deep.pth'), tmp_path / 'other.pth', 'SN', config=flat_stem)
 
 
-def test_command_line(tool, source, tmp_path):
-    done = tool('convert_checkpoint.py', source[0], 'new/sn.pth', '--to', 'SN', '--bn-share', 0.9)
+def test_command_line(forked_tool, source, tmp_path):
+    done = forked_tool('convert_checkpoint.py', source[0], 'new/sn.pth', '--to', 'SN', '--bn-share', 0.9)
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     assert 'source.pth: layout torchvision, ' in lines[0]

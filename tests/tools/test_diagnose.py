@@ -16,6 +16,10 @@ model = dict(backbone=dict(depth=50, base_channels=8, xbn=dict(norm_cfg=dict(typ
 FIXED = SMALL + """
 model['backbone'].update(norm_eval=True)
 """
+# Detections, of which without a training only many hit something
+MANY = """
+model.update(test_cfg=dict(rpn=dict(max_per_img=200), rcnn=dict(max_per_img=100)))
+"""
 WITHOUT_BN = SMALL + """
 model['backbone']['xbn'].update(scope='full')
 """
@@ -45,7 +49,7 @@ def statistics_of(path):
 
 
 def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
-    config = digits_config(SMALL)
+    config = digits_config(SMALL + MANY)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
     before = checkpoint.read_bytes()
     done = forked_tool('diagnose.py', config, checkpoint, '--batches', '3', '--out', 'out', '--apply', 'evalnorm_rule')
@@ -69,7 +73,7 @@ def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
     tested = forked_tool('test.py', tmp_path / 'out/k_evalnorm_rule.py', tmp_path / 'out/k_evalnorm_rule.pth')
     assert tested.returncode == 0, tested.stdout
     evaluation = json.loads((tmp_path / 'work_dirs/k_evalnorm_rule/evaluation.json').read_text())
-    assert evaluation['metrics']['coco/bbox_mAP'] == found['metrics']['evalnorm_rule']['coco/bbox_mAP']
+    assert evaluation['metrics']['coco/bbox_mAP'] == found['metrics']['evalnorm_rule']['coco/bbox_mAP'] > 0
 
 
 def test_norm_eval_has_no_repair(forked_tool, digits_config, tmp_path):

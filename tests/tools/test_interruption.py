@@ -37,8 +37,9 @@ def wait_for_checkpoint(work_dir, known, process, log):
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('kills', [
-    [('rank', signal.SIGKILL), ('torchrun', signal.SIGKILL)],  # after which others are to be ended by us
-    pytest.param([('worker', signal.SIGKILL), ('torchrun', signal.SIGINT)], marks=pytest.mark.slow)], ids=['ours', 'other'])
+    [('rank', signal.SIGKILL), ('torchrun', signal.SIGKILL)],  # of whose children nobody else takes care
+    pytest.param([('worker', signal.SIGKILL), ('torchrun', signal.SIGINT)], marks=pytest.mark.slow)],
+    ids=['of parents', 'of others'])
 def test_kills_at_random_moments_and_resumes(digits_config, tmp_path, kills):
     epochs = 6 * len(kills)
     config = digits_config(f'train_cfg = dict(max_epochs={epochs}, val_interval=100)\n'

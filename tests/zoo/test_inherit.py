@@ -1,7 +1,6 @@
 """Configs of the zoo as parents of other people's, by ``mmnorm::`` and by path."""
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -10,7 +9,8 @@ from mmengine.registry import init_default_scope
 import mmnorm  # noqa: F401
 from mmnorm.zoo import load_zoo
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+from .configs import config
+
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def inherit(tmp_path):
 
 @pytest.mark.parametrize('name', list(load_zoo())[::8])
 def test_mmnorm_parents_are_what_their_files_are(inherit, name):
-    config = load_zoo()[name].config.removeprefix('configs/')
-    assert inherit(f'mmnorm::{config}').to_dict() == Config.fromfile(CONFIGS / config).to_dict()
+    model = load_zoo()[name]
+    assert inherit(f'mmnorm::{model.config.removeprefix("configs/")}').to_dict() == config(model.path).to_dict()
 
 
 @pytest.mark.parametrize('host, name', [

@@ -187,8 +187,8 @@ def test_mistakes(tool, args, message):
     assert 'Traceback' not in run.stdout
 
 
-def test_table_of_the_readme(tool):
-    table = tool('zoo.py', 'table').stdout.strip()
+def test_table_of_the_readme(forked_tool):
+    table = forked_tool('zoo.py', 'table').stdout.strip()
     assert table in (ROOT / 'configs/README.md').read_text(), 'tools/zoo.py table gives another one'
 
 

@@ -22,7 +22,6 @@ TRAINING = {
     'sn Table VIII R-50 Cityscapes': (0.02, 74375, [], 16, 2),
     **{f'rbn Table {table} R-{depth}': (0.02, 12, [8, 11], 16, 2) for table in (5, 6, 7) for depth in (50, 101)},
 }
-pytestmark = pytest.mark.xdist_group('zoo')  # with whatever has parsed the same configs
 ZOO = load_zoo()
 ROWS = {name: model for name, model in ZOO.items() if model.published}
 
