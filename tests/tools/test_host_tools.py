@@ -42,7 +42,8 @@ def test_init_model_and_inference_on_a_cpu():
 
 def test_flops(forked_tool, checkpoint):
     config, _ = checkpoint
-    done = forked_tool(str(Path(mmdet.__file__).parent / '.mim/tools/analysis_tools/get_flops.py'), config, '--num-images', 1)
+    path = Path(mmdet.__file__).parent / '.mim/tools/analysis_tools/get_flops.py'
+    done = forked_tool(str(path), config, '--num-images', 1)
     assert done.returncode == 0 and 'Flops: ' in done.stdout and 'Params: ' in done.stdout, done.stdout[-2000:]
 
 
