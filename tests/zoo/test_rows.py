@@ -103,7 +103,7 @@ def test_find_model_that_a_config_inherits_from(zoo, tmp_path):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(Config=None), 'entry m of the metafile is incomplete'), (dict(Color='red'), 'unknown keys: Color'),
-    (dict(Metadata=dict(Task='sleeping', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')), "'sleeping' is none"),
+    (dict(Metadata=dict(Task='sleeping', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')), "'sleeping' is not one of"),
     (dict(Published=[dict(Table='t')]), 'is incomplete')])
 def test_bad_entry_is_named(tmp_path, change, message):
     metadata = dict(Task='object detection', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')
