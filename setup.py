@@ -3,6 +3,7 @@
 The OpenMMLab packages exist as two sets of distributions with the same import names, so neither can be a hard
 requirement: choose ``[onedl]`` (maintained, PyTorch 2.4 and newer) or ``[classic]`` (what most existing projects run).
 """
+
 import re
 from pathlib import Path
 
@@ -28,18 +29,28 @@ setup(
     entry_points={'console_scripts': ['mmnorm = mmnorm.cli:main']},
     install_requires=['torch>=2.5', 'numpy'],
     extras_require={
-        'lint': ['ruff>=0.9', 'mypy>=1.14', 'pre-commit'],
+        'lint': ['ruff==0.17.6', 'mypy==2.4.1', 'pre-commit'],  # what a formatter does differs between versions
         'onedl': [
-            'onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2'
+            'onedl-mmcv==2.3.6',
+            'onedl-mmengine==0.10.12',
+            'onedl-mmdetection==3.5.1',
+            'onedl-mmsegmentation==1.4.2',
         ],
-        'classic': [
-            'mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'
-        ],
+        'classic': ['mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'],
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
         'test': [
-            'pytest>=8', 'pytest-timeout', 'pytest-xdist', 'hypothesis>=6', 'psutil', 'onnx', 'onnxruntime',
-            'onnxscript', 'tensorboard', 'model-index', 'cityscapesscripts'
+            'pytest>=8',
+            'pytest-timeout',
+            'pytest-xdist',
+            'hypothesis>=6',
+            'psutil',
+            'onnx',
+            'onnxruntime',
+            'onnxscript',
+            'tensorboard',
+            'model-index',
+            'cityscapesscripts',
         ],
     },
 )

@@ -4,6 +4,7 @@ The data are read as Cityscapes is, under its first 11 class names, which mmseg 
 background, 'sidewalk' to 'sky' are the digits 0 to 9. ASPP's dilations are for maps of 16 x 16, those of the parent for
 64 x 128.
 """
+
 _base_ = ['./_base_/deeplabv3_r50.py', './_base_/cityscapes.py', './_base_/segmentor_digits.py']
 
 narrow = _base_.narrow
@@ -12,14 +13,28 @@ model = dict(
     narrow,
     backbone=dict(narrow.backbone, norm_cfg=norm_cfg),
     decode_head=dict(narrow.decode_head, norm_cfg=norm_cfg, dilations=(1, 2, 4, 6)),
-    auxiliary_head=dict(narrow.auxiliary_head, norm_cfg=norm_cfg))
+    auxiliary_head=dict(narrow.auxiliary_head, norm_cfg=norm_cfg),
+)
 
 data = dict(
     data_root='data/digits/cityscapes',
-    metainfo=dict(classes=(
-        'road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign', 'vegetation',
-        'terrain', 'sky')),
-    pipeline=_base_.pipeline)
+    metainfo=dict(
+        classes=(
+            'road',
+            'sidewalk',
+            'building',
+            'wall',
+            'fence',
+            'pole',
+            'traffic light',
+            'traffic sign',
+            'vegetation',
+            'terrain',
+            'sky',
+        )
+    ),
+    pipeline=_base_.pipeline,
+)
 train_dataloader = dict(_base_.train_loader, dataset=data)
 val_dataloader = dict(_base_.val_loader, dataset=data)
 test_dataloader = val_dataloader

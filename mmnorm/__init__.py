@@ -8,6 +8,7 @@ The layers and what works on built networks need torch alone:
 Where mmengine is installed, ``import mmnorm`` also registers every name for configs (``custom_imports =
 dict(imports=['mmnorm'], allow_failed_imports=False)``); :mod:`mmnorm.openmmlab` lists all that this does.
 """
+
 from importlib.util import find_spec
 
 from .blocks import Fused, NormLayer, fuse_conv_norm, list_norms, place_xbn, replace_norms
@@ -34,11 +35,36 @@ from .statistics import measure_shift, perturbed, recollect, to_evalnorm
 
 __version__ = '0.1.0'
 __all__ = [
-    'BGN', 'BRN', 'EN', 'GBGN', 'GW', 'IBN', 'PN', 'RBN', 'SN', 'FrozenBN', 'Fused', 'NormLayer', 'SyncBGN', 'SyncEN',
-    'SyncRBN', 'SyncSN', 'estimate_offline', 'fuse_conv_norm', 'harden', 'list_norms', 'measure_shift', 'perturbed',
-    'place_xbn', 'ratios', 'recollect', 'replace_norms', 'to_evalnorm'
+    'BGN',
+    'BRN',
+    'EN',
+    'GBGN',
+    'GW',
+    'IBN',
+    'PN',
+    'RBN',
+    'SN',
+    'FrozenBN',
+    'Fused',
+    'NormLayer',
+    'SyncBGN',
+    'SyncEN',
+    'SyncRBN',
+    'SyncSN',
+    'estimate_offline',
+    'fuse_conv_norm',
+    'harden',
+    'list_norms',
+    'measure_shift',
+    'perturbed',
+    'place_xbn',
+    'ratios',
+    'recollect',
+    'replace_norms',
+    'to_evalnorm',
 ]
 
 if find_spec('mmengine') is not None:
     from . import openmmlab
+
     openmmlab.install()

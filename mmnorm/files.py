@@ -1,4 +1,5 @@
 """Files that are there whole or not at all. Needs the standard library alone."""
+
 import json
 import os
 from contextlib import contextmanager

@@ -46,6 +46,7 @@ def own_environment():
 def digits(tmp_path_factory):
     """A small digits data set."""
     from mmnorm.data import DigitsOptions, make_digits
+
     root = tmp_path_factory.mktemp('data') / 'digits'
     make_digits(root, DigitsOptions(num_train=16, num_val=4, image_size=64, digit_size=(16, 40)))
     return root

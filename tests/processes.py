@@ -4,6 +4,7 @@ Importing torch, mmdet and mmseg takes 5 CPU seconds, more than most of what the
 imported them, and nothing of ours, is forked instead: what a fork does it does to itself alone, and ``import mmnorm``
 is still the tool's or the config's.
 """
+
 import gc
 import multiprocessing
 import os
@@ -43,8 +44,15 @@ def run(folder, name, *args, timeout=300):
     Returns:
         subprocess.CompletedProcess: Its ``stdout`` has what went to stderr as well.
     """
-    return subprocess.run(command(name, *args), cwd=folder, env=environment(), timeout=timeout, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run(
+        command(name, *args),
+        cwd=folder,
+        env=environment(),
+        timeout=timeout,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def run_forked(folder, name, *args, ranks=None, timeout=300):
@@ -64,8 +72,10 @@ def run_forked(folder, name, *args, ranks=None, timeout=300):
         group = dict(WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
         groups = [dict(group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
     with tempfile.NamedTemporaryFile() as output:
-        processes = [context.Process(target=_work, args=(script(name), args, folder, environment() | of_rank,
-                                                         output.name)) for of_rank in groups]
+        processes = [
+            context.Process(target=_work, args=(script(name), args, folder, environment() | of_rank, output.name))
+            for of_rank in groups
+        ]
         # the server may ask whether there is a GPU, but must not open it: no fork could use it then
         with mock.patch.dict(os.environ, OMP_NUM_THREADS='1', PYTORCH_NVML_BASED_CUDA_CHECK='1'):
             for process in processes:

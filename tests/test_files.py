@@ -1,4 +1,5 @@
 """A file that is written is whole or as it was, whatever happens meanwhile."""
+
 import json
 import os
 

@@ -1,4 +1,5 @@
 """The wheel beside torch and numpy alone: every layer, and all that works on built networks."""
+
 import importlib.metadata
 import os
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from .conftest import ROOT
 
-PROGRAM = '''
+PROGRAM = """
 import sys, warnings
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ try:
 except TypeError as error:
     assert 'no residual blocks' in str(error)
 print('all of it works')
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -74,9 +75,13 @@ def wheel(tmp_path_factory):
     for name in ('setup.py', 'README.md', 'LICENSE', 'model-index.yml', 'pyproject.toml'):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', folder,
-                    source], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    found, = folder.glob('mmnorm-*.whl')
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', folder, source],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    (found,) = folder.glob('mmnorm-*.whl')
     return found
 
 
@@ -107,17 +112,31 @@ def test_wheel_needs_torch_and_numpy_alone(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
-    done = subprocess.run([sys.executable, '-S', '-c', PROGRAM], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, env=dict(environment, PYTHONPATH=str(site)))
+    done = subprocess.run(
+        [sys.executable, '-S', '-c', PROGRAM],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(environment, PYTHONPATH=str(site)),
+    )
     assert done.returncode == 0 and done.stdout.endswith('all of it works\n'), done.stdout
 
 
 def test_wheel_carries_what_is_used_from_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for expected in ('mmnorm/py.typed', 'mmnorm/data/digits.py', 'mmnorm/.mim/configs/metafile.yml',
-                     'mmnorm/.mim/configs/mask_rcnn_xbn_r50.py',
-                     'mmnorm/.mim/tools/train.py', 'mmnorm/report/report.html.j2'):
+    for expected in (
+        'mmnorm/py.typed',
+        'mmnorm/data/digits.py',
+        'mmnorm/.mim/configs/metafile.yml',
+        'mmnorm/.mim/configs/mask_rcnn_xbn_r50.py',
+        'mmnorm/.mim/tools/train.py',
+        'mmnorm/report/report.html.j2',
+    ):
         assert expected in names
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith('/METADATA'))).decode()
-    assert {line.partition(': ')[2] for line in metadata.splitlines()
-            if line.startswith('Requires-Dist') and 'extra ==' not in line} == {'torch>=2.5', 'numpy'}
+    assert {
+        line.partition(': ')[2]
+        for line in metadata.splitlines()
+        if line.startswith('Requires-Dist') and 'extra ==' not in line
+    } == {'torch>=2.5', 'numpy'}

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """The command `mmnorm diagnose`."""
+
 from door import enter
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """The files of this folder are doors: `python tools/train.py` is `mmnorm train`, of this checkout if it is one."""
+
 import os
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set everything up and run the tests; arguments go to pytest: tools/run_tests.sh -k report
-# Those that do not train, which are independent, on two cores: tools/run_tests.sh -m 'not e2e' -n 2
+# Set everything up and run the tests on two cores; arguments go to pytest: tools/run_tests.sh -k report
+# The fast ones, which do not train: tools/run_tests.sh -m 'not e2e'. Also those for a release: tools/run_tests.sh --slow
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,4 +24,5 @@ has_browser || echo 'no chromium: the test that opens a report is skipped (to ru
 
 # One thread each, because many tests start processes of their own: more threads than cores are slower than one
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-pytest -o testpaths=tests "$@"
+# Tests that train go one after the other (tests/conftest.py), the others beside them
+pytest -o testpaths=tests -n 2 --dist loadgroup "$@"

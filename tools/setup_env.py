@@ -9,6 +9,7 @@ Where packages come from is pip's own setting (PIP_INDEX_URL, PIP_EXTRA_INDEX_UR
 with PyTorch's CPU build saves several GB of CUDA libraries on a machine without a GPU. With a GPU, name the PyTorch
 build with --torch, and set FORCE_CUDA=1 and TORCH_CUDA_ARCH_LIST for the compilation.
 """
+
 # The system's Python runs this before anything is installed: standard library only, and no syntax newer than Python
 # 3.6, so that a Python too old for mmnorm can still say so.
 import argparse
@@ -37,17 +38,17 @@ MMCV = {'onedl': 'onedl-mmcv', 'classic': 'mmcv'}
 BUILD_TOOLS = ('ninja', 'packaging', 'psutil', 'setuptools<81', 'wheel')  # setuptools 81 lacks mmcv's pkg_resources
 
 # What mmcv is compiled against: the PyTorch, and a GPU under the same conditions as in mmcv's setup.py.
-TARGET = '''
+TARGET = """
 import os, torch
 gpu = torch.version.hip or torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
 print(f'torch-{torch.__version__}-for-' + ('gpu' if gpu else 'cpu'))
-'''
+"""
 # A wheel may have been built without the operators, without CUDA or for another PyTorch.
-MMCV_FITS = '''
+MMCV_FITS = """
 import torch
 from mmcv.ops import get_compiling_cuda_version
 assert not torch.cuda.is_available() or get_compiling_cuda_version() != 'not available'
-'''
+"""
 OPENCV_VERSION = "import importlib.metadata; print(importlib.metadata.version('opencv-python'))"
 
 # What the output of a failed command says, the most telling first, and what that means for the user.
@@ -55,9 +56,11 @@ CAUSES = (
     (r'No space left on device', 'the disk is full: free some space, or choose other disks with --env and TMPDIR'),
     (r'Killed signal terminated program', 'the compiler ran out of memory: run it again with MAX_JOBS=1'),
     (r'(?m)^ *((?:\S+:\d+|\S*\+\+|collect2): (?:fatal )?error: .*)', 'compiling failed: {}'),
-    (r'(?s)(?:Retrying \(|Could not fetch URL).*from versions: none|Max retries exceeded|Read timed out\.$'
-     r'|error: (?:connection|incomplete|proxy|ssl)-',
-     'the package index cannot be reached: check the network, the proxy and the index in "pip config list"'),
+    (
+        r'(?s)(?:Retrying \(|Could not fetch URL).*from versions: none|Max retries exceeded|Read timed out\.$'
+        r'|error: (?:connection|incomplete|proxy|ssl)-',
+        'the package index cannot be reached: check the network, the proxy and the index in "pip config list"',
+    ),
     (r'(?m)^ *(?:ERROR: )?(\w*Error: .*)', '{}'),
     (r'(?m)^ *ERROR: (.*)', '{}'),
     (r'(.+)\s*\Z', '{}'),
@@ -71,10 +74,14 @@ class SetupError(Exception):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--env', type=Path, default=ROOT / '.venv',
-                        help='folder; an environment made here for another set or PyTorch is replaced (default: .venv)')
+    parser.add_argument(
+        '--env',
+        type=Path,
+        default=ROOT / '.venv',
+        help='folder; an environment made here for another set or PyTorch is replaced (default: .venv)',
+    )
     parser.add_argument('--set', choices=sorted(MMCV), default='onedl', help='OpenMMLab packages (default: onedl)')
-    parser.add_argument('--extras', default='demo,test', help="more of setup.py's extras (default: demo,test)")
+    parser.add_argument('--extras', default='demo,test,lint', help="more of setup.py's extras (default: %(default)s)")
     parser.add_argument('--torch', default='torch==2.13.0', help='requirement for PyTorch (default: torch==2.13.0)')
     args = parser.parse_args(argv)
     for interruption in (signal.SIGINT, signal.SIGTERM):  # either ends as with Ctrl-C, and the running command with it
@@ -201,9 +208,9 @@ class Environment:
         options = ('--no-deps', '--no-build-isolation')
         with tempfile.TemporaryDirectory() as scratch:
             self.pip('download', *options, '--no-binary', ':all:', '-d', scratch, mmcv)
-            archive, = Path(scratch).iterdir()
+            (archive,) = Path(scratch).iterdir()
             shutil.unpack_archive(archive, scratch)
-            source, = (path for path in Path(scratch).iterdir() if path.is_dir())
+            (source,) = (path for path in Path(scratch).iterdir() if path.is_dir())
             if merged:
                 merge_dispatchers(source)
             try:
@@ -213,7 +220,7 @@ class Environment:
                     raise
                 say('      compiling file by file')
                 return self.compile_mmcv(mmcv, kept, merged=False)
-            wheel, = Path(scratch).glob('*.whl')
+            (wheel,) = Path(scratch).glob('*.whl')
             self.pip('install', '--no-deps', '--force-reinstall', wheel)
             kept.mkdir(parents=True, exist_ok=True)
             part = shutil.copy(wheel, kept / f'{wheel.name}.part')
@@ -235,8 +242,9 @@ class Environment:
 
     def output(self, *arguments):
         """What this environment's Python prints, or None where it fails."""
-        done = subprocess.run([str(self.python), *arguments],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+        done = subprocess.run(
+            [str(self.python), *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True
+        )
         return None if done.returncode else done.stdout.strip()
 
     def pip(self, *arguments, **variables):
@@ -266,8 +274,10 @@ def unpacked_headers(folder):
                 run(*apt, 'download', f'lib{version}-dev', cwd=scratch)
                 run('dpkg', '-x', *Path(scratch).glob('*.deb'), folder)
         except (SetupError, FileNotFoundError) as error:
-            raise SetupError('Python.h is missing: install the headers of Python (Debian: apt-get install python3-dev)'
-                             f'; unpacking them here failed: {error}') from error
+            raise SetupError(
+                'Python.h is missing: install the headers of Python (Debian: apt-get install python3-dev)'
+                f'; unpacking them here failed: {error}'
+            ) from error
     return f'{include}:{include / version}'
 
 
@@ -279,8 +289,16 @@ def run(*command, cwd=ROOT, **variables):
     """
     with LOG.open('ab') as log:
         start = log.tell()
-        process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **variables}, stdin=subprocess.DEVNULL,
-                                   stdout=log, stderr=log, close_fds=False, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            close_fds=False,
+            start_new_session=True,
+        )
     try:
         while process.returncode is None:
             try:

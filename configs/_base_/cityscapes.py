@@ -1,2 +1,3 @@
 """mmseg's Cityscapes."""
-_base_ = f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/datasets/cityscapes.py"
+
+_base_ = f'{__import__("mmseg").__path__[0]}/.mim/configs/_base_/datasets/cityscapes.py'

@@ -1,2 +1,3 @@
 """mmseg's DeepLabV3, R-50 with output stride 8."""
-_base_ = f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/models/deeplabv3_r50-d8.py"
+
+_base_ = f'{__import__("mmseg").__path__[0]}/.mim/configs/_base_/models/deeplabv3_r50-d8.py'

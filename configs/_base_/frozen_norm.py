@@ -6,4 +6,5 @@
 For a backbone of BN or SyncBN. Where YOUR_CONFIG has another norm of mmnorm (EN, SN, RBN, BGN), freeze that one:
 norm_cfg=dict(frozen=True).
 """
+
 frozen_norm = dict(norm_cfg=dict(type='FrozenBN'))

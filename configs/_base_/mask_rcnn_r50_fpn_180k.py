@@ -1,4 +1,5 @@
 """Mask R-CNN, R-50 FPN, 180k iterations: 2x for 16 images, 1x for 8."""
+
 _base_ = './mask_rcnn_r50_fpn_90k.py'
 
 train_cfg = dict(max_iters=180000)

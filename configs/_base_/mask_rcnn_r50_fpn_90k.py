@@ -3,15 +3,21 @@
 The detector is that of the papers' codebases (``detectron.py``), with 1000 proposals an image, which is
 maskrcnn-benchmark's 2000 of 2 images.
 """
+
 _base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py', './schedule_90k.py',
-    './runtime_by_iteration.py', './detectron.py'
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    './schedule_90k.py',
+    './runtime_by_iteration.py',
+    './detectron.py',
 ]
 
 model = dict(
     _base_.detectron,
     roi_head=dict(
-        _base_.detectron.roi_head, bbox_roi_extractor=_base_.two_samples, mask_roi_extractor=_base_.two_samples),
-    train_cfg=dict(_base_.detectron.train_cfg, rcnn=dict(assigner=dict(match_low_quality=False))))
+        _base_.detectron.roi_head, bbox_roi_extractor=_base_.two_samples, mask_roi_extractor=_base_.two_samples
+    ),
+    train_cfg=dict(_base_.detectron.train_cfg, rcnn=dict(assigner=dict(match_low_quality=False))),
+)
 
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'))

@@ -1,4 +1,5 @@
 """mmdet's runtime for schedules that count iterations."""
+
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)

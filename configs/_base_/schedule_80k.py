@@ -1,6 +1,7 @@
 """mmseg's schedule of 80k iterations and its runtime."""
+
 _base_ = [
-    f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/{part}.py"
+    f'{__import__("mmseg").__path__[0]}/.mim/configs/_base_/{part}.py'
     for part in ('schedules/schedule_80k', 'default_runtime')
 ]
 

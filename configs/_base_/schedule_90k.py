@@ -4,6 +4,7 @@ SGD at 0.02, divided by 10 after 60k and 80k iterations, after a warm-up of 500 
 12 epochs, 88k iterations; the papers count iterations. In both codes biases learn at twice the rate and do not decay,
 in maskrcnn-benchmark those of norms as well.
 """
+
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=90000, val_interval=10000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -13,5 +14,6 @@ param_scheduler = [warmup, dict(type='MultiStepLR', by_epoch=False, milestones=[
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001),
-    paramwise_cfg=dict(custom_keys=dict(bias=dict(lr_mult=2, decay_mult=0))))
+    paramwise_cfg=dict(custom_keys=dict(bias=dict(lr_mult=2, decay_mult=0))),
+)
 auto_scale_lr = dict(enable=True, base_batch_size=16)

@@ -5,6 +5,7 @@
 
 If the BNs of YOUR_CONFIG are FrozenBN, as in rows of mode "frozen", add norm_cfg=dict(type='BN').
 """
+
 _base_ = './live_norm.py'
 
 scratch_norm = dict(init_cfg=None, **_base_.live_norm)

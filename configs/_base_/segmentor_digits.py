@@ -9,16 +9,17 @@ thousands of iterations, so that background is predicted everywhere: classifiers
 standard deviation of 0.01), which let the layers below learn only digit against background; residual blocks that start
 as nothing (zero_init_residual); and dropout of a tenth of the channels.
 """
+
 _base_ = ['./schedule_80k.py', './scratch_norm.py']
 
-head = dict(
-    num_classes=11, dropout_ratio=0, init_cfg=dict(type='Normal', std=1, override=dict(name='conv_seg')))
+head = dict(num_classes=11, dropout_ratio=0, init_cfg=dict(type='Normal', std=1, override=dict(name='conv_seg')))
 narrow = dict(
     data_preprocessor=dict(size_divisor=8),
     pretrained=None,
     backbone=dict(base_channels=16, stem_channels=16, zero_init_residual=False, **_base_.scratch_norm),
     decode_head=dict(in_channels=512, channels=64, **head),
-    auxiliary_head=dict(in_channels=256, channels=32, **head))
+    auxiliary_head=dict(in_channels=256, channels=32, **head),
+)
 
 # Digits are not flipped: a mirrored 2 is no digit
 pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
@@ -33,7 +34,8 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0),
-    clip_grad=dict(max_norm=5))
+    clip_grad=dict(max_norm=5),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters),

@@ -5,6 +5,7 @@ released weights: those of BN load, but their convolutions were trained for stat
 faster_rcnn_bn_r50_scratch_8x2.py but for the norm, so that paper xbn's Table 6 has figures to compare with: the best
 of learning rates 0.01, 0.02 and 0.04, where this has 0.02.
 """
+
 _base_ = '../xbn/faster_rcnn_bn_r50_scratch_8x2.py'
 
 model = dict(backbone=dict(norm_cfg=dict(type='BGN', num_groups='auto', batch_size=2)))

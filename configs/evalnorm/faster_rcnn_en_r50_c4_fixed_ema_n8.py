@@ -4,6 +4,7 @@ Second reading of "not updated": training normalizes by the batch, and ImageNet'
 other reading is faster_rcnn_en_r50_c4_frozen_n8.py; that EMA is below (b) at 8 and 4 images, not at 2, speaks for
 this one.
 """
+
 _base_ = './_base_/faster_rcnn_en_r50_c4.py'
 
 norm_cfg = dict(momentum=0, requires_grad=False)

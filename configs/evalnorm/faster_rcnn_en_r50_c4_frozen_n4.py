@@ -1,7 +1,8 @@
 """Faster R-CNN R-50 C4, EN, norms frozen: paper evalnorm, Table 2 (c), 4 images a batch."""
+
 _base_ = './faster_rcnn_en_r50_c4_frozen_n8.py'
 
 model = dict(
-    backbone=dict(norm_cfg=dict(batch_size=4)),
-    roi_head=dict(shared_head=dict(norm_cfg=dict(batch_size=64 * 4))))
+    backbone=dict(norm_cfg=dict(batch_size=4)), roi_head=dict(shared_head=dict(norm_cfg=dict(batch_size=64 * 4)))
+)
 train_dataloader = dict(batch_size=4)

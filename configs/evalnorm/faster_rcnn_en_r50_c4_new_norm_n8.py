@@ -2,6 +2,7 @@
 
 The other weights are ImageNet's. Statistics, gamma and beta all start anew, as the paper's "BN parameters" are taken.
 """
+
 _base_ = './_base_/faster_rcnn_en_r50_c4.py'
 
 init_cfg = dict(type='PretrainedWithoutNorms')

@@ -2,6 +2,7 @@
 
 No paper's table has it; what is not said here is mmseg's. The BN weights load as an RBN network that computes the same.
 """
+
 _base_ = ['../_base_/deeplabv3_r50_cityscapes.py', './_base_/segmentor_rbn.py']
 
 model = _base_.segmentor_rbn

@@ -4,6 +4,7 @@ The paper trains BN and RBN "with the same configuration", without saying which:
 are fixed and all norms use running statistics (norm_eval=True), while gamma, beta and RBN's calibrations train. For
 norms that train in full add _base_/live_norm.py.
 """
+
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)

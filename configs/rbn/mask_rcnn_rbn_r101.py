@@ -3,7 +3,7 @@
 From weights pretrained with RBN. To start from BN's, which then computes what BN did: ``--cfg-options
 model.backbone.init_cfg.checkpoint=torchvision://resnet101``.
 """
+
 _base_ = './mask_rcnn_bn_r101.py'
 
-model = dict(
-    backbone=dict(norm_cfg=dict(type='RBN'), init_cfg=dict(checkpoint='pretrained/resnet101_rbn.pth')))
+model = dict(backbone=dict(norm_cfg=dict(type='RBN'), init_cfg=dict(checkpoint='pretrained/resnet101_rbn.pth')))

@@ -1,4 +1,5 @@
 """Paper sn's DeepLab on Cityscapes, SN (8,4): Table VII, figures of the test set."""
+
 _base_ = './deeplab_sn_r50_8x2_cityscapes.py'
 
 model = dict(backbone=dict(init_cfg=dict(checkpoint='pretrained/resnet50_sn_8x4.pth')))

@@ -1,4 +1,5 @@
 """Paper sn's DeepLab on ADE20K, SyncSN (8,4): Table VII."""
+
 _base_ = './deeplab_syncsn_r50_8x2_ade20k.py'
 
 model = dict(backbone=dict(init_cfg=dict(checkpoint='pretrained/resnet50_sn_8x4.pth')))

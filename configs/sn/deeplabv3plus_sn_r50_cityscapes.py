@@ -2,6 +2,7 @@
 
 No paper's table has it; what is not said here is mmseg's. The 7 x 7 stem is that of the SN weights.
 """
+
 _base_ = ['../_base_/deeplabv3plus_r50_cityscapes.py', './_base_/segmentor_norms.py']
 
 model = _base_.segmentor_sn

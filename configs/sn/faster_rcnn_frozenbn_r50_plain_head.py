@@ -4,9 +4,12 @@
 Gamma and beta have no weight decay; 2000 proposals an image are Detectron's. Stem and first stage are fixed, as in
 mmdet and in the authors' later release.
 """
+
 _base_ = [
-    '../_base_/faster_rcnn_r50_fpn_90k.py', '../_base_/frozen_norm.py', '../_base_/live_norm.py',
-    './_base_/detector_norms.py'
+    '../_base_/faster_rcnn_r50_fpn_90k.py',
+    '../_base_/frozen_norm.py',
+    '../_base_/live_norm.py',
+    './_base_/detector_norms.py',
 ]
 
 model = dict(backbone=_base_.frozen_norm, train_cfg=dict(rpn_proposal=dict(max_per_img=2000)))

@@ -2,6 +2,7 @@
 
 Starts from Detectron's GN weights; the paper does not say which it used.
 """
+
 _base_ = ['./pspnet_syncbn_r50_cityscapes.py', './_base_/segmentor_norms.py']
 
 model = _base_.segmentor_gn

@@ -3,8 +3,9 @@
 The paper measured them in ImageNet classification only (Table A3); what is not said here is mmseg's. The BN weights are
 live in training.
 """
+
 _base_ = [
-    f"{__import__('mmseg').__path__[0]}/.mim/configs/"
+    f'{__import__("mmseg").__path__[0]}/.mim/configs/'
     'mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb4-160k_ade20k-512x512.py',
     '../_base_/live_norm.py',
 ]

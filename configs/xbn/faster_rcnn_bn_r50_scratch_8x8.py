@@ -2,6 +2,7 @@
 
 The codebase keeps 2000 proposals of these 8 images, 250 an image.
 """
+
 _base_ = './faster_rcnn_bn_r50_scratch_8x2.py'
 
 model = dict(train_cfg=dict(rpn_proposal=dict(max_per_img=250)))

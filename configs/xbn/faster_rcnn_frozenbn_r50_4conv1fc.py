@@ -2,6 +2,7 @@
 
 Only the GN and XBN rows of 4conv1fc have GN in FPN and box head (Section 5.3.1); this has no norm there.
 """
+
 _base_ = './faster_rcnn_frozenbn_r50.py'
 
 model = dict(roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead')))

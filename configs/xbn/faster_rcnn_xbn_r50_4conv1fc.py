@@ -2,6 +2,7 @@
 
 FPN and box head have GN with 32 groups.
 """
+
 _base_ = ['./faster_rcnn_xbn_r50.py', '../_base_/gn_norm.py']
 
 model = _base_.gn_heads

@@ -2,6 +2,7 @@
 
 The stem's norm is BN, as in the paper's text: no released weights ask for another here.
 """
+
 _base_ = './faster_rcnn_bn_r50_scratch_8x2.py'
 
 model = dict(backbone=dict(type='XBNResNet'))

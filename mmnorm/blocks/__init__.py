@@ -1,23 +1,39 @@
 """Where normalizers sit in a network: functions over a built network. They need torch alone."""
+
 from .fuse import Fused, fuse_conv_norm
 from .layers import (
-                     NormLayer,
-                     build_norm,
-                     channels_of,
-                     is_conv_module,
-                     is_norm,
-                     is_plain_bn,
-                     list_norms,
-                     norm_layers,
-                     replace_norms,
-                     set_layer,
-                     summarize_norms,
-                     type_name,
+    NormLayer,
+    build_norm,
+    channels_of,
+    is_conv_module,
+    is_norm,
+    is_plain_bn,
+    list_norms,
+    norm_layers,
+    replace_norms,
+    set_layer,
+    summarize_norms,
+    type_name,
 )
 from .xbn import GN16, GN64, place_xbn, residual_blocks
 
 __all__ = [
-    'GN16', 'GN64', 'Fused', 'NormLayer', 'build_norm', 'channels_of', 'fuse_conv_norm', 'is_conv_module', 'is_norm',
-    'is_plain_bn', 'list_norms', 'norm_layers', 'place_xbn', 'replace_norms', 'residual_blocks', 'set_layer',
-    'summarize_norms', 'type_name'
+    'GN16',
+    'GN64',
+    'Fused',
+    'NormLayer',
+    'build_norm',
+    'channels_of',
+    'fuse_conv_norm',
+    'is_conv_module',
+    'is_norm',
+    'is_plain_bn',
+    'list_norms',
+    'norm_layers',
+    'place_xbn',
+    'replace_norms',
+    'residual_blocks',
+    'set_layer',
+    'summarize_norms',
+    'type_name',
 ]

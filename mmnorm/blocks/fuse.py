@@ -1,4 +1,5 @@
 """Fold normalizers that are constant in evaluation into the convolutions before them."""
+
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from .layers import is_conv_module, is_norm, set_layer
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BNS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBN)
 _HOST_CONVS = ('mmcv.cnn.bricks.wrappers.Conv2d', 'mmcv.cnn.bricks.wrappers.Conv3d')
-_HOST_BNS = ('mmengine.utils.dl_utils.parrots_wrapper.SyncBatchNorm', )
+_HOST_BNS = ('mmengine.utils.dl_utils.parrots_wrapper.SyncBatchNorm',)
 _logger = logging.getLogger('mmnorm')
 
 
@@ -28,6 +29,7 @@ class Fused:
         folded (dict[str, str]): Name of each folded norm to that of its convolution.
         left (dict[str, str]): Name of each norm that is still there to the reason.
     """
+
     folded: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
@@ -68,7 +70,8 @@ def fuse_conv_norm(model: nn.Module) -> Fused:
             fused.left[name] = reason
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
         set_layer(model, norm, nn.Identity().eval())
         fused.folded[name] = names[conv]
     _logger.info(f'fuse_conv_norm: {fused}')

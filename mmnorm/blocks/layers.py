@@ -1,4 +1,5 @@
 """The norm layers of a network: what is one, which there are, and how one is put in the place of another."""
+
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from mmnorm.norms.checks import check_groups
 
 #: Other norms that a layer can be made of, by the names that configs call them.
 TORCH_NORMS: dict[str, type[nn.Module]] = {
-    'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d}
+    'BN': nn.BatchNorm2d,
+    'SyncBN': nn.SyncBatchNorm,
+    'GN': nn.GroupNorm,
+    'IN': nn.InstanceNorm2d,
+}
 _NAMES = {kind.__name__: name for name, kind in TORCH_NORMS.items()} | {'LayerNorm': 'LN'}
 _TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 
@@ -30,6 +35,7 @@ class NormLayer:
         state: What it does in the mode that it is in: 'trains'; 'held', normalizing by running statistics while its
             parameters train; 'by batch', normalizing by the batch while nothing trains; or 'fixed', nothing changes.
     """
+
     name: str
     type: str
     channels: int
@@ -38,8 +44,9 @@ class NormLayer:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm layer: any of torch (BN, IN, GN, LN, synchronized), of ours, or a frozen BN."""
-    return (isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))
-            or type(module).__name__.startswith('FrozenBatchNorm'))
+    return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) or type(module).__name__.startswith(
+        'FrozenBatchNorm'
+    )
 
 
 def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -60,8 +67,10 @@ def list_norms(model: nn.Module) -> list[NormLayer]:
     Returns:
         list[NormLayer]: In the order of the network.
     """
-    return [NormLayer(name, type_name(layer), channels_of(layer), state_of(layer))
-            for name, layer in norm_layers(model).items()]
+    return [
+        NormLayer(name, type_name(layer), channels_of(layer), state_of(layer))
+        for name, layer in norm_layers(model).items()
+    ]
 
 
 def type_name(layer: nn.Module) -> str:
@@ -91,8 +100,10 @@ def state_of(layer: nn.Module) -> str:
 def summarize_norms(model: nn.Module) -> str:
     """One line of the norms of a network: '53 BN (held), 8 GN'."""
     counts = Counter((layer.type, layer.state) for layer in list_norms(model))
-    return ', '.join(f'{count} {kind}' + f' ({state})' * (state != 'trains')
-                     for (kind, state), count in counts.items()) or 'no norm layers'
+    return (
+        ', '.join(f'{count} {kind}' + f' ({state})' * (state != 'trains') for (kind, state), count in counts.items())
+        or 'no norm layers'
+    )
 
 
 def is_conv_module(module: nn.Module) -> bool:
@@ -135,9 +146,12 @@ def build_norm(cfg: dict[str, Any], channels: int, where: str = 'norm') -> nn.Mo
     return layer if trains else layer.requires_grad_(False)
 
 
-def replace_norms(model: nn.Module, norm: str,
-                  where: Callable[[str, nn.Module], bool] | str | Iterable[str] | None = None,
-                  **arguments: Any) -> list[str]:
+def replace_norms(
+    model: nn.Module,
+    norm: str,
+    where: Callable[[str, nn.Module], bool] | str | Iterable[str] | None = None,
+    **arguments: Any,
+) -> list[str]:
     """Replace norm layers of a built network, with their parameters and statistics.
 
     Each new layer starts as a checkpoint of the old one would have it: gamma and beta stay, running statistics too
@@ -165,8 +179,10 @@ def replace_norms(model: nn.Module, norm: str,
         wanted = 'plain BN' if where is None else 'norm layer that matches where'
         raise ValueError(f'replace_norms: {type(model).__name__} has no {wanted}; its norms are: {found}')
     if '' in chosen:
-        raise ValueError(f'replace_norms: the model is itself a {type_name(model)} layer, which cannot be replaced in '
-                         'place: build the norm instead')
+        raise ValueError(
+            f'replace_norms: the model is itself a {type_name(model)} layer, which cannot be replaced in '
+            'place: build the norm instead'
+        )
     twins = {name: _twin(name, layer, norm, arguments) for name, layer in chosen.items()}  # all or none
     for name, layer in chosen.items():
         set_layer(model, layer, twins[name])

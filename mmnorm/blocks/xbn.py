@@ -2,6 +2,7 @@
 
 Huang et al., CVPR 2022, https://arxiv.org/abs/2203.10778 (paper xbn)
 """
+
 import itertools
 from collections.abc import Callable, Collection
 from typing import Any
@@ -16,9 +17,16 @@ GN64 = dict(type='GN', num_groups=64)  # ResNet, ResNeXt
 GN16 = dict(type='GN', num_groups=16)  # MobileNetV2
 
 
-def place_xbn(backbone: nn.Module, position: int | tuple[int, ...] | None = None, every: int = 1,
-              norm_cfg: dict[str, Any] = GN64, stem: bool = False, stages: Collection[int] | None = None,
-              scope: str | None = None, build: Callable[[dict, int], nn.Module] = build_norm) -> list[str]:
+def place_xbn(
+    backbone: nn.Module,
+    position: int | tuple[int, ...] | None = None,
+    every: int = 1,
+    norm_cfg: dict[str, Any] = GN64,
+    stem: bool = False,
+    stages: Collection[int] | None = None,
+    scope: str | None = None,
+    build: Callable[[dict, int], nn.Module] = build_norm,
+) -> list[str]:
     """Replace one BN of each residual block of a built backbone by a batch-free normalizer.
 
     Attribute names stay (``bn2`` then holds the GN), so checkpoints load key by key. Call the backbone's own freezing
@@ -60,21 +68,25 @@ def place_xbn(backbone: nn.Module, position: int | tuple[int, ...] | None = None
 
 def residual_blocks(backbone: nn.Module) -> list[tuple[int, str, nn.Module]]:
     """List (stage index, name, block) in the order of the network."""
-    blocks = [(stage, f'{layer}.{name}', block)
-              for stage, layer in enumerate(_stages(backbone))
-              for name, block in backbone.get_submodule(layer).named_modules() if _norms_of(block)]
+    blocks = [
+        (stage, f'{layer}.{name}', block)
+        for stage, layer in enumerate(_stages(backbone))
+        for name, block in backbone.get_submodule(layer).named_modules()
+        if _norms_of(block)
+    ]
     if not blocks:
-        raise TypeError(f'{type(backbone).__name__} has no residual blocks that name their norms: XBN can be placed '
-                        'in the ResNet family of mmdet and mmseg (ResNet, ResNetV1c, ResNetV1d, ResNeXt, RegNet), in '
-                        'MobileNetV2 and in ShuffleNetV2')
+        raise TypeError(
+            f'{type(backbone).__name__} has no residual blocks that name their norms: XBN can be placed '
+            'in the ResNet family of mmdet and mmseg (ResNet, ResNetV1c, ResNetV1d, ResNeXt, RegNet), in '
+            'MobileNetV2 and in ShuffleNetV2'
+        )
     return blocks
 
 
 def _stages(backbone):
     """Names of what holds the blocks: ``res_layers``; MobileNetV2 calls them ``layers`` and may add a convolution."""
     names = getattr(backbone, 'res_layers', None) or getattr(backbone, 'layers', [])
-    return [name for name in names
-            if isinstance(name, str) and not is_conv_module(backbone.get_submodule(name))]
+    return [name for name in names if isinstance(name, str) and not is_conv_module(backbone.get_submodule(name))]
 
 
 def _norms_of(block):
@@ -83,8 +95,7 @@ def _norms_of(block):
         return {p: [getattr(block, f'norm{p}_name')] for p in (1, 2, 3) if hasattr(block, f'norm{p}_name')}
     if type(block).__name__ != 'InvertedResidual':  # mmdet, mmseg and we have a class each
         return {}
-    convs = [(name, module) for name, module in block.named_modules()
-             if is_conv_module(module) and module.with_norm]
+    convs = [(name, module) for name, module in block.named_modules() if is_conv_module(module) and module.with_norm]
     depthwise = [module.groups > 1 for _, module in convs] + [False]
     norms: dict[int, list[str]] = {1: [], 2: [], 3: []}
     for number, (name, module) in enumerate(convs):
@@ -125,14 +136,14 @@ def _stem_norms(backbone):
 def _as_tuple(position):
     if position is None:
         return ()
-    return (position, ) if isinstance(position, int) else tuple(position)
+    return (position,) if isinstance(position, int) else tuple(position)
 
 
 def _norms_at(block_name, block, position):
     """Names of a block's norms at these positions; ValueError if it has none at one of them."""
     norms = _norms_of(block)
     # the authors put it at 2 where there are three, at 1 in a BasicBlock
-    positions = _as_tuple(position) or (2 if 3 in norms else 1, )
+    positions = _as_tuple(position) or (2 if 3 in norms else 1,)
     for number in positions:
         if not all(is_norm(block.get_submodule(name)) for name in norms.get(number) or ['']):
             raise ValueError(f'xbn: {block_name} ({type(block).__name__}) has no norm at position {number}')

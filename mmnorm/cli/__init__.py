@@ -4,6 +4,7 @@ A command is a module of this folder. Its docstring describes it, ``EXAMPLE`` en
 says what it takes, and ``run(args)`` does it and returns the exit status (None: 0). ``args.argv`` is what was given.
 Only the module of the chosen command is imported, and what is heavy only where it is used.
 """
+
 import argparse
 import sys
 from functools import wraps
@@ -12,12 +13,12 @@ from importlib import import_module
 COMMANDS = {
     'train': 'train a config of mmdet or mmseg',
     'test': 'evaluate a checkpoint',
-    'report': 'report of one or more runs, with the papers\' figures',
+    'report': "report of one or more runs, with the papers' figures",
     'diagnose': 'how well the BN statistics of a trained network fit, and which repair helps',
     'statistics': 'the single steps of diagnose: shift, recollect, evalnorm, perturb',
     'weights': 'what SN and RBN layers learned: show, harden',
     'norms': 'which norm layers a config has, and which of them train',
-    'zoo': 'configs of the papers\' tables: list, show, check, table, sweep',
+    'zoo': "configs of the papers' tables: list, show, check, table, sweep",
     'convert': 'convert a checkpoint from other code, or to another norm',
     'benchmark': 'time every norm beside BatchNorm',
     'digits': 'make the embedded data set',
@@ -33,10 +34,13 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
-        'mmnorm', usage='mmnorm [-h] [--version] COMMAND ...', formatter_class=argparse.RawDescriptionHelpFormatter,
+        'mmnorm',
+        usage='mmnorm [-h] [--version] COMMAND ...',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Normalization layers and residual blocks of five papers for OpenMMLab.\n\ncommands:\n'
         + '\n'.join(f'  {name:<{width}}  {what}' for name, what in COMMANDS.items()),
-        epilog='mmnorm COMMAND --help lists its arguments and gives an example.')
+        epilog='mmnorm COMMAND --help lists its arguments and gives an example.',
+    )
     parser.add_argument('command', metavar='COMMAND', choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument('--version', action='version', version=f'mmnorm {import_module("mmnorm").__version__}')
     name = parser.parse_args(argv[:1]).command
@@ -55,14 +59,18 @@ def run_command(name, argv=None, prog=None):
     try:
         command = import_module(f'.{name}', __name__)
         parser = argparse.ArgumentParser(
-            prog, description=command.__doc__, epilog=f'example:\n  {command.EXAMPLE}',
-            formatter_class=argparse.RawDescriptionHelpFormatter)
+            prog,
+            description=command.__doc__,
+            epilog=f'example:\n  {command.EXAMPLE}',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_arguments(parser)
     except ImportError as error:
         return _tell(error)
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     if getattr(args, 'launcher', None) == 'none' and args.processes:
         from .launch import launch
+
         launch(name, command, args)
         return 0
     return command.run(args) or 0

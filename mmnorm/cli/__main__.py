@@ -1,4 +1,5 @@
 """``python -m mmnorm.cli`` is ``mmnorm``."""
+
 import sys
 
 from mmnorm.cli import main

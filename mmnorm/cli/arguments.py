@@ -1,4 +1,5 @@
 """Arguments that commands share."""
+
 import argparse
 
 
@@ -18,8 +19,12 @@ def add_config_arguments(parser):
     """Add a config and what overrides its values."""
     parser.add_argument('config', help='config file of mmdet or mmseg')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
-        help='override config values, e.g. train_cfg.max_epochs=2 model.backbone.depth=101')
+        '--cfg-options',
+        nargs='+',
+        action=Options,
+        metavar='KEY=VALUE',
+        help='override config values, e.g. train_cfg.max_epochs=2 model.backbone.depth=101',
+    )
 
 
 def add_run_arguments(parser):
@@ -27,15 +32,24 @@ def add_run_arguments(parser):
     add_config_arguments(parser)
     parser.add_argument('--work-dir', help='folder for logs, checkpoints and results; default work_dirs/CONFIG_NAME')
     parser.add_argument(
-        '--processes', type=positive, metavar='N',
+        '--processes',
+        type=positive,
+        metavar='N',
         help='run N processes on this machine: one GPU each, or gloo on the CPU. For several machines, set NNODES, '
-        'NODE_RANK, MASTER_ADDR and PORT in the environment and run the same command on each')
+        'NODE_RANK, MASTER_ADDR and PORT in the environment and run the same command on each',
+    )
     parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-        help='how the processes were started; --processes and tools/slurm_*.sh set it')
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started; --processes and tools/slurm_*.sh set it',
+    )
     parser.add_argument(
-        '--check', type=int, metavar='NUM_PROCESSES',
-        help='only report what is missing to run CONFIG with this many processes, and exit')
+        '--check',
+        type=int,
+        metavar='NUM_PROCESSES',
+        help='only report what is missing to run CONFIG with this many processes, and exit',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; ignored')
 
 

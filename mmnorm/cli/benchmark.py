@@ -3,6 +3,7 @@
 Prints ratios over nn.BatchNorm2d and writes benchmark.json and benchmark.png. With --model it times a training step of
 Mask R-CNN R-50 with the norm everywhere (backbone, FPN, 4conv1fc head, mask head) instead, and its peak memory.
 """
+
 import argparse
 import datetime
 import itertools
@@ -27,8 +28,12 @@ SEED = 0
 
 
 def add_arguments(parser):
-    parser.add_argument('--norms', nargs='+', metavar='NAME',
-                        help='registered names (default: all; with --model: ' + ' '.join(MODEL_NORMS) + ')')
+    parser.add_argument(
+        '--norms',
+        nargs='+',
+        metavar='NAME',
+        help='registered names (default: all; with --model: ' + ' '.join(MODEL_NORMS) + ')',
+    )
     parser.add_argument('--shapes', nargs='+', type=shape, default=SHAPES, metavar='N,C,H,W')
     parser.add_argument('--compile', action='store_true', help='also time the layers of mmnorm under torch.compile')
     parser.add_argument('--model', action='store_true', help='time a training step of Mask R-CNN, not single layers')
@@ -80,6 +85,7 @@ def layers(names, channels, compiled):
 def time_layers(args, device):
     """One row for each shape, type and layer: milliseconds of each pass."""
     import torch
+
     kinds = [(torch.float32, False)]
     if device.type == 'cuda':
         kinds += [(torch.bfloat16, False), (torch.bfloat16, True)]
@@ -95,8 +101,12 @@ def time_layers(args, device):
         found = {name: layer.to(device) for name, layer in layers(args.norms, size[1], args.compile).items()}
         # enough calls for a round to last some milliseconds, and to have EN's estimation, which is in one of four
         calls = 4 * max(1, int(5e6 / x.numel()) if device.type == 'cuda' else 0)
-        times = interleaved({(name, what): passes(layer, x, grad, what)
-                             for name, layer in found.items() for what in PASSES}, args.rounds or 40, calls, device)
+        times = interleaved(
+            {(name, what): passes(layer, x, grad, what) for name, layer in found.items() for what in PASSES},
+            args.rounds or 40,
+            calls,
+            device,
+        )
         for name in found:
             rows.append(dict(shape=size, kind=label, norm=name, **{what: times[name, what] for what in PASSES}))
         print_layers([row for row in rows if row['kind'] == label], f'\n{label}, ms')
@@ -151,6 +161,7 @@ def interleaved(functions, rounds, calls, device):
 
 def print_layers(rows, title):
     from tabulate import tabulate
+
     base = next(row for row in rows if row['norm'] == BN)
     table = [[row['norm'], *itertools.chain(*((row[what], row[what] / base[what]) for what in PASSES))] for row in rows]
     print(title)
@@ -160,9 +171,13 @@ def print_layers(rows, title):
 def ratios_over_bn(rows):
     """Geometric mean over shapes, for each norm and pass, of the time over BN's."""
     base = {row['kind']: row for row in rows if row['norm'] == BN}
-    return {norm: {what: statistics.geometric_mean(row[what] / base[row['kind']][what]
-                                                   for row in rows if row['norm'] == norm) for what in PASSES}
-            for norm in dict.fromkeys(row['norm'] for row in rows)}
+    return {
+        norm: {
+            what: statistics.geometric_mean(row[what] / base[row['kind']][what] for row in rows if row['norm'] == norm)
+            for what in PASSES
+        }
+        for norm in dict.fromkeys(row['norm'] for row in rows)
+    }
 
 
 def detector(norm_cfg):
@@ -170,8 +185,10 @@ def detector(norm_cfg):
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
+
     register_all_modules()
     import mmdet
+
     base = Path(mmdet.__file__).parent / '.mim/configs/_base_/models/mask-rcnn_r50_fpn.py'
     cfg = Config.fromfile(base).model
     cfg.backbone.update(norm_cfg=norm_cfg, norm_eval=False, frozen_stages=-1, init_cfg=None)
@@ -185,12 +202,14 @@ def training_step(norm_cfg, image_size, device):
     import torch
     from mmdet.testing import demo_mm_inputs
     from mmengine.optim import OptimWrapper
+
     torch.manual_seed(SEED)
     model = detector(norm_cfg).to(device).train()
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-5))
     # so many boxes that the sampler finds all the positives it wants: otherwise the work would depend on the norm
-    data = demo_mm_inputs(2, [[3, image_size, image_size]] * 2, num_items=[128, 128], num_classes=80, with_mask=True,
-                          device=str(device))
+    data = demo_mm_inputs(
+        2, [[3, image_size, image_size]] * 2, num_items=[128, 128], num_classes=80, with_mask=True, device=str(device)
+    )
 
     def step():
         torch.manual_seed(SEED)
@@ -202,6 +221,7 @@ def training_step(norm_cfg, image_size, device):
 def peak_memory(step, device):
     """MiB that one call allocates at most beyond what it found."""
     import torch
+
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -209,21 +229,35 @@ def peak_memory(step, device):
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    changes = [(event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events()
-               if event.name() == '[memory]']
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == '[memory]'
+    ]
     return max(itertools.accumulate(size for _, size in sorted(changes))) / 2**20
 
 
 def time_model(args, device):
     """One row for each norm: seconds and MiB of a training step."""
     from tabulate import tabulate
-    configs = {name: dict(type=name, requires_grad=True, **(dict(num_groups=32) if name == 'GN' else {}))
-               for name in dict.fromkeys(['BN', *(args.norms or MODEL_NORMS)])}
+
+    configs = {
+        name: dict(type=name, requires_grad=True, **(dict(num_groups=32) if name == 'GN' else {}))
+        for name in dict.fromkeys(['BN', *(args.norms or MODEL_NORMS)])
+    }
     steps = {name: training_step(cfg, args.image_size, device) for name, cfg in configs.items()}
     times = interleaved(steps, args.rounds or 5, 1, device)
     memory = {name: peak_memory(step, device) for name, step in steps.items()}
-    rows = [dict(norm=name, milliseconds=times[name], ratio=times[name] / times['BN'], peak_mib=memory[name],
-                 peak_ratio=memory[name] / memory['BN']) for name in steps]
+    rows = [
+        dict(
+            norm=name,
+            milliseconds=times[name],
+            ratio=times[name] / times['BN'],
+            peak_mib=memory[name],
+            peak_ratio=memory[name] / memory['BN'],
+        )
+        for name in steps
+    ]
     print(tabulate(rows, 'keys', floatfmt=('', '.0f', '.3f', '.0f', '.3f')))
     return rows
 
@@ -234,24 +268,34 @@ def draw(ratios, title, path):
     from matplotlib.figure import Figure
 
     from mmnorm.report.plots import COLORS, STYLE
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 1.2 + 0.3 * len(ratios)), layout='constrained')
         axes = figure.subplots()
         names = sorted(ratios, key=ratios.get)
         reference = {BN, 'BN', 'GN', 'nn.GroupNorm', 'copy'}
-        bars = axes.barh(names, [ratios[name] for name in names], height=0.7,
-                         color=['#b8bec6' if name in reference else COLORS[0] for name in names])
+        bars = axes.barh(
+            names,
+            [ratios[name] for name in names],
+            height=0.7,
+            color=['#b8bec6' if name in reference else COLORS[0] for name in names],
+        )
         # a norm that takes many times as long would leave the others no room
-        limit = min(max(ratios.values()), max(2., 2 * statistics.median(ratios.values())))
+        limit = min(max(ratios.values()), max(2.0, 2 * statistics.median(ratios.values())))
         for bar, name in zip(bars, names):
             label = f'{ratios[name]:.2f}' + (' \N{RIGHTWARDS ARROW}' if ratios[name] > limit else '')
-            axes.annotate(label,
-                          (min(ratios[name], limit), bar.get_y() + bar.get_height() / 2), xytext=(4, 0),
-                          textcoords='offset points', va='center', color='#4a5058',
-                          bbox=dict(facecolor='white', edgecolor='none', pad=1))
+            axes.annotate(
+                label,
+                (min(ratios[name], limit), bar.get_y() + bar.get_height() / 2),
+                xytext=(4, 0),
+                textcoords='offset points',
+                va='center',
+                color='#4a5058',
+                bbox=dict(facecolor='white', edgecolor='none', pad=1),
+            )
         axes.axvline(1, color='#4a5058', linewidth=1, linestyle='--', zorder=0.5)
         axes.set_xlim(0, limit * 1.12)
-        axes.set(title=title, xlabel='time over BatchNorm\'s (1 = as fast; shorter is faster)')
+        axes.set(title=title, xlabel="time over BatchNorm's (1 = as fast; shorter is faster)")
         axes.grid(axis='y', visible=False)
         axes.invert_yaxis()
         figure.savefig(path, dpi=150)
@@ -260,12 +304,14 @@ def draw(ratios, title, path):
 def machine(device, threads):
     """What the figures depend on."""
     import torch
+
     if device.type == 'cuda':
         name = torch.cuda.get_device_name()
     else:
         lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-        name = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')),
-                    platform.processor())
+        name = next(
+            (line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.processor()
+        )
     return dict(device=name, threads=threads, torch=torch.__version__, python=platform.python_version())
 
 
@@ -280,6 +326,7 @@ def run(args):
     except ImportError as error:
         raise ImportError(f'{error}; tools/setup_env.py makes an environment with everything needed') from error
     from mmnorm.files import write_json
+
     warnings.simplefilter('ignore')
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type == 'cuda' and not torch.cuda.is_available():
@@ -293,8 +340,12 @@ def run(args):
     torch.ones(2**23 - 2**16)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    about = dict(machine(device, args.threads), date=str(datetime.date.today()), seed=SEED,
-                 command=' '.join(['mmnorm benchmark', *args.argv]))
+    about = dict(
+        machine(device, args.threads),
+        date=str(datetime.date.today()),
+        seed=SEED,
+        command=' '.join(['mmnorm benchmark', *args.argv]),
+    )
     if args.model:
         rows = time_model(args, device)
         ratios = {row['norm']: row['ratio'] for row in rows}
@@ -303,12 +354,14 @@ def run(args):
         rows = time_layers(args, device)
         means = ratios_over_bn(rows)
         from tabulate import tabulate
-        print(f'\nGeometric mean over shapes of the time over {BN}\'s')
+
+        print(f"\nGeometric mean over shapes of the time over {BN}'s")
         print(tabulate([[norm, *values.values()] for norm, values in means.items()], ['', *PASSES], floatfmt='.2f'))
         ratios = {norm: values['forward + backward'] for norm, values in means.items()}
         title, result = 'Forward + backward, geometric mean over shapes', dict(rows=rows, ratios=means)
     name = 'benchmark_model' if args.model else 'benchmark'
     write_json(out / f'{name}.json', dict(about, **result))
-    draw(ratios, f'{title}\n{about["device"]}, {about["threads"]} threads, PyTorch {about["torch"]}',
-         out / f'{name}.png')
+    draw(
+        ratios, f'{title}\n{about["device"]}, {about["threads"]} threads, PyTorch {about["torch"]}', out / f'{name}.png'
+    )
     print(f'{out / name}.json, {out / name}.png')

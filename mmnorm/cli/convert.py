@@ -4,6 +4,7 @@ What is written loads strictly into the ResNet or ResNeXt of the source's depth 
 --config; otherwise nothing is written. Without --config, the backbone that loads it is printed, to paste into a config.
 No code in SOURCE is ever run.
 """
+
 import warnings
 
 from . import printable, telling_mistakes
@@ -34,22 +35,40 @@ def add_arguments(parser):
     def listed(choices):
         return '\n'.join(f'  {name:<13} {what}' for name, what in choices.items())
 
-    parser.epilog = (f'--from:\n{listed(LAYOUTS)}\n\n--to:\n{listed(NORMS)}\n\n'
-                     f'What becomes of each tensor, and why: mmnorm/convert/tensors.py, layouts.py\n\n{parser.epilog}')
+    parser.epilog = (
+        f'--from:\n{listed(LAYOUTS)}\n\n--to:\n{listed(NORMS)}\n\n'
+        f'What becomes of each tensor, and why: mmnorm/convert/tensors.py, layouts.py\n\n{parser.epilog}'
+    )
     parser.add_argument('source', metavar='SOURCE', help='checkpoint file, or a URL such as torchvision://resnet50')
     parser.add_argument('out', metavar='OUT', help='new checkpoint file, ending in .pth')
     parser.add_argument('--from', dest='layout', choices=LAYOUTS, default='auto', help='layout of SOURCE')
     parser.add_argument('--to', dest='norm', required=True, metavar='NORM', help='norm of OUT, see below')
-    parser.add_argument('--prefix', default='', help="prefix for every name in OUT, as 'backbone'; default: none, for "
-                        "a backbone's init_cfg=dict(type='Pretrained', checkpoint=OUT)")
+    parser.add_argument(
+        '--prefix',
+        default='',
+        help="prefix for every name in OUT, as 'backbone'; default: none, for "
+        "a backbone's init_cfg=dict(type='Pretrained', checkpoint=OUT)",
+    )
     parser.add_argument('--config', help='config of mmdet or mmseg whose backbone OUT must fit')
-    parser.add_argument('--whole', action='store_true',
-                        help='convert the whole network of --config, heads included, not only its backbone')
-    parser.add_argument('--source-prefix', default='', metavar='PREFIX',
-                        help="take only what is under this prefix in SOURCE, such as 'teacher'")
-    parser.add_argument('--bn-share', type=float, default=1., metavar='SHARE',
-                        help="SN from BN: BN's share of the ratios. 1 (default) computes exactly what BN computed, and "
-                        'the ratios never train; with less they do, and it computes something else')
+    parser.add_argument(
+        '--whole',
+        action='store_true',
+        help='convert the whole network of --config, heads included, not only its backbone',
+    )
+    parser.add_argument(
+        '--source-prefix',
+        default='',
+        metavar='PREFIX',
+        help="take only what is under this prefix in SOURCE, such as 'teacher'",
+    )
+    parser.add_argument(
+        '--bn-share',
+        type=float,
+        default=1.0,
+        metavar='SHARE',
+        help="SN from BN: BN's share of the ratios. 1 (default) computes exactly what BN computed, and "
+        'the ratios never train; with less they do, and it computes something else',
+    )
     parser.add_argument('--hard', action='store_true', help='SN layers of SOURCE are hardened (hard=True)')
     parser.add_argument('--verbose', action='store_true', help='print every name')
 

@@ -4,6 +4,7 @@ Works with any config and checkpoint of mmdet or mmseg. Repairs are computed fro
 set by the config's own metric. Written to --out: diagnosis.html (one self-contained page) and diagnosis.json; with
 --apply also the repaired checkpoint. The checkpoint itself is never changed.
 """
+
 import shlex
 from pathlib import Path
 
@@ -19,13 +20,27 @@ def add_arguments(parser):
     add_run_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='output folder; default: WORK_DIR/diagnosis')
-    parser.add_argument('--batches', type=int, default=200, metavar='N',
-                        help='training batches per process to compute repairs from (default: %(default)s)')
-    parser.add_argument('--batch-size', type=int, metavar='N',
-                        help='images per training batch, if the training did not use the number in the config')
+    parser.add_argument(
+        '--batches',
+        type=int,
+        default=200,
+        metavar='N',
+        help='training batches per process to compute repairs from (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        metavar='N',
+        help='images per training batch, if the training did not use the number in the config',
+    )
     parser.add_argument('--seed', type=int, default=0, help='seed for choosing training images (default: %(default)s)')
-    parser.add_argument('--apply', nargs='?', const='recommended', choices=['recommended', *engine.REPAIRS],
-                        help='also write the repaired checkpoint: with the recommended repair, or with this one')
+    parser.add_argument(
+        '--apply',
+        nargs='?',
+        const='recommended',
+        choices=['recommended', *engine.REPAIRS],
+        help='also write the repaired checkpoint: with the recommended repair, or with this one',
+    )
 
 
 def options_of(args):
@@ -51,8 +66,7 @@ def run(args):
         if args.apply:
             engine.check_free(target, with_config=True)
         diagnosis = engine.Diagnosis(evaluation, original, args.batches)
-        diagnosis.result.update(command=shlex.join(['mmnorm', 'diagnose', *args.argv]),
-                                options=options_of(args))
+        diagnosis.result.update(command=shlex.join(['mmnorm', 'diagnose', *args.argv]), options=options_of(args))
         result = diagnosis.run()
         if not engine.on_first_rank():
             return

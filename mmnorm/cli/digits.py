@@ -1,4 +1,5 @@
 """Make the digits data set: handwritten digits on photographs, in the layouts of COCO, ADE20K and Cityscapes."""
+
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,18 +19,28 @@ def add_arguments(parser):
     parser.add_argument('--val', dest='num_val', type=int, metavar='N', help='validation images (%(default)s)')
     parser.add_argument('--image-size', type=int, metavar='PIXELS', help='side of the images (%(default)s)')
     parser.add_argument(
-        '--digits-per-image', type=int, nargs=2, metavar=('LO', 'HI'),
-        help='fewest and most digits in an image %(default)s')
+        '--digits-per-image',
+        type=int,
+        nargs=2,
+        metavar=('LO', 'HI'),
+        help='fewest and most digits in an image %(default)s',
+    )
     parser.add_argument(
-        '--digit-size', type=int, nargs=2, metavar=('LO', 'HI'),
-        help="range of a digit's longer side in pixels %(default)s")
+        '--digit-size',
+        type=int,
+        nargs=2,
+        metavar=('LO', 'HI'),
+        help="range of a digit's longer side in pixels %(default)s",
+    )
     parser.add_argument('--seed', type=int, metavar='N', help='random seed (%(default)s)')
     parser.add_argument(
-        '--corruption', metavar='NAME', help='corrupt the validation images: noise, blur or contrast (%(default)s)')
+        '--corruption', metavar='NAME', help='corrupt the validation images: noise, blur or contrast (%(default)s)'
+    )
     parser.add_argument('--severity', type=int, metavar='N', help='severity of the corruption, 0 to 5 (%(default)s)')
     parser.add_argument('--layouts', nargs='+', metavar='NAME', help='layouts to write, out of %(default)s')
     parser.add_argument(
-        '--overwrite', action='store_true', help='replace a data set that this tool made earlier with other options')
+        '--overwrite', action='store_true', help='replace a data set that this tool made earlier with other options'
+    )
 
 
 @telling_mistakes

@@ -1,4 +1,5 @@
 """A command on several processes."""
+
 import os
 import sys
 
@@ -27,11 +28,32 @@ def launch(name, command, args):
         return
     nodes = ['--standalone']
     if int(os.environ.get('NNODES') or 1) > 1:
-        nodes = ['--nnodes', os.environ['NNODES'], '--node_rank', os.environ.get('NODE_RANK') or '0',
-                 '--master_addr', os.environ.get('MASTER_ADDR') or '127.0.0.1',
-                 '--master_port', os.environ.get('PORT') or '29500']
+        nodes = [
+            '--nnodes',
+            os.environ['NNODES'],
+            '--node_rank',
+            os.environ.get('NODE_RANK') or '0',
+            '--master_addr',
+            os.environ.get('MASTER_ADDR') or '127.0.0.1',
+            '--master_port',
+            os.environ.get('PORT') or '29500',
+        ]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [
-        sys.executable, '-m', 'torch.distributed.run', *nodes, '--nproc_per_node', str(args.processes),
-        '-m', 'mmnorm.cli', name, *args.argv, '--launcher', 'pytorch'])
+    os.execv(
+        sys.executable,
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            *nodes,
+            '--nproc_per_node',
+            str(args.processes),
+            '-m',
+            'mmnorm.cli',
+            name,
+            *args.argv,
+            '--launcher',
+            'pytorch',
+        ],
+    )

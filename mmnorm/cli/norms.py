@@ -7,6 +7,7 @@ The network is built, not trained; no weights are loaded or downloaded.
   by batch  normalizes by the batch while its parameters are fixed
   fixed     nothing of it changes (frozen stages, FrozenBN)
 """
+
 import warnings
 
 from . import telling_mistakes

@@ -2,6 +2,7 @@
 
 Parts whose files are missing are left out; the report says which, and how to get them.
 """
+
 import logging
 from pathlib import Path
 
@@ -11,15 +12,32 @@ EXAMPLE = 'mmnorm report work_dirs/mask_rcnn_xbn_r50_digits'
 
 
 def add_arguments(parser):
-    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR',
-                        help='work dir of a run; with several, differences are from the first')
-    parser.add_argument('--out', metavar='DIR',
-                        help='folder of the report (default: WORK_DIR; with several, comparison beside the first)')
+    parser.add_argument(
+        'work_dirs',
+        nargs='+',
+        metavar='WORK_DIR',
+        help='work dir of a run; with several, differences are from the first',
+    )
+    parser.add_argument(
+        '--out',
+        metavar='DIR',
+        help='folder of the report (default: WORK_DIR; with several, comparison beside the first)',
+    )
     parser.add_argument('--names', nargs='+', metavar='NAME', help='names of the runs (default: the folder names)')
-    parser.add_argument('--images', type=int, default=12, metavar='N',
-                        help='images to show, ground truth beside predictions (default: %(default)s)')
-    parser.add_argument('--score-thr', type=float, default=0.5, metavar='SCORE',
-                        help='lowest score of predictions that are drawn (default: %(default)s)')
+    parser.add_argument(
+        '--images',
+        type=int,
+        default=12,
+        metavar='N',
+        help='images to show, ground truth beside predictions (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.5,
+        metavar='SCORE',
+        help='lowest score of predictions that are drawn (default: %(default)s)',
+    )
 
 
 def check_args(args):

@@ -7,6 +7,7 @@
 
 Works with any config and checkpoint of mmdet or mmseg; on several processes with --processes.
 """
+
 from pathlib import Path
 
 from mmengine.registry import MODELS
@@ -28,8 +29,12 @@ def add_arguments(parser):
 
     def add(step, out, suffix):
         options = f' --out NEW{suffix}' if suffix == '.pth' else ''
-        command = commands.add_parser(step.__name__, help=step.__doc__, description=step.__doc__,
-                                      epilog=f'example: mmnorm statistics {step.__name__} CONFIG CHECKPOINT{options}')
+        command = commands.add_parser(
+            step.__name__,
+            help=step.__doc__,
+            description=step.__doc__,
+            epilog=f'example: mmnorm statistics {step.__name__} CONFIG CHECKPOINT{options}',
+        )
         add_run_arguments(command)
         command.add_argument('checkpoint', help='checkpoint file; it is never changed')
         command.add_argument('--out', required=suffix == '.pth', metavar=f'FILE{suffix}', help=out)
@@ -38,28 +43,56 @@ def add_arguments(parser):
         return command
 
     def add_training_images(command):
-        command.add_argument('--batches', type=int, default=200, metavar='N',
-                             help='training batches per process (default: %(default)s)')
-        command.add_argument('--batch-size', type=int, metavar='N',
-                             help='images per training batch, if the training did not use the number in the config')
+        command.add_argument(
+            '--batches', type=int, default=200, metavar='N', help='training batches per process (default: %(default)s)'
+        )
+        command.add_argument(
+            '--batch-size',
+            type=int,
+            metavar='N',
+            help='images per training batch, if the training did not use the number in the config',
+        )
 
     add(shift, 'default: shift.json in WORK_DIR', '.json')
     command = add(recollect, 'the new checkpoint', '.pth')
     add_training_images(command)
-    command.add_argument('--data', choices=['train', 'test'], default='train',
-                         help='images to take statistics from; test images make this AdaBN (default: %(default)s)')
-    command.add_argument('--average', action='store_true',
-                         help='average the variances of the batches, as in the text of sn, instead of pooling')
+    command.add_argument(
+        '--data',
+        choices=['train', 'test'],
+        default='train',
+        help='images to take statistics from; test images make this AdaBN (default: %(default)s)',
+    )
+    command.add_argument(
+        '--average',
+        action='store_true',
+        help='average the variances of the batches, as in the text of sn, instead of pooling',
+    )
     command.add_argument('--all', action='store_true', help='include layers whose statistics were fixed in training')
     command = add(evalnorm, 'the new checkpoint; its config is written beside it, ending in .py', '.pth')
     add_training_images(command)
-    command.add_argument('--mode', choices=['offline', 'rule', 'simple'], default='offline',
-                         help='alpha and beta: estimated, 1 / B^2, or 1 / B (default: %(default)s)')
+    command.add_argument(
+        '--mode',
+        choices=['offline', 'rule', 'simple'],
+        default='offline',
+        help='alpha and beta: estimated, 1 / B^2, or 1 / B (default: %(default)s)',
+    )
     command = add(perturb, 'default: perturb.json in WORK_DIR; a plot is drawn beside it', '.json')
-    command.add_argument('--blocks', type=int, nargs='+', default=[1, 6, 13], metavar='N',
-                         help='disturb the first N blocks (default: 1 6 13)')
-    command.add_argument('--deltas', type=float, nargs='+', default=[0, 0.1, 0.2, 0.3, 0.4, 0.5], metavar='DELTA',
-                         help='noise magnitudes, from 0 to 1 (default: 0 0.1 ... 0.5)')
+    command.add_argument(
+        '--blocks',
+        type=int,
+        nargs='+',
+        default=[1, 6, 13],
+        metavar='N',
+        help='disturb the first N blocks (default: 1 6 13)',
+    )
+    command.add_argument(
+        '--deltas',
+        type=float,
+        nargs='+',
+        default=[0, 0.1, 0.2, 0.3, 0.4, 0.5],
+        metavar='DELTA',
+        help='noise magnitudes, from 0 to 1 (default: 0 0.1 ... 0.5)',
+    )
     command.add_argument('--noises', type=int, default=5, metavar='N', help='noise seeds (default: %(default)s)')
 
 
@@ -72,8 +105,10 @@ def shift(args, evaluation, original):
         found = {name: of_layer.figures for name, of_layer in shifts.items()}
         print(f'{"layer":50s}{"ESM mu":>10s}{"ESM sigma":>12s}{"rel. mu":>10s}{"rel. sigma":>12s}')
         for name, values in found.items():
-            print(f'{name:50s}{values["esm_mu"]:10.3f}{values["esm_sigma"]:12.3f}{values["relative_mu"]:10.3f}'
-                  f'{values["relative_sigma"]:12.3f}')
+            print(
+                f'{name:50s}{values["esm_mu"]:10.3f}{values["esm_sigma"]:12.3f}{values["relative_mu"]:10.3f}'
+                f'{values["relative_sigma"]:12.3f}'
+            )
         write(args, evaluation, dict(metrics=metrics, layers=found))
 
 
@@ -82,8 +117,10 @@ def recollect(args, evaluation, original):
     engine.check_free(args.out)
     by_batch = statistics.trained_by_batch(evaluation.network)
     if not by_batch and not args.all:
-        raise ValueError('training held all running statistics fixed (norm_eval=True, frozen stages or frozen norms): '
-                         'new ones would change the function that was trained; pass --all to replace them anyway')
+        raise ValueError(
+            'training held all running statistics fixed (norm_eval=True, frozen stages or frozen norms): '
+            'new ones would change the function that was trained; pass --all to replace them anyway'
+        )
     if args.data == 'test':
         batches = evaluation.test_batches(args.batches, batch_size=evaluation.batch_size)
         forward = lambda model, batch: model.test_step(batch)  # noqa: E731
@@ -91,8 +128,14 @@ def recollect(args, evaluation, original):
         batches, forward = evaluation.training_batches(args.batches), training_forward
     found = statistics.recollect(evaluation.model, batches, forward, None if args.all else by_batch, not args.average)
     if engine.on_first_rank():
-        note = dict(repair='recollect', of=args.checkpoint, data=args.data, batches=args.batches, seed=args.seed,
-                    pooled=not args.average)
+        note = dict(
+            repair='recollect',
+            of=args.checkpoint,
+            data=args.data,
+            batches=args.batches,
+            seed=args.seed,
+            pooled=not args.average,
+        )
         print(f'{len(found)} layers have new running statistics')
         print(*engine.save_network(evaluation.network.state_dict(), evaluation.loaded, args.out, note), sep='\n')
 
@@ -105,7 +148,7 @@ def evalnorm(args, evaluation, original):
     values = estimate_offline(evaluation.model, evaluation.training_batches(args.batches), training_forward)
     if args.mode != 'offline':
         sizes = statistics.apply_rule(evaluation.network, power=2 if args.mode == 'rule' else 1)
-        values = {name: (size, ) for name, size in sizes.items()}
+        values = {name: (size,) for name, size in sizes.items()}
     if engine.on_first_rank():
         what = 'alpha and beta' if args.mode == 'offline' else 'normalization batch size'
         print(f'{what} of {len(values)} layers:')
@@ -119,8 +162,10 @@ def evalnorm(args, evaluation, original):
 def perturb(args, evaluation, original):
     """Evaluate with noise on the statistics of the first BN of each of the first residual blocks."""
     try:
-        disturbed = {blocks: statistics.first_norms(getattr(evaluation.network, 'backbone', evaluation.network), blocks)
-                     for blocks in args.blocks}
+        disturbed = {
+            blocks: statistics.first_norms(getattr(evaluation.network, 'backbone', evaluation.network), blocks)
+            for blocks in args.blocks
+        }
     except TypeError as error:
         raise ValueError(error) from error
     for delta in args.deltas:
@@ -136,16 +181,21 @@ def perturb(args, evaluation, original):
             curves.append(dict(blocks=blocks, delta=delta, metrics=of_seeds))
             if engine.on_first_rank():
                 # a network that detects nothing has no figures: 0
-                means = {key: sum(found.get(key, 0.) for found in of_seeds) / len(of_seeds)
-                         for key in set().union(*of_seeds)}
-                print(f'first {blocks} blocks, delta {delta}: '
-                      + ', '.join(f'{key} {value:.1f}' for key, value in means.items()), flush=True)
+                means = {
+                    key: sum(found.get(key, 0.0) for found in of_seeds) / len(of_seeds)
+                    for key in set().union(*of_seeds)
+                }
+                print(
+                    f'first {blocks} blocks, delta {delta}: '
+                    + ', '.join(f'{key} {value:.1f}' for key, value in means.items()),
+                    flush=True,
+                )
     if engine.on_first_rank():
         from mmnorm.report import draw_perturbation  # so late that the rest needs no report packages
 
         keys = set().union(*(found for curve in curves for found in curve['metrics']))
         for curve in curves:
-            curve['metrics'] = [{key: found.get(key, 0.) for key in sorted(keys)} for found in curve['metrics']]
+            curve['metrics'] = [{key: found.get(key, 0.0) for key in sorted(keys)} for found in curve['metrics']]
         path = write(args, evaluation, dict(first_seed=args.seed, curves=curves))
         write_text(path.with_suffix('.svg'), draw_perturbation(curves).decode())
         print(path.with_suffix('.svg'))
@@ -155,8 +205,16 @@ def write(args, evaluation, found):
     """Write what was found, with what it was found on, and say where."""
     path = Path(args.out or Path(evaluation.work_dir, f'{args.command}.json'))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, dict(config=args.config, checkpoint=args.checkpoint, device=engine.describe_device(),
-                                 versions=engine.versions(), **found))
+    write_json(
+        path,
+        dict(
+            config=args.config,
+            checkpoint=args.checkpoint,
+            device=engine.describe_device(),
+            versions=engine.versions(),
+            **found,
+        ),
+    )
     print(path)
     return path
 
@@ -164,7 +222,7 @@ def write(args, evaluation, found):
 def splits_of(args):
     """Data sets that a command reads; AdaBN normalizes batches of the training's size, of test images."""
     if args.command in ('shift', 'perturb'):
-        return ('test', )
+        return ('test',)
     return ('train', 'test')
 
 

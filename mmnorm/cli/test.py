@@ -2,6 +2,7 @@
 
 Metrics and, for COCO, predictions are left in the work dir, where mmnorm report finds them.
 """
+
 import os
 from datetime import datetime
 from pathlib import Path
@@ -50,7 +51,7 @@ def run(args):
     engine.forbid_running_checkpoints()
     if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
         engine.stop(f'checkpoint {args.checkpoint} does not exist')
-    cfg = engine.load_config(args, ('test', ))
+    cfg = engine.load_config(args, ('test',))
     cfg.load_from = args.checkpoint
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
@@ -68,5 +69,11 @@ def run(args):
                 part.replace(part.with_name(part.name.replace('partial', 'predictions', 1)))
         write_json(
             Path(cfg.work_dir, 'evaluation_tta.json' if args.tta else 'evaluation.json'),
-            dict(checkpoint=args.checkpoint, config=args.config, timestamp=runner.timestamp, metrics=metrics,
-                 finished=datetime.now().astimezone().isoformat(timespec='seconds')))
+            dict(
+                checkpoint=args.checkpoint,
+                config=args.config,
+                timestamp=runner.timestamp,
+                metrics=metrics,
+                finished=datetime.now().astimezone().isoformat(timespec='seconds'),
+            ),
+        )

@@ -1,4 +1,5 @@
 """Train a config of mmdet or mmseg; on several processes with --processes."""
+
 import os
 import shlex
 
@@ -18,8 +19,12 @@ def add_arguments(parser):
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
-        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-        help='resume from CHECKPOINT, or from the newest checkpoint in the work dir that can be loaded')
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from CHECKPOINT, or from the newest checkpoint in the work dir that can be loaded',
+    )
 
 
 def describe_batch(cfg, config, processes):
@@ -56,9 +61,11 @@ def describe_batch(cfg, config, processes):
         if scheduler.get('end') == iterations:  # that of a warm-up stays
             options[f'param_scheduler{place}.end'] = scale(iterations)
     options = ' '.join(shlex.quote(f'{key}={value}'.replace(' ', '')) for key, value in options.items())
-    return (f'{processes} x {cfg.train_dataloader.batch_size} images are a batch of {batch}, and {config} is for '
-            f'{base}: its {iterations:,} iterations see {iterations * batch:,} images, not {iterations * base:,}. '
-            f'To see as many, pass --cfg-options {options}')
+    return (
+        f'{processes} x {cfg.train_dataloader.batch_size} images are a batch of {batch}, and {config} is for '
+        f'{base}: its {iterations:,} iterations see {iterations * batch:,} images, not {iterations * base:,}. '
+        f'To see as many, pass --cfg-options {options}'
+    )
 
 
 def show_papers_figures(work_dir, config):
@@ -68,6 +75,7 @@ def show_papers_figures(work_dir, config):
         return
     try:
         from mmnorm.report import summarize  # so late that training needs no report packages
+
         print(summarize(work_dir))
     except ImportError:
         print('\n'.join(f'{row.table}, {row.row}, {row.data}: {row.headline}' for row in model.published))

@@ -1,4 +1,5 @@
 """Show what SN and RBN layers have learned, or harden SN's ratios."""
+
 import contextlib
 import io
 import logging
@@ -13,20 +14,31 @@ EXAMPLE = 'mmnorm weights show CONFIG CHECKPOINT'
 def add_arguments(parser):
     commands = parser.add_subparsers(dest='command', required=True)
     show = commands.add_parser(
-        'show', help='write a page with the weights of every layer, by part and by receptive field',
+        'show',
+        help='write a page with the weights of every layer, by part and by receptive field',
         epilog='example: mmnorm weights show CONFIG epoch_1.pth epoch_12.pth',
-        description='Write norm_weights.html (one self-contained page) and norm_weights.json.')
+        description='Write norm_weights.html (one self-contained page) and norm_weights.json.',
+    )
     show.add_argument('config', metavar='CONFIG', help='config file of mmdet or mmseg')
-    show.add_argument('checkpoints', nargs='+', metavar='CHECKPOINT',
-                      help='checkpoint; several, in the order of the training, are compared and the last is shown')
+    show.add_argument(
+        'checkpoints',
+        nargs='+',
+        metavar='CHECKPOINT',
+        help='checkpoint; several, in the order of the training, are compared and the last is shown',
+    )
     show.add_argument('--out', metavar='DIR', help='folder of the page (default: that of the last checkpoint)')
-    show.add_argument('--spread', action='store_true',
-                      help="also measure the spread of channel means around RBN's scaling calibration, on the test set")
+    show.add_argument(
+        '--spread',
+        action='store_true',
+        help="also measure the spread of channel means around RBN's scaling calibration, on the test set",
+    )
     harden = commands.add_parser(
-        'harden', help="write a network whose SN layers compute only what they have learned to prefer",
+        'harden',
+        help='write a network whose SN layers compute only what they have learned to prefer',
         epilog='example: mmnorm weights harden CONFIG CHECKPOINT HARD.pth',
         description='Write the hardened checkpoint OUT and beside it a config (.py) that fine-tunes it: '
-        'mmnorm train takes that config as it is.')
+        'mmnorm train takes that config as it is.',
+    )
     harden.add_argument('config', metavar='CONFIG', help='config file with SN or SyncSN layers')
     harden.add_argument('checkpoint', metavar='CHECKPOINT', help='its checkpoint')
     harden.add_argument('out', metavar='OUT', help='new checkpoint file, ending in .pth')
@@ -58,8 +70,11 @@ def show(args):
             raise ValueError(f'--spread needs RBN layers with a scaling calibration; {args.config} has none')
         missing = missing_data(cfg.get('test_dataloader'))
         if missing or not cfg.get('test_dataloader'):
-            raise ValueError(f'--spread needs the test set: {missing[0]} is missing' if missing else
-                             f'--spread needs the test set: {args.config} has no test_dataloader')
+            raise ValueError(
+                f'--spread needs the test set: {missing[0]} is missing'
+                if missing
+                else f'--spread needs the test set: {args.config} has no test_dataloader'
+            )
     notes, snapshots, fields = [], [], None
     for path in args.checkpoints:
         networks.load_network(model, path)
@@ -100,8 +115,10 @@ def harden(args):
     for index, moment in enumerate(('mean', 'variance')):
         picked = [name for pick in picks.values() for name in pick[index]]
         counts.append(f'{moment}: ' + ', '.join(f'{name} {picked.count(name)}' for name in ('IN', 'LN', 'BN')))
-    return (f'{len(picks)} SN layers hardened ({"; ".join(counts)})\n{checkpoint}\n{config}\n'
-            f'fine-tune it: mmnorm train {config}')
+    return (
+        f'{len(picks)} SN layers hardened ({"; ".join(counts)})\n{checkpoint}\n{config}\n'
+        f'fine-tune it: mmnorm train {config}'
+    )
 
 
 @telling_mistakes

@@ -1,4 +1,5 @@
 """List the configs of the papers' tables, show what a paper says about one, check them, or search a learning rate."""
+
 import argparse
 import json
 import os
@@ -32,38 +33,82 @@ def add_arguments(parser):
     commands = parser.add_subparsers(dest='command', required=True)
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument('names', nargs='*', metavar='NAME', help='configs by name or path (default: all)')
-    chosen.add_argument('--paper', nargs='+', type=any_case(rows.PAPERS), choices=rows.PAPERS, metavar='PAPER',
-                        help=', '.join(rows.PAPERS))
-    chosen.add_argument('--norm', nargs='+', metavar='NORM',
-                        help='SN (SyncSN as well), RBN, XBN (any; or XBN-GN), BN, GN, ...')
+    chosen.add_argument(
+        '--paper',
+        nargs='+',
+        type=any_case(rows.PAPERS),
+        choices=rows.PAPERS,
+        metavar='PAPER',
+        help=', '.join(rows.PAPERS),
+    )
+    chosen.add_argument(
+        '--norm', nargs='+', metavar='NORM', help='SN (SyncSN as well), RBN, XBN (any; or XBN-GN), BN, GN, ...'
+    )
     tasks = any_case(rows.TASKS, detection=rows.TASKS[0], **{task.split()[0]: task for task in rows.TASKS})
-    chosen.add_argument('--task', nargs='+', type=tasks, choices=rows.TASKS, metavar='TASK',
-                        help='detection (of objects), instance, panoptic or semantic (segmentation)')
-    chosen.add_argument('--mode', nargs='+', type=any_case(rows.MODES), choices=rows.MODES, metavar='MODE',
-                        help='frozen: pretrained, BNs fixed; live: pretrained, norms train; scratch')
-    chosen.add_argument('--data', nargs='+', type=any_case(rows.DATA), choices=rows.DATA, metavar='DATA',
-                        help=', '.join(rows.DATA))
-    commands.add_parser('list', parents=[chosen], help="one line per config, with the paper's figures",
-                        epilog='example: mmnorm zoo list --norm SN --task semantic')
-    commands.add_parser('show', parents=[chosen], help='everything known about each config, as JSON',
-                        epilog='example: mmnorm zoo show mask_rcnn_xbn_r50')
+    chosen.add_argument(
+        '--task',
+        nargs='+',
+        type=tasks,
+        choices=rows.TASKS,
+        metavar='TASK',
+        help='detection (of objects), instance, panoptic or semantic (segmentation)',
+    )
+    chosen.add_argument(
+        '--mode',
+        nargs='+',
+        type=any_case(rows.MODES),
+        choices=rows.MODES,
+        metavar='MODE',
+        help='frozen: pretrained, BNs fixed; live: pretrained, norms train; scratch',
+    )
+    chosen.add_argument(
+        '--data', nargs='+', type=any_case(rows.DATA), choices=rows.DATA, metavar='DATA', help=', '.join(rows.DATA)
+    )
+    commands.add_parser(
+        'list',
+        parents=[chosen],
+        help="one line per config, with the paper's figures",
+        epilog='example: mmnorm zoo list --norm SN --task semantic',
+    )
+    commands.add_parser(
+        'show',
+        parents=[chosen],
+        help='everything known about each config, as JSON',
+        epilog='example: mmnorm zoo show mask_rcnn_xbn_r50',
+    )
     check = commands.add_parser(
-        'check', parents=[chosen], help='parse, build, count norms, train a step and test a step, on synthetic images',
-        epilog='example: mmnorm zoo check --paper xbn --jobs 2')
-    check.add_argument('--jobs', type=positive, default=os.cpu_count(), metavar='N',
-                       help='processes (default: %(default)s)')
-    table = commands.add_parser('table', parents=[chosen], help="Markdown tables, the papers' pages of configs",
-                                epilog='example: mmnorm zoo table --write')
+        'check',
+        parents=[chosen],
+        help='parse, build, count norms, train a step and test a step, on synthetic images',
+        epilog='example: mmnorm zoo check --paper xbn --jobs 2',
+    )
+    check.add_argument(
+        '--jobs', type=positive, default=os.cpu_count(), metavar='N', help='processes (default: %(default)s)'
+    )
+    table = commands.add_parser(
+        'table',
+        parents=[chosen],
+        help="Markdown tables, the papers' pages of configs",
+        epilog='example: mmnorm zoo table --write',
+    )
     table.add_argument('--write', action='store_true', help='write the pages and configs/README.md, for all configs')
     sweep = commands.add_parser(
-        'sweep', help='train a config with each learning rate that the paper searched, and report the best',
+        'sweep',
+        help='train a config with each learning rate that the paper searched, and report the best',
         description='Finished trainings are not repeated; those that were interrupted or failed continue.',
-        epilog='example: mmnorm zoo sweep faster_rcnn_bn_r50_scratch_8x2 8')
+        epilog='example: mmnorm zoo sweep faster_rcnn_bn_r50_scratch_8x2 8',
+    )
     sweep.add_argument('name', metavar='NAME', help='config by name or path')
     sweep.add_argument('processes', type=positive, metavar='NUM_PROCESSES', help='per training, on this machine')
     sweep.add_argument('--work-dir', metavar='DIR', help='default: work_dirs/NAME_sweep')
-    sweep.add_argument('--cfg-options', nargs='+', type=key_value, default=[], metavar='KEY=VALUE',
-                       help='override config values in every training')
+    sweep.add_argument(
+        '--cfg-options',
+        nargs='+',
+        type=key_value,
+        default=[],
+        metavar='KEY=VALUE',
+        help='override config values in every training',
+    )
 
 
 def any_case(values, **names):
@@ -89,8 +134,10 @@ def find(name, zoo):
         if not files:
             raise ValueError(f'{name} does not exist: use {model.config}, or {model.name} for short')
         if not any(path.samefile(model.path) for path in files):
-            raise ValueError(f'{name} is not the {model.name} of the zoo, which is {model.config}: this tool takes '
-                             'only configs of the zoo; tools/dist_train.sh trains any config')
+            raise ValueError(
+                f'{name} is not the {model.name} of the zoo, which is {model.config}: this tool takes '
+                'only configs of the zoo; tools/dist_train.sh trains any config'
+            )
     return model
 
 
@@ -107,11 +154,14 @@ def choose(zoo, args):
         asked, same = getattr(args, key), is_norm if key == 'norm' else eq
         if asked:
             passed[f'--{key} {" ".join(asked)}'] = {
-                name for name, model in zoo.items() if any(same(getattr(model, key), value) for value in asked)}
+                name for name, model in zoo.items() if any(same(getattr(model, key), value) for value in asked)
+            }
     found = [model for name, model in zoo.items() if all(name in names for names in passed.values())]
     if not found:
-        rest = {left_out: set(zoo).intersection(*(names for text, names in passed.items() if text != left_out))
-                for left_out in passed}
+        rest = {
+            left_out: set(zoo).intersection(*(names for text, names in passed.items() if text != left_out))
+            for left_out in passed
+        }
         hints = [f'{len(names)} without {left_out}' for left_out, names in rest.items() if names]
         raise ValueError(f'no config matches {" and ".join(passed)}{"; there are " * bool(hints)}{", ".join(hints)}')
     return found
@@ -132,14 +182,23 @@ def show_list(models):
     for model in models:
         rows = model.published or [None]
         for row in rows:
-            table.add_row(model.config, model.task.split()[0], model.norm, model.mode, model.backbone, model.data,
-                          row.table if row else '', row.headline if row else '')
+            table.add_row(
+                model.config,
+                model.task.split()[0],
+                model.norm,
+                model.mode,
+                model.backbone,
+                model.data,
+                row.table if row else '',
+                row.headline if row else '',
+            )
     Console(width=250).print(table)  # in a narrow terminal rich would cut the names that other commands take
 
 
 def show_models(models):
     """Print all that is known of the configs."""
     from dataclasses import asdict
+
     print(json.dumps([asdict(model) for model in models], indent=1, ensure_ascii=False))
 
 
@@ -158,13 +217,16 @@ def check(models, jobs):
     from mmnorm.zoo.check import check_model
 
     failed = 0
-    with ProcessPoolExecutor(jobs, get_context('spawn'), _start_worker, (os.getpid(), )) as pool:
+    with ProcessPoolExecutor(jobs, get_context('spawn'), _start_worker, (os.getpid(),)) as pool:
         pending = [pool.submit(check_model, model) for model in models]
         for done, future in enumerate(as_completed(pending), start=1):
             found = future.result()
             failed += bool(found.problems)
-            print(f'[{done}/{len(models)}] {found.name}: {"; ".join(found.problems) or "as its entry says"} '
-                  f'({found.seconds:.1f} s)', flush=True)
+            print(
+                f'[{done}/{len(models)}] {found.name}: {"; ".join(found.problems) or "as its entry says"} '
+                f'({found.seconds:.1f} s)',
+                flush=True,
+            )
     print(f'{len(models) - failed} of {len(models)} configs match their entries')
     return int(failed > 0)
 
@@ -173,6 +235,7 @@ def _start_worker(parent):
     import torch
 
     from mmnorm.engine import end_with_parent
+
     end_with_parent(parent)
     torch.set_num_threads(1)
 
@@ -182,15 +245,28 @@ def sweep(model, args):
     from mmnorm.files import write_json
     from mmnorm.report import load_run
 
-    (option, values), = model.sweep.items()
+    ((option, values),) = model.sweep.items()
     folder = Path(args.work_dir or f'work_dirs/{model.name}_sweep')
     metric = next(iter(model.published[0].metrics))
     work_dirs = {value: folder / f'{option.rpartition(".")[2]}_{value}' for value in values}
     results, failed = {}, {}
     for value, work_dir in work_dirs.items():
         if not _finished(work_dir):
-            command = [sys.executable, '-m', 'mmnorm.cli', 'train', model.path, '--processes', args.processes,
-                       '--work-dir', work_dir, '--resume', '--cfg-options', f'{option}={value}', *args.cfg_options]
+            command = [
+                sys.executable,
+                '-m',
+                'mmnorm.cli',
+                'train',
+                model.path,
+                '--processes',
+                args.processes,
+                '--work-dir',
+                work_dir,
+                '--resume',
+                '--cfg-options',
+                f'{option}={value}',
+                *args.cfg_options,
+            ]
             status = subprocess.run([str(part) for part in command]).returncode
             if status:  # which says nothing of the other values
                 failed[value] = status
@@ -200,8 +276,10 @@ def sweep(model, args):
     with_metric = {value: found[metric] for value, found in results.items() if metric in found}
     best = max(with_metric, key=with_metric.get, default=None)
     folder.mkdir(parents=True, exist_ok=True)  # no training has made it if all failed before they began
-    write_json(folder / 'sweep.json', dict(config=model.config, option=option, metric=metric, best=best,
-                                           results=results, failed=failed))
+    write_json(
+        folder / 'sweep.json',
+        dict(config=model.config, option=option, metric=metric, best=best, results=results, failed=failed),
+    )
     for value, work_dir in work_dirs.items():
         if value in failed:
             found = f'its training failed with exit status {failed[value]}, see {work_dir}'

@@ -1,4 +1,5 @@
 """The backbone that tensors belong to: found by their shapes, built from mmdet or mmseg, loaded strictly."""
+
 import math
 import re
 from importlib import import_module
@@ -54,11 +55,13 @@ def _structure(weights):
     """Config and name of a backbone, but for its norms."""
     numbers = tuple(_blocks(weights).values())
     bottleneck = 'layer1.0.conv3.weight' in weights
-    depths = [depth for depth, known in DEPTHS[bottleneck].items() if known[:len(numbers)] == numbers]
+    depths = [depth for depth, known in DEPTHS[bottleneck].items() if known[: len(numbers)] == numbers]
     if len(depths) != 1:
-        raise ValueError(f'its stages have {numbers} {"bottleneck" if bottleneck else "basic"} blocks; known are '
-                         + ', '.join(f'{known} of ResNet-{depth}' for depth, known in DEPTHS[bottleneck].items())
-                         + OTHER)
+        raise ValueError(
+            f'its stages have {numbers} {"bottleneck" if bottleneck else "basic"} blocks; known are '
+            + ', '.join(f'{known} of ResNet-{depth}' for depth, known in DEPTHS[bottleneck].items())
+            + OTHER
+        )
     deep = 'conv1.weight' not in weights
     first, last = ('stem.0.weight', 'stem.6.weight') if deep else ('conv1.weight', 'conv1.weight')
     for key in (first, last, *(f'layer1.0.conv{i}.weight' for i in range(1, 4 if bottleneck else 3))):
@@ -67,24 +70,36 @@ def _structure(weights):
     width, in_group = weights['layer1.0.conv1.weight'].shape[0], weights['layer1.0.conv2.weight'].shape[1]
     base = weights['layer1.0.conv3.weight'].shape[0] // 4 if bottleneck else width
     if in_group == width != base:
-        raise ValueError(f'its bottlenecks are {width} channels wide, where those of a ResNet with its outputs have '
-                         f'{base}: mmdet and mmseg have no Wide ResNet{OTHER}')
+        raise ValueError(
+            f'its bottlenecks are {width} channels wide, where those of a ResNet with its outputs have '
+            f'{base}: mmdet and mmseg have no Wide ResNet{OTHER}'
+        )
     groups, stem, fewer = width // in_group, weights[last].shape[0], len(numbers) < _STAGES
     cfg = _without_none(
-        type='ResNeXt' if groups > 1 else 'ResNet', depth=depths[0],
-        groups=groups if groups > 1 else None, base_width=in_group if groups > 1 else None,
+        type='ResNeXt' if groups > 1 else 'ResNet',
+        depth=depths[0],
+        groups=groups if groups > 1 else None,
+        base_width=in_group if groups > 1 else None,
         # by default mmdet's stem is as wide as the base, mmseg's has 64 channels
         base_channels=base if (base, stem) != (64, 64) else None,
         stem_channels=stem if (base, stem) != (64, 64) else None,
         in_channels=weights[first].shape[1] if weights[first].shape[1] != 3 else None,
         num_stages=len(numbers) if fewer else None,
-        strides=(1, 2, 2)[:len(numbers)] if fewer else None,
-        dilations=(1, ) * len(numbers) if fewer else None,
+        strides=(1, 2, 2)[: len(numbers)] if fewer else None,
+        dilations=(1,) * len(numbers) if fewer else None,
         out_indices=tuple(range(len(numbers))) if fewer else None,
         deep_stem=True if deep else None,
-        avg_down=True if any(norm.endswith('.downsample.2') for norm in norm_names(weights)) else None)
-    special = [what for what, holds in (
-        (f'{len(numbers)} of {_STAGES} stages', fewer), ('deep stem', deep), (f'width {base}', base != 64)) if holds]
+        avg_down=True if any(norm.endswith('.downsample.2') for norm in norm_names(weights)) else None,
+    )
+    special = [
+        what
+        for what, holds in (
+            (f'{len(numbers)} of {_STAGES} stages', fewer),
+            ('deep stem', deep),
+            (f'width {base}', base != 64),
+        )
+        if holds
+    ]
     name = f'{cfg["type"]}-{depths[0]}' + f' {groups}x{in_group}d' * (groups > 1)
     return cfg, name + f' ({", ".join(special)})' * bool(special)
 
@@ -123,14 +138,16 @@ def placement(weights):
     if not free:
         return {}
     before = dict(zip(blocks, accumulate(blocks.values(), initial=0)))
-    found = [(int(stage), before[int(stage)] + int(block) + 1, norm) for stage, block, norm in re.findall(
-        r'^layer(\d+)\.(\d+)\.(.+)$', '\n'.join(free), re.MULTILINE)]
+    found = [
+        (int(stage), before[int(stage)] + int(block) + 1, norm)
+        for stage, block, norm in re.findall(r'^layer(\d+)\.(\d+)\.(.+)$', '\n'.join(free), re.MULTILINE)
+    ]
     stages, stem = {stage for stage, *_ in found}, len(found) < len(free)
     positions = tuple(sorted({int(norm[2:]) for *_, norm in found if norm.startswith('bn')}))
     full = any(norm.startswith('downsample.') for *_, norm in found)
     every = math.gcd(*(number for _, number, _ in found)) or 1
     reached = {stage for stage in blocks if (before[stage] + blocks[stage]) // every > before[stage] // every}
-    usual = (2, ) if 'layer1.0.conv3.weight' in weights else (1, )
+    usual = (2,) if 'layer1.0.conv3.weight' in weights else (1,)
     everything = full and stem and stages == reached
     return _without_none(
         position=None if full or positions in ((), usual) else positions[0] if len(positions) == 1 else positions,
@@ -138,7 +155,8 @@ def placement(weights):
         norm_cfg=_batch_free_cfg(weights, free),
         stem=True if stem and not everything else None,
         stages=None if everything or not full and stages == reached else tuple(stage - 1 for stage in sorted(stages)),
-        scope='full' if full else None)
+        scope='full' if full else None,
+    )
 
 
 def check_placement(model, weights, name, hint=''):
@@ -189,8 +207,10 @@ def _norms(weights, norm, host, hard):
     elif norm == 'IBN':
         stages = tuple(stage - 1 for stage in _blocks(weights) if f'layer{stage}.0.bn1.in_weight' in weights)
         if not stages:
-            raise ValueError("only files of IBN-Net's authors, with names such as layer1.0.bn1.IN.weight, become IBN: "
-                             'it has no instance-normalized halves')
+            raise ValueError(
+                "only files of IBN-Net's authors, with names such as layer1.0.bn1.IN.weight, become IBN: "
+                'it has no instance-normalized halves'
+            )
         xbn = dict(position=1, stages=stages, norm_cfg=dict(type='IBN'))
     else:
         return dict(norm_cfg=_norm_cfg(weights, norm, hard)) if norm != 'BN' else {}
@@ -204,11 +224,15 @@ def _norm_cfg(weights, norm, hard):
     kind = kind_of(first)
     if kind == norm.removeprefix('Sync') == 'SN':
         shape = next(first[leaf].shape for leaf in OWN['SN'] if leaf in first)
-        own = _without_none(groups=shape[0] if len(shape) > 1 else None,
-                            batch_stat=False if shape[-1:] == (2, ) else None, hard=True if hard else None)
+        own = _without_none(
+            groups=shape[0] if len(shape) > 1 else None,
+            batch_stat=False if shape[-1:] == (2,) else None,
+            hard=True if hard else None,
+        )
     elif kind == norm.removeprefix('Sync') == 'RBN':
-        own = _without_none(center=None if 'center_weight' in first else False,
-                            scale=None if 'scale_bias' in first else False)
+        own = _without_none(
+            center=None if 'center_weight' in first else False, scale=None if 'scale_bias' in first else False
+        )
     elif kind == norm.removeprefix('Sync') == 'EN':
         mode = mode_of([layer for layer in layers.values() if kind_of(layer) == kind])
         own = _without_none(mode=mode if mode != 'rule' else None)
@@ -218,19 +242,25 @@ def _norm_cfg(weights, norm, hard):
 def _notes(weights, norm, cfg):
     """What is lacking in a backbone, and what is assumed of it."""
     if 'num_stages' in cfg:
-        yield (f'it has no layer{_STAGES}, as with C4: in a backbone of {_STAGES} stages the last would start from '
-               'random weights')
+        yield (
+            f'it has no layer{_STAGES}, as with C4: in a backbone of {_STAGES} stages the last would start from '
+            'random weights'
+        )
     if norm != 'XBN' or not _batch_free(weights):
         return
     norm_cfg = cfg.get('xbn', {}).get('norm_cfg', dict(type='GN', num_groups=64))
     if norm_cfg['type'] == 'IN':
-        yield ("its batch-free norms have no tensors: the authors' IN, without affine, is assumed. If it was trained "
-               'with another norm without affine, set that in xbn=dict(norm_cfg=...)')
+        yield (
+            "its batch-free norms have no tensors: the authors' IN, without affine, is assumed. If it was trained "
+            'with another norm without affine, set that in xbn=dict(norm_cfg=...)'
+        )
     else:
-        yield (f'its batch-free norms are taken to be GN with {norm_cfg["num_groups"]} groups'
-               + ", as the authors'" * (norm_cfg['num_groups'] == 64)
-               + ': GW and IN have the same tensors, and no tensor tells the number of groups. If it was trained with '
-               'another norm or number, set that in xbn=dict(norm_cfg=...)')
+        yield (
+            f'its batch-free norms are taken to be GN with {norm_cfg["num_groups"]} groups'
+            + ", as the authors'" * (norm_cfg['num_groups'] == 64)
+            + ': GW and IN have the same tensors, and no tensor tells the number of groups. If it was trained with '
+            'another norm or number, set that in xbn=dict(norm_cfg=...)'
+        )
 
 
 def build_backbone(cfg):
@@ -251,8 +281,10 @@ def build_backbone(cfg):
         except (ImportError, AssertionError):  # an mmdet beside the wrong mmcv fails by an assertion
             continue
         return registry.MODELS.build(dict(cfg, _scope_=host))  # whatever the default scope of this process is
-    raise ImportError('converted weights are loaded into a backbone of mmdet or mmseg to check that they fit; neither '
-                      'is installed: pip install mmnorm[onedl]')
+    raise ImportError(
+        'converted weights are loaded into a backbone of mmdet or mmseg to check that they fit; neither '
+        'is installed: pip install mmnorm[onedl]'
+    )
 
 
 def check_fit(model, weights, name, hint=''):
@@ -271,8 +303,9 @@ def check_fit(model, weights, name, hint=''):
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError(f'it does not fit {name}: {len(wrong)} tensors differ in shape: '
-                         f'{wrong[0].rstrip(".")}{hint}') from error
+        raise ValueError(
+            f'it does not fit {name}: {len(wrong)} tensors differ in shape: {wrong[0].rstrip(".")}{hint}'
+        ) from error
     missing, superfluous = found.missing_keys, found.unexpected_keys
     problems = []
     if missing:
@@ -280,8 +313,7 @@ def check_fit(model, weights, name, hint=''):
     if superfluous:
         problems.append(f'{len(superfluous)} of its tensors not used; first: {superfluous[0]}')
     if problems:
-        raise ValueError(f'it does not fit {name}: {"; ".join(problems)}'
-                         f'{_about_stems(missing, superfluous) or hint}')
+        raise ValueError(f'it does not fit {name}: {"; ".join(problems)}{_about_stems(missing, superfluous) or hint}')
 
 
 def _about_stems(missing, superfluous):
@@ -289,6 +321,8 @@ def _about_stems(missing, superfluous):
     stems = [any(key.removeprefix('backbone.').startswith('stem.') for key in keys) for keys in (missing, superfluous)]
     if not any(stems):
         return ''
-    there, here = ('three convolutions, a deep stem', 'one of 7 x 7')[::1 if stems[0] else -1]
-    return (f'. The stem of the network has {there}, that of the checkpoint {here}: use a backbone with the same kind '
-            'of stem (ResNet has one convolution, ResNetV1c and ResNetV1d have three)')
+    there, here = ('three convolutions, a deep stem', 'one of 7 x 7')[:: 1 if stems[0] else -1]
+    return (
+        f'. The stem of the network has {there}, that of the checkpoint {here}: use a backbone with the same kind '
+        'of stem (ResNet has one convolution, ResNetV1c and ResNetV1d have three)'
+    )

@@ -1,4 +1,5 @@
 """Checkpoint files from other code to ours, and from one norm to another."""
+
 import argparse
 import re
 from collections import Counter
@@ -53,6 +54,7 @@ class Report:
 
     def text(self, verbose=False):
         """Lines (str) for the user; ``verbose`` gives every name."""
+
         def part(title, of):
             return '\n    '.join([f'  {title}: {len(of)}', *of]) if verbose else f'  {title}: {listed(of)}'
 
@@ -63,9 +65,12 @@ class Report:
             lines.append(f'  already converted, from {self.origin["converted_from"]}: {self.origin["whose"]}')
         lines += [
             f'  fits {self.network}, every tensor used; norm layers: {norms or "none"}',
-            part('tensors mapped', mapped), part('missing from the source, set or left to the layers', self.missing),
+            part('tensors mapped', mapped),
+            part('missing from the source, set or left to the layers', self.missing),
             *(part(f'dropped, {what}', of) for what, of in self.dropped.items()),
-            f'  license: {self.origin["licence"]}', *(f'  note: {note}' for note in self.notes)]
+            f'  license: {self.origin["licence"]}',
+            *(f'  note: {note}' for note in self.notes),
+        ]
         if self.backbone:
             lines.append(f'  for the model of a config:\n    backbone={_as_python(self.backbone)}')
         return '\n'.join(lines)
@@ -78,8 +83,19 @@ def _as_python(value):
     return repr(value)
 
 
-def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole=False, source_prefix='', bn_share=1.,
-                 hard=False, verbose=False):
+def convert_file(
+    source,
+    out,
+    norm,
+    layout='auto',
+    prefix='',
+    config=None,
+    whole=False,
+    source_prefix='',
+    bn_share=1.0,
+    hard=False,
+    verbose=False,
+):
     """Write a checkpoint of other code, or of another norm, as one that loads into ours.
 
     It is written only if it loads strictly: into the backbone of a config, or into the ResNet or ResNeXt that its
@@ -140,14 +156,21 @@ def convert_file(source, out, norm, layout='auto', prefix='', config=None, whole
         init_cfg = dict(type='Pretrained', checkpoint=str(out), **(dict(prefix=prefix) if prefix else {}))
         backbone = dict(backbone, init_cfg=init_cfg)
     # clones: a view would be saved with all of what it is a view of
-    save_network({prefix + name: value.clone() for name, value in converted.items()}, dict(meta=_meta(checkpoint)), out,
-                 note)
+    save_network(
+        {prefix + name: value.clone() for name, value in converted.items()}, dict(meta=_meta(checkpoint)), out, note
+    )
     return Report(
-        source=str(source), layout=layout, network=network.name, backbone=backbone,
+        source=str(source),
+        layout=layout,
+        network=network.name,
+        backbone=backbone,
         norms=dict(Counter(' -> '.join(change) for change in changed.values())),
         mapped={prefix + name: names[name] for name in converted if name in names},
-        missing=[prefix + name for name in network.reference if name not in names], dropped=dropped, origin=origin,
-        notes=[*network.notes, *notes])
+        missing=[prefix + name for name in network.reference if name not in names],
+        dropped=dropped,
+        origin=origin,
+        notes=[*network.notes, *notes],
+    )
 
 
 _LIKE_BN = re.compile(r"""type=['"](IBN|(?:Sync)?BGN|GBGN)['"]""")
@@ -198,7 +221,7 @@ def _take(checkpoint, layout, source_prefix, whole):
     weights, dropped = unwrap(checkpoint)
     alike = _LIKE_BN.search(str(_meta(checkpoint).get('cfg', '')))
     if alike:
-        raise ValueError(f'its network has {alike[1]}, whose tensors are named like BN\'s but mean something else')
+        raise ValueError(f"its network has {alike[1]}, whose tensors are named like BN's but mean something else")
     if source_prefix:
         weights, dropped['not under --source-prefix'] = select(weights, source_prefix)
     if whole:
@@ -208,8 +231,10 @@ def _take(checkpoint, layout, source_prefix, whole):
     weights, names, others = take_network(weights) if whole else take_backbone(weights, layout)
     broken = [names[name] for name, value in weights.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f'{len(broken)} of its tensors hold NaN or infinity; first: {broken[0]}. Its training '
-                         'diverged: use a checkpoint from before that')
+        raise ValueError(
+            f'{len(broken)} of its tensors hold NaN or infinity; first: {broken[0]}. Its training '
+            'diverged: use a checkpoint from before that'
+        )
     return layout, weights, names, {**dropped, **others}
 
 
@@ -259,8 +284,10 @@ def _check_has_norm(norm, parts, found, network):
     else:
         has = ALIASES.get(norm, norm) in found
     if not has:
-        raise ValueError(f'{network} has no {norm} layers; its norm layers are of kind '
-                         f'{", ".join(sorted(found)) or "none"} (mmnorm/convert/tensors.py)')
+        raise ValueError(
+            f'{network} has no {norm} layers; its norm layers are of kind '
+            f'{", ".join(sorted(found)) or "none"} (mmnorm/convert/tensors.py)'
+        )
 
 
 def _check_use(changed, bn_share, hard):

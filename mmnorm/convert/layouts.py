@@ -3,6 +3,7 @@
 The papers' authors and torchvision train on RGB images normalized by ImageNet's mean and deviation, and have the
 stride in the 3 x 3 convolution: the defaults of mmdet and mmseg (``style='pytorch'``).
 """
+
 import re
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -14,8 +15,10 @@ from .tensors import BATCH_FREE, kinds
 
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
 _SN_LICENSE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
-_SN_NOTE = ("the authors' IN and LN divide by unbiased variances, ours by the biased ones of the paper: outputs differ "
-            'by the order of 1 / positions, most in the last stage and for small images')
+_SN_NOTE = (
+    "the authors' IN and LN divide by unbiased variances, ours by the biased ones of the paper: outputs differ "
+    'by the order of 1 / positions, most in the last stage and for small images'
+)
 
 
 class Layout(NamedTuple):
@@ -38,7 +41,7 @@ class Layout(NamedTuple):
     norms: tuple = ()
     rename: dict = {}
     drop: dict = {}
-    license: str = "that of its source, which the file does not state"
+    license: str = 'that of its source, which the file does not state'
     note: str = ''
 
 
@@ -49,14 +52,18 @@ LAYOUTS = {
     # (8,1) weights, without BN's part, have mean_weight of shape (2,) and no running statistics
     'sn': Layout(
         "SN's authors, Switchable-Normalization (ResNet v1) and SwitchNorm_Segmentation",
-        signs=('layer1.0.sn1.mean_weight', ), norms=('SN', ),
+        signs=('layer1.0.sn1.mean_weight',),
+        norms=('SN',),
         rename={r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.', **_SN_NAMES},  # layer0 is the segmenter's stem
-        drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'}, license=_SN_LICENSE,
-        note=_SN_NOTE),
+        drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'},
+        license=_SN_LICENSE,
+        note=_SN_NOTE,
+    ),
     # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
     'sn-detectron': Layout(
         "SN's authors, SwitchNorm_Detection (Detectron.pytorch): pretrained backbones and whole detectors",
-        signs=('Conv_Body.conv_body.res2.0.sn1.mean_weight', 'Conv_Body.res2.0.sn1.mean_weight'), norms=('SN', ),
+        signs=('Conv_Body.conv_body.res2.0.sn1.mean_weight', 'Conv_Body.res2.0.sn1.mean_weight'),
+        norms=('SN',),
         rename={
             r'^Conv_Body\.(conv_body\.)?res1\.': '',
             r'^Conv_Body\.(conv_body\.)?res2\.': 'layer1.',
@@ -69,35 +76,55 @@ LAYOUTS = {
         drop={
             r'^Conv_Body\.(conv_body\.)?classifier\.': 'ImageNet classifier',
             r'^Conv_Body\.(conv_top|topdown_lateral_modules|posthoc_modules|extra_pyramid_modules)\.': 'FPN',
-            r'^RPN\.': 'RPN', r'^Box_(Head|Outs)\.': 'box head', r'^Mask_(Head|Outs)\.': 'mask head',
+            r'^RPN\.': 'RPN',
+            r'^Box_(Head|Outs)\.': 'box head',
+            r'^Mask_(Head|Outs)\.': 'mask head',
             r'^Keypoint_(Head|Outs)\.': 'keypoint head',
-        }, license=_SN_LICENSE, note=_SN_NOTE),
+        },
+        license=_SN_LICENSE,
+        note=_SN_NOTE,
+    ),
     'rbn': Layout(
         "RBN's authors, RBN (torchvision's ResNet and ResNeXt)",
-        signs=('layer1.0.bn1.scale_bias', ), norms=('RBN', ), drop=_CLASSIFIER,
-        license="if it is the authors' release: research and education only, as their code"),
+        signs=('layer1.0.bn1.scale_bias',),
+        norms=('RBN',),
+        drop=_CLASSIFIER,
+        license="if it is the authors' release: research and education only, as their code",
+    ),
     'ibn': Layout(
         "IBN-Net's authors, IBN-Net (ResNet and ResNeXt, IBN-Net-a)",
-        signs=('layer1.0.bn1.IN.weight', ), norms=('IBN', 'BN'),
-        rename={r'\.IN\.(weight|bias)$': r'.in_\1', r'\.BN\.': '.'}, drop=_CLASSIFIER,
-        license="if it is the authors' release: MIT"),
+        signs=('layer1.0.bn1.IN.weight',),
+        norms=('IBN', 'BN'),
+        rename={r'\.IN\.(weight|bias)$': r'.in_\1', r'\.BN\.': '.'},
+        drop=_CLASSIFIER,
+        license="if it is the authors' release: MIT",
+    ),
     # the stem's norm and those of the placement are GN, of weight and bias alone, or IN, without tensors
     'xbn': Layout(
         "XBN's authors, XBNBlock (ResNet and ResNeXt)",
-        signs=('layer1.0.conv1.weight', ), norms=(BATCH_FREE, 'BN'),
+        signs=('layer1.0.conv1.weight',),
+        norms=(BATCH_FREE, 'BN'),
         drop={**_CLASSIFIER, r'^last_bn\.': 'norm before the classifier'},
-        license="if it is the authors' release: they state none"),
+        license="if it is the authors' release: they state none",
+    ),
     'torchvision': Layout(
         "torchvision's ResNet and ResNeXt, alone or in its detectors",
-        signs=('layer1.0.bn1.running_mean', 'backbone.body.layer1.0.bn1.running_mean'), norms=('BN', ),
-        drop=_CLASSIFIER, license="if it is torchvision's release: BSD-3-Clause"),
+        signs=('layer1.0.bn1.running_mean', 'backbone.body.layer1.0.bn1.running_mean'),
+        norms=('BN',),
+        drop=_CLASSIFIER,
+        license="if it is torchvision's release: BSD-3-Clause",
+    ),
     # with C4 the last stage is the heads' shared one
     'mmdet': Layout(
         'mmdet, mmseg and this package: a backbone alone, or a whole network; of any norm',
         # XBN's first norm may be IN, without tensors
-        signs=('layer1.0.bn1.weight', '*layer1.0.bn?.weight'), rename={r'^roi_head\.shared_head\.': 'backbone.'},
-        drop={**_CLASSIFIER,
-              r'^ema_': "the EMA hook's other weights (mmcv 1.x): the averaged ones have the plain names"}),
+        signs=('layer1.0.bn1.weight', '*layer1.0.bn?.weight'),
+        rename={r'^roi_head\.shared_head\.': 'backbone.'},
+        drop={
+            **_CLASSIFIER,
+            r'^ema_': "the EMA hook's other weights (mmcv 1.x): the averaged ones have the plain names",
+        },
+    ),
 }
 
 _NETWORK_KEYS = ('state_dict', 'model')
@@ -160,8 +187,10 @@ def find_layout(weights):
             return name
     if any('layer1.0.gn1.' in name for name in weights):
         raise ValueError('its norms are GN, which keeps no statistics that another norm could start from')
-    raise ValueError('it is in none of the known layouts: it has no ResNet that names its first norm layer1.0.bn1 or '
-                     f'layer1.0.sn1 (res2.0.sn1 in Detectron); its first tensor is {next(iter(weights))}')
+    raise ValueError(
+        'it is in none of the known layouts: it has no ResNet that names its first norm layer1.0.bn1 or '
+        f'layer1.0.sn1 (res2.0.sn1 in Detectron); its first tensor is {next(iter(weights))}'
+    )
 
 
 def take_backbone(weights, layout):
@@ -183,8 +212,10 @@ def take_backbone(weights, layout):
     if not _is_in(weights, wanted):
         norms = f'{wanted.norms[0]} norms and ' if wanted.norms else ''
         other = find_layout(weights)
-        raise ValueError(f'it is not in the layout {layout}, which has {norms}names such as {wanted.signs[0]}; it '
-                         f'looks like {other}: --from {other}')
+        raise ValueError(
+            f'it is not in the layout {layout}, which has {norms}names such as {wanted.signs[0]}; it '
+            f'looks like {other}: --from {other}'
+        )
     return _take(weights, wanted)
 
 
@@ -216,9 +247,12 @@ def _take(weights, layout):
         renamed[old] = new
     trunks = list(dict.fromkeys(match[1] for match in map(_TRUNK.fullmatch, renamed.values()) if match))
     if len(trunks) != 1:
-        raise ValueError(f'it is ambiguous: it has {len(trunks)} backbones, under '
-                         f'{" and ".join(trunk or "no prefix" for trunk in trunks)}; choose one with --source-prefix'
-                         if trunks else 'it has no ResNet: no tensor is named layer1.0.conv1.weight')
+        raise ValueError(
+            f'it is ambiguous: it has {len(trunks)} backbones, under '
+            f'{" and ".join(trunk or "no prefix" for trunk in trunks)}; choose one with --source-prefix'
+            if trunks
+            else 'it has no ResNet: no tensor is named layer1.0.conv1.weight'
+        )
     origin, dropped = _sort_out(renamed, layout.drop, trunks[0])
     return {new: weights[old] for new, old in origin.items()}, origin, dropped
 
@@ -228,8 +262,10 @@ def _sort_out(renamed, drop, trunk=''):
     origin, dropped = {}, {}
     for old, name in renamed.items():
         new = name.removeprefix(trunk)
-        what = next((what for pattern, what in drop.items() if re.search(pattern, name) or re.search(pattern, new)),
-                    None if name.startswith(trunk) else 'not part of the backbone')
+        what = next(
+            (what for pattern, what in drop.items() if re.search(pattern, name) or re.search(pattern, new)),
+            None if name.startswith(trunk) else 'not part of the backbone',
+        )
         if what:
             dropped.setdefault(what, []).append(old)
         elif new in origin:

@@ -34,6 +34,7 @@ The other trace of it remains: their IN and LN divide by v', ours by the biased 
 network's outputs differ by the order of 1 / L, less in larger images. Recollecting the statistics makes them ours
 (tools/bn_statistics.py recollect).
 """
+
 import math
 
 import torch
@@ -53,7 +54,7 @@ _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 # sums that SN's authors' detector fills while it tests
 _IGNORED = ('batch_mean', 'batch_var')
 _LEAVES = {*_BN, *_IGNORED, *(leaf for own in OWN.values() for leaf in own)}
-_SATURATED = 128.
+_SATURATED = 128.0
 _RATIO_TOLERANCE = 1e-6  # below what float32 statistics resolve
 
 _REFUSED = {
@@ -92,8 +93,10 @@ def norm_layers(weights):
 
 def kind_of(layer):
     """The kind (str) of a layer of :func:`norm_layers`, as in the table above."""
-    return next((kind for kind, own in OWN.items() if any(leaf in layer for leaf in own)),
-                'BN' if 'running_mean' in layer else BATCH_FREE)
+    return next(
+        (kind for kind, own in OWN.items() if any(leaf in layer for leaf in own)),
+        'BN' if 'running_mean' in layer else BATCH_FREE,
+    )
 
 
 def kinds(weights):
@@ -104,19 +107,23 @@ def kinds(weights):
 def mode_of(layers):
     """The mode (str) in which EN leaves alpha and beta of its layers as they are: 'rule' if they follow that."""
     for mode, power in RULES.items():
-        if all((layer[leaf] - _share(layer, power)).abs().max() <= _RATIO_TOLERANCE
-               for layer in layers for leaf in ('alpha', 'beta') if leaf in layer):
+        if all(
+            (layer[leaf] - _share(layer, power)).abs().max() <= _RATIO_TOLERANCE
+            for layer in layers
+            for leaf in ('alpha', 'beta')
+            if leaf in layer
+        ):
             return mode
     return 'offline'
 
 
 def _share(layer, power):
     """EN's alpha by a rule; 0 where the batch size was never seen."""
-    size = layer.get('mean_batch_size', torch.tensor(0.))
+    size = layer.get('mean_batch_size', torch.tensor(0.0))
     return torch.where(size > 0, size.clamp(min=1).pow(power), 0)
 
 
-def convert_norms(weights, reference, bn_share=1., hard=False, ibn=(), verbose=False):
+def convert_norms(weights, reference, bn_share=1.0, hard=False, ibn=(), verbose=False):
     """Turn the norms of a network into those of another.
 
     Args:
@@ -143,8 +150,11 @@ def convert_norms(weights, reference, bn_share=1., hard=False, ibn=(), verbose=F
     sources = {name: layer for name, layer in norm_layers(weights).items() if name in targets}
     for name, source in sources.items():
         kind, target = kind_of(source), targets[name]
-        layer = {leaf: value if leaf in OWN['SN'] or not value.dim() else value.flatten()
-                 for leaf, value in source.items() if leaf not in _IGNORED}
+        layer = {
+            leaf: value if leaf in OWN['SN'] or not value.dim() else value.flatten()
+            for leaf, value in source.items()
+            if leaf not in _IGNORED
+        }
         if kind == target == 'IBN':
             layer = _joined(layer)
         elif kind != target:
@@ -162,15 +172,22 @@ def convert_norms(weights, reference, bn_share=1., hard=False, ibn=(), verbose=F
         changed[name] = kind, target
     if refused:
         wanted = ' or '.join(sorted({targets[name] for names in refused.values() for name in names}))
-        raise ValueError(f'its norms cannot become {wanted}: ' + '; '.join(
-            f'{_REFUSED[kind]}: {listed(names, verbose)}' for kind, names in refused.items()))
+        raise ValueError(
+            f'its norms cannot become {wanted}: '
+            + '; '.join(f'{_REFUSED[kind]}: {listed(names, verbose)}' for kind, names in refused.items())
+        )
     return converted, changed, list(_notes(sources, changed, bn_share, hard))
 
 
 def _is_norm(layer):
     weight, bias = layer.get('weight'), layer.get('bias')
-    return (weight is not None and bias is not None and weight.shape == bias.shape and weight.dim() > 0
-            and weight.numel() == max(weight.shape))
+    return (
+        weight is not None
+        and bias is not None
+        and weight.shape == bias.shape
+        and weight.dim() > 0
+        and weight.numel() == max(weight.shape)
+    )
 
 
 def _to_bn(kind, layer, hard):
@@ -189,7 +206,7 @@ def _to_bn(kind, layer, hard):
 
 
 def _selects_bn(logits, hard):
-    if logits is None or logits.shape[-1:] != (3, ):  # trained without BN's part
+    if logits is None or logits.shape[-1:] != (3,):  # trained without BN's part
         return False
     ratios = F.one_hot(logits.argmax(-1), 3) if hard else logits.double().softmax(-1)
     return bool((1 - ratios[..., 2] <= _RATIO_TOLERANCE).all())
@@ -201,11 +218,14 @@ def _from_bn(kind, bn, reference, bn_share):
         return {leaf: bn[leaf] for leaf in ('weight', 'bias')}
     if kind == 'SN':
         gap = _SATURATED if bn_share == 1 else math.log(2 * bn_share / (1 - bn_share))
-        logits = bn['weight'].new_tensor([0., 0., gap])
+        logits = bn['weight'].new_tensor([0.0, 0.0, gap])
         return {**bn, **{leaf: logits.expand(*reference[leaf].shape[:-1], 3).clone() for leaf in OWN['SN']}}
     if kind == 'RBN':
-        own = {leaf: torch.full_like(bn['weight'], start) for leaf, start in RBN.control_parameters.items()
-               if leaf in reference}
+        own = {
+            leaf: torch.full_like(bn['weight'], start)
+            for leaf, start in RBN.control_parameters.items()
+            if leaf in reference
+        }
         gate = initial_gate(bn['weight']) if 'scale_bias' in own else 1
         return {**bn, 'weight': bn['weight'] / gate, **own}
     return bn  # EN starts from its norm_cfg, as it does from any BN checkpoint
@@ -230,40 +250,57 @@ def _completed(layer):
 
 def _without_bn(layer):
     """Whether an SN layer mixes IN and LN alone."""
-    return 'mean_weight' in layer and layer['mean_weight'].shape[-1:] == (2, )
+    return 'mean_weight' in layer and layer['mean_weight'].shape[-1:] == (2,)
 
 
 def _notes(sources, changed, bn_share, hard):
     """What the user should know of a conversion."""
+
     def layers(condition):
         return [sources[name] for name, kinds_of_layer in changed.items() if condition(sources[name], *kinds_of_layer)]
 
-    evalnorm = [max(float(layer[leaf].abs().max()) if leaf in layer else 0 for leaf in ('alpha', 'beta'))
-                for layer in layers(lambda layer, kind, target: kind == 'EN' != target)]
+    evalnorm = [
+        max(float(layer[leaf].abs().max()) if leaf in layer else 0 for leaf in ('alpha', 'beta'))
+        for layer in layers(lambda layer, kind, target: kind == 'EN' != target)
+    ]
     if any(evalnorm):
-        yield (f'alpha and beta of {sum(map(bool, evalnorm))} EN layers are not 0 (up to {max(evalnorm):.3g}) and are '
-               'dropped: evaluation is now by the running statistics alone')
+        yield (
+            f'alpha and beta of {sum(map(bool, evalnorm))} EN layers are not 0 (up to {max(evalnorm):.3g}) and are '
+            'dropped: evaluation is now by the running statistics alone'
+        )
     mode = mode_of(layers(lambda layer, kind, target: kind == target == 'EN'))
     if mode != 'rule':
-        yield (f'alpha and beta of its EN layers are not those of the rule: their norm_cfg needs mode={mode!r}'
-               + ", or 'online' to keep estimating them" * (mode == 'offline') + ', or loading replaces them')
+        yield (
+            f'alpha and beta of its EN layers are not those of the rule: their norm_cfg needs mode={mode!r}'
+            + ", or 'online' to keep estimating them" * (mode == 'offline')
+            + ', or loading replaces them'
+        )
     placed = layers(lambda layer, kind, target: kind != BATCH_FREE == target)
     if placed:
-        yield (f'{len(placed)} norms become batch-free and lose only their running statistics, as XBN backbones load '
-               'BN checkpoints anyway: what the network computes changes, so train it with live BNs '
-               '(configs/_base_/live_norm.py)')
+        yield (
+            f'{len(placed)} norms become batch-free and lose only their running statistics, as XBN backbones load '
+            'BN checkpoints anyway: what the network computes changes, so train it with live BNs '
+            '(configs/_base_/live_norm.py)'
+        )
     if layers(lambda layer, kind, target: kind != 'SN' == target):
-        yield ('the ratios of SN select BN to the last bit and so never train; --bn-share below 1 gives ratios that do'
-               if bn_share == 1 else f'IN and LN have {(1 - bn_share) / 2:.3g} each of every mean and variance: the '
-               'network no longer computes what it did with BN, and has to be trained')
+        yield (
+            'the ratios of SN select BN to the last bit and so never train; --bn-share below 1 gives ratios that do'
+            if bn_share == 1
+            else f'IN and LN have {(1 - bn_share) / 2:.3g} each of every mean and variance: the '
+            'network no longer computes what it did with BN, and has to be trained'
+        )
     if layers(lambda layer, kind, target: target == 'SN' and _without_bn(layer)):
-        yield "its SN layers have no BN part, as (8,1) weights: their norm_cfg needs batch_stat=False"
+        yield 'its SN layers have no BN part, as (8,1) weights: their norm_cfg needs batch_stat=False'
     if hard and layers(lambda layer, kind, target: kind == target == 'SN'):
-        yield "its SN layers are hardened: their norm_cfg needs hard=True"
+        yield 'its SN layers are hardened: their norm_cfg needs hard=True'
     untaken = layers(lambda layer, *_: 'running_var' in layer and not layer['running_var'].any())
     if untaken:
-        yield (f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever collected. Recollect '
-               'them (tools/bn_statistics.py recollect)')
+        yield (
+            f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever collected. Recollect '
+            'them (tools/bn_statistics.py recollect)'
+        )
     if layers(lambda layer, *_: any(leaf in layer for leaf in _IGNORED)):
-        yield ('batch_mean and batch_var, the sums of a batch average that the authors take when they test, are '
-               'dropped: recollect the statistics (tools/bn_statistics.py recollect)')
+        yield (
+            'batch_mean and batch_var, the sums of a batch average that the authors take when they test, are '
+            'dropped: recollect the statistics (tools/bn_statistics.py recollect)'
+        )

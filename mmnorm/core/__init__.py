@@ -1,4 +1,5 @@
 """All that touches elements, :func:`normalize`, and what pools the moment plane over a scope or over ranks."""
+
 from .plane import first_derivative_only, like, moments, normalize, spelled_out
 from .scopes import pool, pool_ranks
 

@@ -6,6 +6,7 @@
 Numerical decisions: statistics are float32 at least, whatever the input's type. The variance is the centered one; the
 mean of squares minus the squared mean would lose 1e-3 at mean/std = 100 in float32.
 """
+
 from math import prod
 
 import torch
@@ -69,7 +70,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     # batch_norm in evaluation mode is ATen's fastest per-channel affine: (x - 0) / sqrt(1 - 0 + 0) * scale + shift
     scale, shift = scale.reshape(-1), shift.reshape(-1)
     zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-    y = torch.batch_norm(_rows(x), scale, shift, zero, one, False, 0., 0., False)
+    y = torch.batch_norm(_rows(x), scale, shift, zero, one, False, 0.0, 0.0, False)
     # not view: autograd forbids to modify a view that a Function made, and an in-place ReLU mostly follows
     return _unsafe_view(y, x.shape)
 
@@ -107,7 +108,8 @@ def reduce(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     # group_norm's bias gradient is sum(grad), its weight gradient sum(grad * (x - mean) * rstd); the weight counts
     # only for its type
     _, centered, total = _group_norm_backward(
-        _for_statistics(_rows(grad)), rows, own_mean, one, one.view(-1), 1, count, length, count, [False, True, True])
+        _for_statistics(_rows(grad)), rows, own_mean, one, one.view(-1), 1, count, length, count, [False, True, True]
+    )
     return total.view(samples, channels), centered.view(samples, channels)
 
 

@@ -4,6 +4,7 @@ A normalizer is a function on the *moment plane*, the (N, C) means and biased va
 :func:`normalize` reads the N x C x L elements, so every normalizer built on it moves about the memory that a BatchNorm
 moves, and keeps what a BatchNorm keeps for the backward pass: x and tensors of the plane's size.
 """
+
 import functools
 from collections.abc import Callable, Iterable
 from math import prod
@@ -17,8 +18,9 @@ from .elements import spread, statistics_dtype
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
 
-def normalize(x: Tensor, statistics: Callable, eps: float, parameters: Iterable[Tensor | None] = (),
-              takes_var: bool = True) -> Tensor:
+def normalize(
+    x: Tensor, statistics: Callable, eps: float, parameters: Iterable[Tensor | None] = (), takes_var: bool = True
+) -> Tensor:
     """Normalize a tensor by statistics that are computed on its moment plane.
 
     Args:
@@ -58,7 +60,8 @@ def first_derivative_only(backward: Callable) -> Callable:
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 'the normalizers of mmnorm have no second derivative (create_graph=True, as gradient penalties and '
-                'Hessian-vector products ask for): torch.func transforms compute it, or use nn.BatchNorm2d there')
+                'Hessian-vector products ask for): torch.func transforms compute it, or use nn.BatchNorm2d there'
+            )
         return backward(ctx, *grads)
 
     return guarded
@@ -92,14 +95,15 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx, grad):
         x, own_mean, mean, scale = ctx.saved_tensors
         total, centered = elements.reduce(grad, x, mean)
-        needed = [(out, g.sum_to_size(out.shape).to(out.dtype))
-                  for out, g in zip(ctx.outputs, (-scale * total, centered, total))
-                  if torch.is_tensor(out) and out.requires_grad]
+        needed = [
+            (out, g.sum_to_size(out.shape).to(out.dtype))
+            for out, g in zip(ctx.outputs, (-scale * total, centered, total))
+            if torch.is_tensor(out) and out.requires_grad
+        ]
         gradients = [None] * len(ctx.inputs)
         if needed:
             outputs, output_gradients = zip(*needed)
-            gradients = torch.autograd.grad(outputs, ctx.inputs, output_gradients, retain_graph=True,
-                                            allow_unused=True)
+            gradients = torch.autograd.grad(outputs, ctx.inputs, output_gradients, retain_graph=True, allow_unused=True)
         dx = None
         if ctx.needs_input_grad[0]:
             dmean, dvar = (torch.zeros_like(own_mean) if g is None else g for g in gradients[:2])
@@ -121,7 +125,8 @@ def _spell_out(x, statistics, eps):
     own_var = (wide - own_mean.unsqueeze(2)).square().sum(2) / count
     mean, scale, bias = (
         spread(plane.expand_as(own_mean), x) if torch.is_tensor(plane) else plane
-        for plane in _coefficients(statistics, own_mean, own_var, count, eps))
+        for plane in _coefficients(statistics, own_mean, own_var, count, eps)
+    )
     return ((x - mean) * scale + bias).to(x.dtype)
 
 
@@ -149,5 +154,4 @@ def like(y: Tensor, x: Tensor) -> Tensor:
 
 def spelled_out() -> bool:
     """Whether a compiler, an exporter or torch.func reads the operations, which must be plain ones for that."""
-    return (torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or torch._C._are_functorch_transforms_active())
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()

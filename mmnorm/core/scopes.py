@@ -3,6 +3,7 @@
 The variance of a scope is the mean of ``v + (m - mean)^2`` over it. Across ranks the mean is weighted by the number of
 elements, because in detection two ranks hold different N, H, W.
 """
+
 import torch
 from torch import Tensor, distributed
 
@@ -26,8 +27,9 @@ def pool(mean: Tensor, var: Tensor, dims: int | tuple[int, ...]) -> tuple[Tensor
     return _Pool.apply(mean, var, dims)
 
 
-def pool_ranks(mean: Tensor, var: Tensor, elements: int | Tensor,
-               samples: int | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pool_ranks(
+    mean: Tensor, var: Tensor, elements: int | Tensor, samples: int | Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and biased variance over all ranks; one collective, and one more in the backward pass.
 
     Args:
@@ -57,13 +59,12 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx, dmean, dvar):
-        distance, = ctx.saved_tensors
+        (distance,) = ctx.saved_tensors
         dvar = dvar * ctx.share
         return torch.addcmul(dmean * ctx.share, distance, dvar, value=2), dvar.expand_as(distance), None
 
 
 class _PoolRanks(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, mean, var, elements, samples):
         counts = elements.to(mean) if torch.is_tensor(elements) else torch.full_like(mean, elements)

@@ -6,6 +6,7 @@ colors the scans, lays them over random crops of the photographs and writes the 
 
 From top to bottom: the options, the material of a split, drawing one image, the layouts on disk, ``make_digits``.
 """
+
 import json
 import os
 import platform
@@ -96,6 +97,7 @@ class DigitsOptions:
         TypeError: A count or size is not an int, or a range not two of them.
         ValueError: A value is outside its range.
     """
+
     num_train: int = 2000
     num_val: int = 300
     image_size: int = 128
@@ -122,8 +124,10 @@ class DigitsOptions:
                 raise ValueError(f'{name}={pair}: expected (low, high) with low <= high')
             object.__setattr__(self, name, tuple(pair))  # a list out of JSON must equal the tuple it stands for
         if self.digit_size[1] > self.image_size:
-            raise ValueError(f'digit_size={self.digit_size}: a digit of {self.digit_size[1]} pixels does not fit into '
-                             f'image_size={self.image_size}: lower the one or raise the other')
+            raise ValueError(
+                f'digit_size={self.digit_size}: a digit of {self.digit_size[1]} pixels does not fit into '
+                f'image_size={self.image_size}: lower the one or raise the other'
+            )
         if self.corruption is not None and self.corruption not in CORRUPTIONS:
             raise ValueError(f'corruption={self.corruption!r}: choose from {", ".join(CORRUPTIONS)} or None')
         if self.severity and self.corruption is None:
@@ -152,7 +156,8 @@ def load_scans(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     digits = load_digits()
     scans = np.pad((digits.images * 255 / 16).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
     train_scans, val_scans, train_labels, val_labels = train_test_split(
-        scans, digits.target, test_size=VAL_FRACTION, stratify=digits.target, random_state=seed)
+        scans, digits.target, test_size=VAL_FRACTION, stratify=digits.target, random_state=seed
+    )
     return (train_scans, train_labels) if split == 'train' else (val_scans, val_labels)
 
 
@@ -167,6 +172,7 @@ def load_photos(split: str) -> list[Image.Image]:
 
 class Sample(NamedTuple):
     """One image and its ground truth, in the order in which the digits were laid down."""
+
     image: np.ndarray  # (H, W, 3) uint8, RGB
     labels: np.ndarray  # (N,) int, the digits
     masks: np.ndarray  # (N, H, W) bool, the visible part of each digit; no two overlap
@@ -226,7 +232,7 @@ class DigitsPainter:
         """Crop a random square out of a photograph."""
         side = rng.uniform(*CROP_SIDE)
         left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
-        size = (self.options.image_size, ) * 2
+        size = (self.options.image_size,) * 2
         crop = photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
         return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
 
@@ -239,11 +245,13 @@ class DigitsPainter:
             height, width = digit.shape
             top, left = rng.integers((side - height, side - width), endpoint=True)
             coverage = np.zeros((side, side), np.float32)
-            coverage[top:top + height, left:left + width] = digit
+            coverage[top : top + height, left : left + width] = digit
             if np.all((masks & (coverage < 0.5)).sum((1, 2)) >= MIN_VISIBLE * areas):
                 return coverage
-        raise ValueError(f'digits_per_image={self.options.digits_per_image} with digit_size={self.options.digit_size} '
-                         f'find no room in image_size={side}: take fewer or smaller digits, or larger images')
+        raise ValueError(
+            f'digits_per_image={self.options.digits_per_image} with digit_size={self.options.digit_size} '
+            f'find no room in image_size={side}: take fewer or smaller digits, or larger images'
+        )
 
 
 def _enlarge(scan, size, angle):
@@ -318,8 +326,15 @@ def _instances(sample, number, first_id):
     """Return the COCO annotations of a sample; category ids are 1 to 10, so none equals its digit."""
     codes, boxes, areas = _encode(sample.masks)
     return [
-        dict(id=first_id + i, image_id=number, category_id=int(label) + 1, bbox=boxes[i], area=areas[i],
-             iscrowd=0, segmentation=dict(size=codes[i]['size'], counts=codes[i]['counts'].decode()))
+        dict(
+            id=first_id + i,
+            image_id=number,
+            category_id=int(label) + 1,
+            bbox=boxes[i],
+            area=areas[i],
+            iscrowd=0,
+            segmentation=dict(size=codes[i]['size'], counts=codes[i]['counts'].decode()),
+        )
         for i, label in enumerate(sample.labels)
     ]
 
@@ -337,8 +352,7 @@ def _segments(sample, first_id):
     segments, ids = [], np.zeros(sample.rim.shape, int)
     for i, mask in enumerate(masks):
         ids[mask] = first_id + i
-        segments.append(dict(id=first_id + i, category_id=int(categories[i]), bbox=boxes[i], area=areas[i],
-                             iscrowd=0))
+        segments.append(dict(id=first_id + i, category_id=int(categories[i]), bbox=boxes[i], area=areas[i], iscrowd=0))
     return segments, np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
 
 
@@ -359,8 +373,15 @@ def _write_split(root, options, split):
                 saved[path.suffix] = path
             elif not path.exists():
                 _link(saved[path.suffix], path)
-        images.append(dict(id=number, file_name=Path(_path('coco', 'image', split, number)).name, license=1,
-                           width=options.image_size, height=options.image_size))
+        images.append(
+            dict(
+                id=number,
+                file_name=Path(_path('coco', 'image', split, number)).name,
+                license=1,
+                width=options.image_size,
+                height=options.image_size,
+            )
+        )
         classes = _class_map(sample)
         if 'ade' in options.layouts:
             _save(root / _path('ade', 'map', split, number), classes)
@@ -385,12 +406,17 @@ def _write_split(root, options, split):
 
 
 def _write_coco(path, split, images, annotations, categories):
-    path.write_text(json.dumps(dict(
-        info=dict(description=f'Digits on photographs, {split}', version=str(FORMAT)),
-        licenses=[dict(id=1, name='Attribution License', url='https://creativecommons.org/licenses/by/2.0/')],
-        images=images,
-        annotations=annotations,
-        categories=categories)))
+    path.write_text(
+        json.dumps(
+            dict(
+                info=dict(description=f'Digits on photographs, {split}', version=str(FORMAT)),
+                licenses=[dict(id=1, name='Attribution License', url='https://creativecommons.org/licenses/by/2.0/')],
+                images=images,
+                annotations=annotations,
+                categories=categories,
+            )
+        )
+    )
 
 
 def _manifest(options):
@@ -407,27 +433,36 @@ def _is_made(root, options, overwrite):
         manifest = json.loads((root / MANIFEST).read_text())
         made_format, made = manifest['format'], DigitsOptions(**manifest['options'])
     except (OSError, KeyError, TypeError, ValueError):
-        raise FileExistsError(f'{root} exists and was not made by make_digits (it has no {MANIFEST} that this version '
-                              'can read): choose another folder') from None
+        raise FileExistsError(
+            f'{root} exists and was not made by make_digits (it has no {MANIFEST} that this version '
+            'can read): choose another folder'
+        ) from None
     if overwrite:
         own = {MANIFEST} | {
             _path(layout, kind, split, number)
-            for layout in made.layouts for kind in LAYOUTS[layout]
-            for split in SPLITS for number in _numbers(made, split)
+            for layout in made.layouts
+            for kind in LAYOUTS[layout]
+            for split in SPLITS
+            for number in _numbers(made, split)
         }
         foreign = {path.relative_to(root).as_posix() for path in root.rglob('*') if not path.is_dir()} - own
         if foreign:
-            raise FileExistsError(f'{root} holds files that make_digits did not write, such as {min(foreign)}: '
-                                  'move them away or choose another folder')
+            raise FileExistsError(
+                f'{root} holds files that make_digits did not write, such as {min(foreign)}: '
+                'move them away or choose another folder'
+            )
         return False
     if (made_format, made) == (FORMAT, options):
         return True
     changes = [
-        f'{name}={value!r} (now {getattr(options, name)!r})' for name, value in asdict(made).items()
+        f'{name}={value!r} (now {getattr(options, name)!r})'
+        for name, value in asdict(made).items()
         if value != getattr(options, name)
     ]
-    raise FileExistsError(f'{root} holds digits made with {", ".join(changes) or "another version of mmnorm"}: '
-                          'pass overwrite=True (--overwrite) or choose another folder')
+    raise FileExistsError(
+        f'{root} holds digits made with {", ".join(changes) or "another version of mmnorm"}: '
+        'pass overwrite=True (--overwrite) or choose another folder'
+    )
 
 
 def make_digits(root: str | Path, options: DigitsOptions = DigitsOptions(), *, overwrite: bool = False) -> bool:

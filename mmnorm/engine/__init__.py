@@ -1,23 +1,42 @@
 """Runs: what the tools share. Nothing here is needed to use mmnorm with mmdet's or mmseg's own tools."""
+
 from .checkpoint import forbid_running_checkpoints, read_checkpoint
 from .config import load_config, parse_config, stop
 from .diagnose import REPAIRS, Diagnosis
 from .evaluation import (
-                         Evaluation,
-                         check_free,
-                         load_weights,
-                         open_evaluation,
-                         progress,
-                         save_network,
-                         stopping_for_the_user,
+    Evaluation,
+    check_free,
+    load_weights,
+    open_evaluation,
+    progress,
+    save_network,
+    stopping_for_the_user,
 )
 from .processes import die_with_parent, end_with_parent, on_first_rank, start_distributed
 from .record import RunRecordHook, describe_device, versions
 from .runner import Runner
 
 __all__ = [
-    'REPAIRS', 'Diagnosis', 'Evaluation', 'RunRecordHook', 'Runner', 'check_free', 'describe_device',
-    'die_with_parent', 'end_with_parent', 'forbid_running_checkpoints', 'load_config', 'load_weights',
-    'on_first_rank', 'open_evaluation', 'parse_config', 'progress', 'read_checkpoint', 'save_network',
-    'start_distributed', 'stop', 'stopping_for_the_user', 'versions'
+    'REPAIRS',
+    'Diagnosis',
+    'Evaluation',
+    'RunRecordHook',
+    'Runner',
+    'check_free',
+    'describe_device',
+    'die_with_parent',
+    'end_with_parent',
+    'forbid_running_checkpoints',
+    'load_config',
+    'load_weights',
+    'on_first_rank',
+    'open_evaluation',
+    'parse_config',
+    'progress',
+    'read_checkpoint',
+    'save_network',
+    'start_distributed',
+    'stop',
+    'stopping_for_the_user',
+    'versions',
 ]

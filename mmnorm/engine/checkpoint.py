@@ -1,4 +1,5 @@
 """Checkpoint files, read without running anything that they carry, and what our tools note in them."""
+
 import os
 import pickle
 import re
@@ -101,10 +102,17 @@ def log_history_allowed():
     """
     dtypes = {type(np.dtype(name)) for name in ('bool', 'u1', 'i4', 'i8', 'u4', 'u8', 'f4', 'f8')}
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    return torch.serialization.safe_globals([
-        HistoryBuffer, _history_buffer_method, np.ndarray, np.dtype, *dtypes, multiarray._reconstruct,
-        multiarray.scalar
-    ])
+    return torch.serialization.safe_globals(
+        [
+            HistoryBuffer,
+            _history_buffer_method,
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+            multiarray._reconstruct,
+            multiarray.scalar,
+        ]
+    )
 
 
 def _history_buffer_method(owner, name):

@@ -1,4 +1,5 @@
 """A config, as the commands run it."""
+
 import os
 from pathlib import Path
 
@@ -54,8 +55,10 @@ def parse_config(path):
     except Exception as error:  # a config is a program, so anything may come
         hint = ''
         if 'Duplicate key' in str(error):
-            hint = (' (two files of _base_ set these. If a parent of yours has one of mmnorm\'s small files already, '
-                    'leave that out: its variables are there, as _base_.live_norm)')
+            hint = (
+                " (two files of _base_ set these. If a parent of yours has one of mmnorm's small files already, "
+                'leave that out: its variables are there, as _base_.live_norm)'
+            )
         raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}{hint}') from error
 
 

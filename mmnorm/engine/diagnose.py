@@ -1,4 +1,5 @@
 """What a trained network's BN statistics do: measured, repaired in the ways that fit its training, and judged."""
+
 from collections import Counter
 from datetime import datetime
 
@@ -58,12 +59,24 @@ class Diagnosis:
         self.by_batch = trained_by_batch(self.network)
         self.repaired = {}
         self.result = dict(
-            config=str(evaluation.cfg.filename), checkpoint=evaluation.checkpoint,
-            date=datetime.now().astimezone().isoformat(timespec='seconds'), device=describe_device(),
-            versions=versions(), seed=evaluation.seed, batches=batches, batch_size=evaluation.batch_size, metrics={},
-            failed={}, notes=evaluation.notes, trained_by_batch=len(self.by_batch),
+            config=str(evaluation.cfg.filename),
+            checkpoint=evaluation.checkpoint,
+            date=datetime.now().astimezone().isoformat(timespec='seconds'),
+            device=describe_device(),
+            versions=versions(),
+            seed=evaluation.seed,
+            batches=batches,
+            batch_size=evaluation.batch_size,
+            metrics={},
+            failed={},
+            notes=evaluation.notes,
+            trained_by_batch=len(self.by_batch),
             norms=dict(Counter(type(layer).__name__ for layer in self.layers.values())),
-            layers=[], histograms=[], evalnorm={}, edges=EDGES.tolist())
+            layers=[],
+            histograms=[],
+            evalnorm={},
+            edges=EDGES.tolist(),
+        )
 
     def run(self):
         """Measure, repair and judge; the network is then as the last repair left it.
@@ -101,8 +114,10 @@ class Diagnosis:
             if repair is None:
                 raise ValueError('nothing was applied: no repair is recommended')
         if repair not in self.repaired:
-            raise ValueError(f'{repair} cannot be applied: '
-                             + self.result['failed'].get(repair, 'no layer is trained by batch statistics'))
+            raise ValueError(
+                f'{repair} cannot be applied: '
+                + self.result['failed'].get(repair, 'no layer is trained by batch statistics')
+            )
         note = dict(repair=repair, of=self.evaluation.checkpoint, batches=self.batches, seed=self.evaluation.seed)
         if repair == RECOLLECT:
             return save_network(self.repaired[repair], self.evaluation.loaded, out, note)
@@ -120,8 +135,9 @@ class Diagnosis:
         domains = domain_shift(self.network, of_test, of_training)
         # what is fixed in training is not estimated: there the data are all that can shift
         judged = {name: shift if name in self.by_batch else domains.get(name, shift) for name, shift in shifts.items()}
-        self.result['layers'] = [self._describe(name, shift, domains.get(name), judged[name])
-                                 for name, shift in shifts.items()]
+        self.result['layers'] = [
+            self._describe(name, shift, domains.get(name), judged[name]) for name, shift in shifts.items()
+        ]
         self.result['not_run'] = [name for name in self.layers if name not in shifts]
         self._draw_channels(judged, bool(of_training))
 
@@ -138,16 +154,28 @@ class Diagnosis:
     def _describe(self, name, shift, domain, judged):
         order = (judged.channel_mu.square() + judged.channel_sigma.square()).argsort(descending=True)
         return dict(
-            name=name, type='input' if name == INPUT else type(self.layers[name]).__name__, channels=len(shift.mean),
-            part=part_of(name), by_batch=name in self.by_batch, **shift.figures,
-            domain_mu=domain and domain.relative_mu, domain_sigma=domain and domain.relative_sigma, size=judged.size,
-            worst_channels=[dict(channel=i, mu=float(judged.channel_mu[i]), sigma=float(judged.channel_sigma[i]))
-                            for i in order[:3].tolist()])
+            name=name,
+            type='input' if name == INPUT else type(self.layers[name]).__name__,
+            channels=len(shift.mean),
+            part=part_of(name),
+            by_batch=name in self.by_batch,
+            **shift.figures,
+            domain_mu=domain and domain.relative_mu,
+            domain_sigma=domain and domain.relative_sigma,
+            size=judged.size,
+            worst_channels=[
+                dict(channel=i, mu=float(judged.channel_mu[i]), sigma=float(judged.channel_sigma[i]))
+                for i in order[:3].tolist()
+            ],
+        )
 
     def _draw_channels(self, judged, of_training):
         """Histograms of the worst channel of the worst layers, normalized in training and in evaluation."""
-        drawable = [name for name, shift in judged.items() if name in self.layers
-                    and len(shift.mean) == self.layers[name].num_features]
+        drawable = [
+            name
+            for name, shift in judged.items()
+            if name in self.layers and len(shift.mean) == self.layers[name].num_features
+        ]
         worst = sorted(drawable, key=lambda name: -judged[name].size)
         self.channels = {name: worst_channel(judged[name], self.layers[name]) for name in worst[:HISTOGRAMS]}
         curves = {}
@@ -160,9 +188,14 @@ class Diagnosis:
                 curves['evaluation of training images'] = self._histograms()
             curves['evaluation of test images'] = self._histograms(self.evaluation.test_batches)
         self.result['histograms'] = [
-            dict(layer=name, channel=channel, by_batch=name in self.by_batch,
-                 curves={title: of_layers[name] for title, of_layers in curves.items()})
-            for name, channel in self.channels.items()]
+            dict(
+                layer=name,
+                channel=channel,
+                by_batch=name in self.by_batch,
+                curves={title: of_layers[name] for title, of_layers in curves.items()},
+            )
+            for name, channel in self.channels.items()
+        ]
 
     def _histograms(self, test_batches=None):
         with collect_histograms(self.network, self.channels) as counts:
@@ -186,8 +219,10 @@ class Diagnosis:
 
     def _evalnorm(self):
         if all(isinstance(self.layers[name], PlaneNorm) for name in self.by_batch):
-            raise ValueError('EvalNorm corrects plain BN; the layers that are trained by batch statistics are '
-                             f'{", ".join(sorted({type(self.layers[n]).__name__ for n in self.by_batch}))}')
+            raise ValueError(
+                'EvalNorm corrects plain BN; the layers that are trained by batch statistics are '
+                f'{", ".join(sorted({type(self.layers[n]).__name__ for n in self.by_batch}))}'
+            )
         to_evalnorm(self.network, self.by_batch)
         self._evalnorm_files = evalnorm_config(self.original, self.network, MODELS.build)  # or told before estimation
         values = estimate_offline(self.network, self._training_batches('estimating alpha and beta'), training_forward)
@@ -198,8 +233,9 @@ class Diagnosis:
                 drawn['curves']['evaluation of training images, EvalNorm'] = of_layers[drawn['layer']]
         self._judge(OFFLINE)
         sizes = apply_rule(self.network)
-        self.result['evalnorm'] = {name: dict(alpha=alpha, beta=beta, batch_size=sizes.get(name))
-                                   for name, (alpha, beta) in values.items()}
+        self.result['evalnorm'] = {
+            name: dict(alpha=alpha, beta=beta, batch_size=sizes.get(name)) for name, (alpha, beta) in values.items()
+        }
         self._judge(RULE)
 
     def _judge(self, repair):

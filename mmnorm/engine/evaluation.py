@@ -1,4 +1,5 @@
 """A trained network as its config describes it: its weights, its test with its own metric, batches of its training."""
+
 import contextlib
 import copy
 import io
@@ -59,8 +60,10 @@ def open_evaluation(args, splits=('train', 'test')):
     with stopping_for_the_user():
         evaluation = Evaluation(cfg, args.checkpoint, args.seed)
     if original.get('sync_bn') or replace_norm_types(copy.deepcopy(original.model), SYNC_TYPES):
-        evaluation.notes.append('Its training synchronized BN, which normalizes over the images of all processes: '
-                                'unless this runs on as many GPUs, set --batch-size to their number.')
+        evaluation.notes.append(
+            'Its training synchronized BN, which normalizes over the images of all processes: '
+            'unless this runs on as many GPUs, set --batch-size to their number.'
+        )
     return evaluation, original
 
 
@@ -102,9 +105,11 @@ class Evaluation:
         cfg.work_dir = self._folder.name
         for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
             if evaluator.get('format_only'):
-                raise ValueError('test_evaluator of the config has format_only=True, which writes predictions and '
-                                 'gives no metric: give it and test_dataloader a set with annotations, such as that of '
-                                 'val_evaluator and val_dataloader')
+                raise ValueError(
+                    'test_evaluator of the config has format_only=True, which writes predictions and '
+                    'gives no metric: give it and test_dataloader a set with annotations, such as that of '
+                    'val_evaluator and val_dataloader'
+                )
             if evaluator.get('outfile_prefix'):  # that of the user's own tests stays
                 evaluator.outfile_prefix = os.path.join(cfg.work_dir, 'predictions')
         self.cfg, self.checkpoint, self.seed, self.notes = cfg, checkpoint, seed, []
@@ -208,8 +213,10 @@ def load_weights(model, checkpoint, path):
     # what training alone needs may be kept beside (an averaged model's counter, a teacher)
     if found.missing_keys:
         extra = f'; {len(found.unexpected_keys)} keys not used' if found.unexpected_keys else ''
-        raise ValueError(f'{path} does not fit the config: missing {len(found.missing_keys)} of '
-                         f'{len(model.state_dict())} keys; first: {found.missing_keys[0]}{extra}')
+        raise ValueError(
+            f'{path} does not fit the config: missing {len(found.missing_keys)} of '
+            f'{len(model.state_dict())} keys; first: {found.missing_keys[0]}{extra}'
+        )
     if found.unexpected_keys and on_first_rank():
         print(f'{path}: {len(found.unexpected_keys)} keys not used; first: {found.unexpected_keys[0]}')
 
@@ -260,8 +267,14 @@ def check_free(out, with_config=False):
 def progress(iterable, what, total=None):
     """Show a bar on the first rank while an iterable is gone through."""
     console = Console(stderr=True)
-    return track(iterable, what, len(iterable) if total is None else total, console=console, transient=True,
-                 disable=get_rank() != 0 or not console.is_terminal)
+    return track(
+        iterable,
+        what,
+        len(iterable) if total is None else total,
+        console=console,
+        transient=True,
+        disable=get_rank() != 0 or not console.is_terminal,
+    )
 
 
 @contextlib.contextmanager

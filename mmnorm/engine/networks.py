@@ -1,4 +1,5 @@
 """Networks from files: a config and its checkpoints, and the same hardened (sn, Table III)."""
+
 import copy
 import logging
 from pathlib import Path
@@ -64,13 +65,20 @@ def load_network(model, path):
     checkpoint = read_checkpoint(path)
     load_weights(model, checkpoint, path)
     keys = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
-    learned = [f'{name}.{key}' if name else key for name, layer in model.named_modules()
-               if isinstance(layer, (SN, RBN)) for key in layer.control_parameters if hasattr(layer, key)]
+    learned = [
+        f'{name}.{key}' if name else key
+        for name, layer in model.named_modules()
+        if isinstance(layer, (SN, RBN))
+        for key in layer.control_parameters
+        if hasattr(layer, key)
+    ]
     missing = [key for key in learned if key not in keys]
     if missing:
-        raise ValueError(f'{path} is missing {len(missing)} of the {len(learned)} weights that SN and RBN layers of '
-                         f'the config learn; first: {missing[0]}. It is a checkpoint of another network, perhaps one '
-                         'with BN')
+        raise ValueError(
+            f'{path} is missing {len(missing)} of the {len(learned)} weights that SN and RBN layers of '
+            f'the config learn; first: {missing[0]}. It is a checkpoint of another network, perhaps one '
+            'with BN'
+        )
     return checkpoint
 
 
@@ -101,11 +109,18 @@ def harden_files(config, checkpoint, out):
     if not any(isinstance(layer, SN) for layer in network.modules()):
         raise ValueError(f'{config} has no SN layers: only their ratios can be hardened')
     loaded = load_network(network, checkpoint)
-    undecided = [name for name, of_layer in ratios(network).items()
-                 if any((values.topk(2).values.diff() == 0).any() for values in of_layer.values())]
+    undecided = [
+        name
+        for name, of_layer in ratios(network).items()
+        if any((values.topk(2).values.diff() == 0).any() for values in of_layer.values())
+    ]
     if undecided:
-        print_log(f'{len(undecided)} SN layers prefer no normalizer, as before training; first: {undecided[0]}. '
-                  'Of equal ones they take IN before LN, and LN before BN', 'current', logging.WARNING)
+        print_log(
+            f'{len(undecided)} SN layers prefer no normalizer, as before training; first: {undecided[0]}. '
+            'Of equal ones they take IN before LN, and LN before BN',
+            'current',
+            logging.WARNING,
+        )
     picks = harden(network)
     hard = copy.deepcopy(cfg)
     replace_norm_types(hard.model, {'SN': 'SN', 'SyncSN': 'SyncSN'}, hard=True)
@@ -119,6 +134,8 @@ def harden_files(config, checkpoint, out):
 def _check_hardened(config, hardened, network):
     soft = [name for name, layer in hardened.named_modules() if isinstance(layer, SN) and not layer.hard]
     if soft:
-        raise ValueError(f'{config} builds {len(soft)} SN layers without naming their type; first: {soft[0]}. They '
-                         'cannot be hardened by a config: give the module that builds them a norm_cfg')
+        raise ValueError(
+            f'{config} builds {len(soft)} SN layers without naming their type; first: {soft[0]}. They '
+            'cannot be hardened by a config: give the module that builds them a norm_cfg'
+        )
     hardened.load_state_dict(network.state_dict())

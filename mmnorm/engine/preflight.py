@@ -1,4 +1,5 @@
 """What can be known to go wrong before training starts: missing data, missing weights, missing GPUs."""
+
 import os
 import re
 from importlib.util import find_spec
@@ -31,14 +32,18 @@ def problems(cfg, num_processes, splits, initializes=True):
     found = []
     gpus = torch.cuda.device_count()
     if 0 < gpus < num_processes:
-        found.append(f'{num_processes} processes need as many GPUs, but there are {gpus}: use at most {gpus}. With '
-                     'auto_scale_lr = dict(enable=True) the learning rate follows the batch size.')
+        found.append(
+            f'{num_processes} processes need as many GPUs, but there are {gpus}: use at most {gpus}. With '
+            'auto_scale_lr = dict(enable=True) the learning rate follows the batch size.'
+        )
     missing = [path for split in splits for path in missing_data(cfg.get(f'{split}_dataloader'))]
     if missing:
         task = 'pspnet_xbn_r50' if cfg.get('default_scope') == 'mmseg' else 'mask_rcnn_xbn_r50'
         listing = '\n'.join(f'  {path}' for path in dict.fromkeys(missing))
-        found.append(f'the data set is missing. These are expected, relative to {Path.cwd()}:\n{listing}\n'
-                     f'Put or link them there, or set data_root. To try without this data: {DIGITS.format(task)}')
+        found.append(
+            f'the data set is missing. These are expected, relative to {Path.cwd()}:\n{listing}\n'
+            f'Put or link them there, or set data_root. To try without this data: {DIGITS.format(task)}'
+        )
     if initializes and 'train' in splits:  # also when it resumes: mmengine initializes first
         found += missing_weights(cfg.get('model'))
     return found
@@ -67,7 +72,8 @@ def missing_weights(model):
     """Messages for the pretrained weights of a model config that this machine cannot load."""
     messages = [
         f'{cfg["checkpoint"]} needs torchvision, which is not installed: install the one that fits your PyTorch, or '
-        'give init_cfg a file of these weights.' for cfg in dicts(model, 'checkpoint')
+        'give init_cfg a file of these weights.'
+        for cfg in dicts(model, 'checkpoint')
         if str(cfg['checkpoint']).startswith('torchvision://') and find_spec('torchvision') is None
     ]
     for module in dicts(model, 'type'):
@@ -78,8 +84,10 @@ def missing_weights(model):
     for cfg in dicts(model, 'checkpoint'):
         norm = _of_authors(str(cfg['checkpoint']))
         if norm:
-            messages.append(f"{cfg['checkpoint']} is in the layout of {norm}'s authors, and its norms would not be "
-                            f'loaded: convert it with tools/convert_checkpoint.py SOURCE OUT --to {norm}')
+            messages.append(
+                f"{cfg['checkpoint']} is in the layout of {norm}'s authors, and its norms would not be "
+                f'loaded: convert it with tools/convert_checkpoint.py SOURCE OUT --to {norm}'
+            )
     seen = {}
     for message in messages:
         seen.setdefault(message.partition(': ')[2] or message, message)  # a C4 head starts from the backbone's file
@@ -90,12 +98,17 @@ def frozen_from_scratch(model):
     """A message if a model config has norms whose statistics stay as loaded, and nothing to load; else none."""
     norms = [cfg['norm_cfg'] for cfg in dicts(model, 'norm_cfg') if isinstance(cfg['norm_cfg'], dict)]
     frozen = dict.fromkeys(cfg['type'] for cfg in norms if cfg.get('type') == 'FrozenBN' or cfg.get('frozen'))
-    if not frozen or any(cfg['checkpoint'] for cfg in dicts(model, 'checkpoint')) or any(
-            cfg['pretrained'] for cfg in dicts(model, 'pretrained')):
+    if (
+        not frozen
+        or any(cfg['checkpoint'] for cfg in dicts(model, 'checkpoint'))
+        or any(cfg['pretrained'] for cfg in dicts(model, 'pretrained'))
+    ):
         return []
-    return [f'{", ".join(map(str, frozen))} keeps the statistics it is loaded with, but this model starts without '
-            'weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: '
-            "norm_cfg=dict(type='BN') beside configs/_base_/scratch_norm.py, and without frozen=True."]
+    return [
+        f'{", ".join(map(str, frozen))} keeps the statistics it is loaded with, but this model starts without '
+        'weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: '
+        "norm_cfg=dict(type='BN') beside configs/_base_/scratch_norm.py, and without frozen=True."
+    ]
 
 
 def _of_authors(path):
@@ -107,5 +120,12 @@ def _of_authors(path):
     except ValueError:  # told by what loads it
         return None
     weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
-    return next((norm for norm, name in _OF_AUTHORS.items() for key, value in weights.items()
-                 if re.search(name, str(key)) and (norm != 'RBN' or value.dim() > 1)), None)
+    return next(
+        (
+            norm
+            for norm, name in _OF_AUTHORS.items()
+            for key, value in weights.items()
+            if re.search(name, str(key)) and (norm != 'RBN' or value.dim() > 1)
+        ),
+        None,
+    )

@@ -1,4 +1,5 @@
 """Processes of a run: they start with or without GPUs, and none outlives the one that started it."""
+
 import ctypes
 import os
 import signal

@@ -1,4 +1,5 @@
 """What a diagnosis comes to: one sentence, and the command that does it."""
+
 import math
 import shlex
 from numbers import Real
@@ -55,7 +56,7 @@ def recommend(result, config, checkpoint):
     advice = dict(repair=None, command=None, finding=_finding(trained_by_batch))
     # a network that detects nothing has no figures
     keys = list(dict.fromkeys(key for figures in result['headline'].values() for key in figures))
-    metrics = {repair: {key: figures.get(key, 0.) for key in keys} for repair, figures in result['headline'].items()}
+    metrics = {repair: {key: figures.get(key, 0.0) for key in keys} for repair, figures in result['headline'].items()}
     as_it_is = metrics.pop('as it is')
     gains = {repair: _mean(figures[key] - as_it_is[key] for key in keys) for repair, figures in metrics.items()}
     if not gains:
@@ -63,13 +64,24 @@ def recommend(result, config, checkpoint):
     best = max(gains, key=gains.get)
     title = TITLES[best]
     if not gains[best] >= MIN_GAIN:
-        return advice | dict(sentence=f'Leave it as it is: no repair gains {MIN_GAIN} points (the best, to {title}, '
-                             f'{gains[best]:+.1f}).')
+        return advice | dict(
+            sentence=f'Leave it as it is: no repair gains {MIN_GAIN} points (the best, to {title}, {gains[best]:+.1f}).'
+        )
     changes = ', '.join(f'{key} {value:.1f} to {metrics[best][key]:.1f}' for key, value in as_it_is.items())
     # beside the checkpoint, or here where that came from a URL
     out = checkpoint.rpartition('/')[2] if '://' in checkpoint else checkpoint
-    command = shlex.join(['python', 'tools/bn_statistics.py', *_COMMANDS[best].split(), config, checkpoint,
-                          *result.get('options', ()), '--out', f'{out.removesuffix(".pth")}_{best}.pth'])
+    command = shlex.join(
+        [
+            'python',
+            'tools/bn_statistics.py',
+            *_COMMANDS[best].split(),
+            config,
+            checkpoint,
+            *result.get('options', ()),
+            '--out',
+            f'{out.removesuffix(".pth")}_{best}.pth',
+        ]
+    )
     return advice | dict(repair=best, command=command, sentence=f'{title[0].upper()}{title[1:]}: {changes}.')
 
 
@@ -78,19 +90,25 @@ def _finding(layers):
     compared = [layer for layer in layers if layer['domain_mu'] is not None]
     if not compared:
         return None
-    shift, domain = (_root_mean_square(math.hypot(layer[f'{kind}_mu'], layer[f'{kind}_sigma']) for layer in compared)
-                     for kind in ('relative', 'domain'))
-    text = (f'What layers get from test images is {shift:.2f} deviations from their running statistics, and '
-            f'{domain:.2f} from what they get from training images')
+    shift, domain = (
+        _root_mean_square(math.hypot(layer[f'{kind}_mu'], layer[f'{kind}_sigma']) for layer in compared)
+        for kind in ('relative', 'domain')
+    )
+    text = (
+        f'What layers get from test images is {shift:.2f} deviations from their running statistics, and '
+        f'{domain:.2f} from what they get from training images'
+    )
     if domain >= 0.8 * shift:
         return f'{text}: it is the data that differ, more than the estimation.'
     return f'{text}: the running statistics are off by more than the data differ.'
 
 
 def _without_repair(layers):
-    why = (f'All {len(layers)} layers were trained with fixed statistics (norm_eval=True, frozen stages or frozen '
-           'norms): EvalNorm has no batch size to correct for, and recollected statistics would change the function '
-           'that was trained.')
+    why = (
+        f'All {len(layers)} layers were trained with fixed statistics (norm_eval=True, frozen stages or frozen '
+        'norms): EvalNorm has no batch size to correct for, and recollected statistics would change the function '
+        'that was trained.'
+    )
     moved = [layer for layer in layers if layer['domain_mu'] is not None]
     if not moved:
         return dict(sentence='Leave the statistics as they are.', finding=why)
@@ -98,10 +116,15 @@ def _without_repair(layers):
     size = max(worst['domain_mu'], worst['domain_sigma'])
     where = f'{size:.2f} deviations at most, at {worst["name"]}'
     if size < DIFFERENT:
-        return dict(sentence='Leave the statistics as they are: training and test images look alike to the layers '
-                    f'({where}).', finding=why)
-    return dict(sentence='Leave the statistics as they are, and train on images more like the test images: '
-                f'the two look different to the layers ({where}).', finding=why)
+        return dict(
+            sentence=f'Leave the statistics as they are: training and test images look alike to the layers ({where}).',
+            finding=why,
+        )
+    return dict(
+        sentence='Leave the statistics as they are, and train on images more like the test images: '
+        f'the two look different to the layers ({where}).',
+        finding=why,
+    )
 
 
 def _root_mean_square(values):

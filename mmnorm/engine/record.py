@@ -1,4 +1,5 @@
 """What a run was: run.json in its work directory, which the report reads."""
+
 import json
 import os
 import resource
@@ -48,7 +49,8 @@ class RunRecordHook(Hook):
             started=datetime.now().astimezone().isoformat(timespec='seconds'),
             finished=None,
             num_parameters=sum(p.numel() for p in model.parameters()),
-            norms=dict(Counter(type(layer).__name__ for layer in norm_layers(model).values())))
+            norms=dict(Counter(type(layer).__name__ for layer in norm_layers(model).values())),
+        )
         self._write(runner, peak_memory())
 
     def before_save_checkpoint(self, runner, checkpoint):
@@ -63,7 +65,7 @@ class RunRecordHook(Hook):
     def _earlier_seconds(self, runner):
         # a resumed run goes on with the time that the record of its work directory holds
         if runner.iter == 0 or not self._path.is_file():
-            return 0.
+            return 0.0
         return json.loads(self._path.read_text())['train_seconds']
 
     def _write(self, runner, peak):
@@ -73,7 +75,8 @@ class RunRecordHook(Hook):
             iterations=runner.iter,
             train_seconds=round(self._earlier + time.monotonic() - self._start, 1),
             peak_memory_mb=round(peak, 1),
-            peak_memory_kind='cuda' if torch.cuda.is_available() else 'rss')
+            peak_memory_kind='cuda' if torch.cuda.is_available() else 'rss',
+        )
         write_json(self._path, self._record)
 
 
@@ -86,6 +89,7 @@ def peak_memory():
 
 def git_state():
     """Commit of the project in the current directory, and whether tracked files differ from it; None outside one."""
+
     def git(*args):
         done = subprocess.run(['git', *args], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
@@ -111,10 +115,12 @@ def _cpuinfo():
 
 def versions():
     """Versions of what the run was made of."""
-    found = dict(mmnorm=mmnorm.__version__, torch=torch.__version__, mmcv=mmcv.__version__,
-                 mmengine=mmengine.__version__)
-    for name, distributions in dict(mmdet=('mmdet', 'onedl-mmdetection'),
-                                    mmseg=('mmsegmentation', 'onedl-mmsegmentation')).items():
+    found = dict(
+        mmnorm=mmnorm.__version__, torch=torch.__version__, mmcv=mmcv.__version__, mmengine=mmengine.__version__
+    )
+    for name, distributions in dict(
+        mmdet=('mmdet', 'onedl-mmdetection'), mmseg=('mmsegmentation', 'onedl-mmsegmentation')
+    ).items():
         for distribution in distributions:
             try:
                 found[name] = version(distribution)

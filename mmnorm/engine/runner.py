@@ -1,4 +1,5 @@
 """mmengine's Runner, with checkpoints that survive interruption."""
+
 import re
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """The normalizers, one file per paper or baseline, each a few lines on the moment plane. They need torch alone."""
+
 from .base import PlaneNorm
 from .batch_free import BatchFreeNorm
 from .bgn import BGN, SyncBGN
@@ -15,10 +16,33 @@ from .rbn import RBN, SyncRBN
 from .sn import SN, SyncSN
 
 #: Every normalizer by its name, which is that of its class.
-NORMS = {norm.__name__: norm for norm in (
-    FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN)}
+NORMS = {
+    norm.__name__: norm
+    for norm in (FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN)
+}
 #: Normalizers to their twins whose batch statistics are those of all ranks.
 SYNC_TWINS = {NORMS[name.removeprefix('Sync')]: twin for name, twin in NORMS.items() if name.startswith('Sync')}
 
-__all__ = ['BGN', 'BRN', 'EN', 'GBGN', 'GW', 'IBN', 'NORMS', 'PN', 'RBN', 'SN', 'SYNC_TWINS', 'BatchFreeNorm',
-           'FrozenBN', 'PlaneNorm', 'SyncBGN', 'SyncEN', 'SyncRBN', 'SyncSN', 'estimate_offline', 'harden', 'ratios']
+__all__ = [
+    'BGN',
+    'BRN',
+    'EN',
+    'GBGN',
+    'GW',
+    'IBN',
+    'NORMS',
+    'PN',
+    'RBN',
+    'SN',
+    'SYNC_TWINS',
+    'BatchFreeNorm',
+    'FrozenBN',
+    'PlaneNorm',
+    'SyncBGN',
+    'SyncEN',
+    'SyncRBN',
+    'SyncSN',
+    'estimate_offline',
+    'harden',
+    'ratios',
+]

@@ -1,4 +1,5 @@
 """The layers that normalizers are: what is checked, learned and held in a state dict."""
+
 from typing import Any
 
 import torch
@@ -50,16 +51,28 @@ class PlaneNorm(RunningStatistics):
     weight: Any
     bias: Any
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-                 track_running_stats: bool = True, device=None, dtype=None, *, bias: bool = True,
-                 frozen: bool = False) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        bias: bool = True,
+        frozen: bool = False,
+    ) -> None:
         if not all(isinstance(flag, bool) for flag in (affine, track_running_stats, bias, frozen)):
-            raise TypeError(f'{type(self).__name__}: affine, track_running_stats, bias and frozen must be True or '
-                            'False; pass what this norm adds to BN by keyword')
+            raise TypeError(
+                f'{type(self).__name__}: affine, track_running_stats, bias and frozen must be True or '
+                'False; pass what this norm adds to BN by keyword'
+            )
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:
             self.bias = None
-        if track_running_stats and self.statistics_shape != (num_features, ):
+        if track_running_stats and self.statistics_shape != (num_features,):
             self.running_mean = self.running_mean.new_zeros(self.statistics_shape)
             self.running_var = self.running_var.new_ones(self.statistics_shape)
         for name, value in {**self.control_parameters, **self.control_buffers}.items():
@@ -82,7 +95,7 @@ class PlaneNorm(RunningStatistics):
 
     def control_shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a control parameter or buffer; None if this layer has no such one."""
-        return (self.num_features, )
+        return (self.num_features,)
 
     def statistics(self, mean: Tensor, var: Tensor, count: int) -> tuple[Any, Any, Any, Any]:
         """Map the moment plane to the mean, variance, weight and bias to normalize with, broadcast to (N, C)."""
@@ -108,7 +121,7 @@ class PlaneNorm(RunningStatistics):
     def running_affine(self, x: Tensor) -> Tensor:
         """Evaluate as BN: normalize by the running statistics, a constant affine per channel."""
         mean, var = self.running_statistics()
-        return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0., self.eps)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance of each channel, (C,)."""
@@ -117,7 +130,7 @@ class PlaneNorm(RunningStatistics):
     @property
     def gamma_beta(self) -> tuple[Any, Any]:
         """Weight and bias, (C,) each; 1 and 0 where there are none."""
-        return 1. if self.weight is None else self.weight, 0. if self.bias is None else self.bias
+        return 1.0 if self.weight is None else self.weight, 0.0 if self.bias is None else self.bias
 
     def train(self, mode: bool = True) -> 'PlaneNorm':
         return super().train(mode and not self.frozen)
@@ -132,7 +145,7 @@ class PlaneNorm(RunningStatistics):
         """Set everything that the layer has to its start, of a frozen layer too."""
         if self.running_mean is not None:
             super().reset_running_stats()
-        for value, start in ((self.weight, 1.), (self.bias, 0.)):
+        for value, start in ((self.weight, 1.0), (self.bias, 0.0)):
             if value is not None:
                 value.fill_(start)
         for name, start in {**self.control_parameters, **self.control_buffers}.items():
@@ -167,13 +180,15 @@ class PlaneNorm(RunningStatistics):
             warn_once(
                 f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does. '
                 f'{self.norm_eval_note} To train the norm in full set norm_eval=False (configs/_base_/live_norm.py); '
-                'if this is intended, set frozen=True in its norm_cfg.')
+                'if this is intended, set frozen=True in its norm_cfg.'
+            )
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         own = {**self._parameters, **self._buffers}
         present = {name: state_dict[prefix + name] for name in _BN_KEYS if prefix + name in state_dict}
-        if present and not any(prefix + name in state_dict for name in {**self.control_parameters,
-                                                                        **self.control_buffers}):
+        if present and not any(
+            prefix + name in state_dict for name in {**self.control_parameters, **self.control_buffers}
+        ):
             state_dict.update({prefix + name: value for name, value in self.from_bn(present).items()})
         for name, value in own.items():
             key = prefix + name

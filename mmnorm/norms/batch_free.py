@@ -1,4 +1,5 @@
 """The layer that normalizers without running statistics are."""
+
 from torch import Tensor, nn
 
 from mmnorm.core import like
@@ -25,9 +26,19 @@ class BatchFreeNorm(nn.GroupNorm):
         Input and output (N, C, *S); N may be 0.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum=None, affine: bool = True,
-                 track_running_stats=None, device=None, dtype=None, *, num_groups: int = 1,
-                 frozen: bool = False) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum=None,
+        affine: bool = True,
+        track_running_stats=None,
+        device=None,
+        dtype=None,
+        *,
+        num_groups: int = 1,
+        frozen: bool = False,
+    ) -> None:
         super().__init__(num_groups, num_features, eps, affine, device, dtype)
         if frozen:
             freeze(self)

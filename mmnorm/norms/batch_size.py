@@ -1,4 +1,5 @@
 """The normalization batch size B of a training, and EvalNorm's rules that set alpha and beta by it (paper evalnorm)."""
+
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class BatchSizeRule(PlaneNorm):
         ValueError: Unknown mode, or a batch size below 1.
     """
 
-    control_buffers = dict(alpha=0., beta=0., mean_batch_size=0.)
+    control_buffers = dict(alpha=0.0, beta=0.0, mean_batch_size=0.0)
     alpha: Tensor
     beta: Tensor
     mean_batch_size: Tensor
@@ -44,8 +45,12 @@ class BatchSizeRule(PlaneNorm):
 
     @torch.no_grad()
     def see_batch_size(self, samples):
-        if self.batch_size is not None or not self.training or not torch.is_tensor(samples) and samples in (
-                0, self._only_size):
+        if (
+            self.batch_size is not None
+            or not self.training
+            or not torch.is_tensor(samples)
+            and samples in (0, self._only_size)
+        ):
             return
         if not torch.is_tensor(samples):
             self._only_size = None if self._known else samples  # another such batch needs no further look
@@ -57,8 +62,10 @@ class BatchSizeRule(PlaneNorm):
 
     def _learn_batch_size(self, size=None, starts=True):
         """Take a size for B (None: that of the buffer), from which alpha and beta start, unless they are estimates."""
-        self._follow_rule(self.mean_batch_size if size is None else torch.as_tensor(size).to(self.mean_batch_size),
-                          torch.as_tensor(starts))
+        self._follow_rule(
+            self.mean_batch_size if size is None else torch.as_tensor(size).to(self.mean_batch_size),
+            torch.as_tensor(starts),
+        )
         self._only_size = None
         self._known = size is not None or not self.mean_batch_size.is_meta and bool(self.mean_batch_size > 0)
 
@@ -75,8 +82,10 @@ class BatchSizeRule(PlaneNorm):
         # asked again while it is unknown: who copies buffers, as averaged models do, copies no attributes
         self._known = self._known or bool(self.mean_batch_size > 0)
         if not self._known:
-            warn_once(f'{type(self).__name__} evaluates as BN: neither batch_size nor training has set its '
-                      'normalization batch size. Set batch_size in its norm_cfg to that of the training.')
+            warn_once(
+                f'{type(self).__name__} evaluates as BN: neither batch_size nor training has set its '
+                'normalization batch size. Set batch_size in its norm_cfg to that of the training.'
+            )
         return self._known
 
     def reset_parameters(self):

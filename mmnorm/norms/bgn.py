@@ -1,4 +1,5 @@
 """Batch Group Normalization: Zhou et al., 2020, https://arxiv.org/abs/2012.02782 (paper bgn)."""
+
 from math import gcd, prod
 
 import torch
@@ -32,12 +33,14 @@ class BGN(PlaneNorm):
         ValueError: 'auto' without ``batch_size``; more groups than a sample has elements (in forward).
     """
 
-    def __init__(self, num_features: int, *args, num_groups: int | str = 1, batch_size: int | None = None,
-                 **kwargs) -> None:
+    def __init__(
+        self, num_features: int, *args, num_groups: int | str = 1, batch_size: int | None = None, **kwargs
+    ) -> None:
         if isinstance(num_groups, str) and num_groups == 'auto':
             if batch_size is None:
-                raise ValueError(f"{type(self).__name__}: num_groups='auto' needs batch_size, the images per GPU, to "
-                                 'choose by')
+                raise ValueError(
+                    f"{type(self).__name__}: num_groups='auto' needs batch_size, the images per GPU, to choose by"
+                )
             num_groups = groups_for(batch_size)
         check_positive(self, 'num_groups', num_groups)
         self.num_groups: int = num_groups  # type: ignore[assignment]  # checked
@@ -45,7 +48,7 @@ class BGN(PlaneNorm):
 
     @property
     def statistics_shape(self):
-        return (self.num_groups, )
+        return (self.num_groups,)
 
     def normalize(self, x):
         runs = self._runs(x)
@@ -107,8 +110,10 @@ class BGN(PlaneNorm):
         super().check(x)
         elements = prod(x.shape[1:])
         if self.num_groups > elements > 0:
-            raise ValueError(f'{type(self).__name__}: num_groups={self.num_groups}, but a sample of shape '
-                             f'{tuple(x.shape[1:])} has only {elements} elements; use at most that many groups')
+            raise ValueError(
+                f'{type(self).__name__}: num_groups={self.num_groups}, but a sample of shape '
+                f'{tuple(x.shape[1:])} has only {elements} elements; use at most that many groups'
+            )
 
     @torch.no_grad()
     def tracked_moments(self, x):

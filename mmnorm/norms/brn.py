@@ -1,4 +1,5 @@
 """Batch Renormalization: Ioffe, NeurIPS 2017, https://arxiv.org/abs/1702.03275 (baseline of evalnorm and sn)."""
+
 from typing import Any
 
 import torch
@@ -29,11 +30,14 @@ class BRN(PlaneNorm):
 
     is_bn_in_evaluation = True
 
-    def __init__(self, num_features: int, *args, r_max: float = 2., d_max: float = 1., warmup: int = 5000,
-                 **kwargs) -> None:
+    def __init__(
+        self, num_features: int, *args, r_max: float = 2.0, d_max: float = 1.0, warmup: int = 5000, **kwargs
+    ) -> None:
         if r_max < 1 or d_max < 0 or warmup < 0:
-            raise ValueError(f'{type(self).__name__}: r_max={r_max}, d_max={d_max}, warmup={warmup}; r_max must be at '
-                             'least 1, d_max and warmup at least 0')
+            raise ValueError(
+                f'{type(self).__name__}: r_max={r_max}, d_max={d_max}, warmup={warmup}; r_max must be at '
+                'least 1, d_max and warmup at least 0'
+            )
         super().__init__(num_features, *args, **kwargs)
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 
@@ -49,7 +53,7 @@ class BRN(PlaneNorm):
         return mean, var, gamma * r, beta + gamma * d
 
     def _limits(self):
-        progress: Any = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.
+        progress: Any = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.0
         return 1 + progress * (self.r_max - 1), progress * self.d_max
 
     def normalize(self, x):

@@ -1,4 +1,5 @@
 """What is said to a user about a layer's arguments and inputs, once per process where it is a warning."""
+
 import warnings
 from collections.abc import Collection
 from typing import Any
@@ -21,15 +22,18 @@ def check_input(layer: nn.Module, x: Tensor, channels: int) -> None:
     if not x.is_floating_point():
         raise TypeError(f'{name} normalizes floating point tensors, got {x.dtype}')
     if x.dim() < 2 or x.shape[1] != channels:
-        raise ValueError(f'{name} was built for {channels} channels, got an input of shape {tuple(x.shape)}: '
-                         f'axis 1 must have {channels}')
+        raise ValueError(
+            f'{name} was built for {channels} channels, got an input of shape {tuple(x.shape)}: '
+            f'axis 1 must have {channels}'
+        )
 
 
 def check_choice(layer: nn.Module, argument: str, value: Any, choices: Collection[Any]) -> None:
     """Raise a ValueError if an argument is none of the known values."""
     if value not in choices:
-        raise ValueError(f'{type(layer).__name__}: unknown {argument}={value!r}; choose one of '
-                         f'{", ".join(map(str, choices))}')
+        raise ValueError(
+            f'{type(layer).__name__}: unknown {argument}={value!r}; choose one of {", ".join(map(str, choices))}'
+        )
 
 
 def check_positive(layer: nn.Module, argument: str, value: Any) -> None:
@@ -42,5 +46,7 @@ def check_groups(where: str, groups: int, channels: int, argument: str = 'num_gr
     """Raise a ValueError that names what fits if ``groups`` do not divide ``channels``; ``where`` names the layer."""
     if groups < 1 or channels % groups:
         divisors = [d for d in range(1, channels + 1) if channels % d == 0]
-        raise ValueError(f'{where}: {argument}={groups} does not divide {channels} channels; choose one of '
-                         f'{", ".join(map(str, divisors))}')
+        raise ValueError(
+            f'{where}: {argument}={groups} does not divide {channels} channels; choose one of '
+            f'{", ".join(map(str, divisors))}'
+        )

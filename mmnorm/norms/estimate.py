@@ -4,6 +4,7 @@ The auxiliary loss is the mean over elements of ``|(x - mu_B) / sigma_B - (x - m
 constant, where mu_B and sigma_B are the batch's and mean and var those of :meth:`EN.evaluated`. It is taken over a
 strided subset of the elements. The step rule is AdaGrad, projected on [0, 1].
 """
+
 import contextlib
 from collections.abc import Callable, Iterable
 
@@ -41,15 +42,15 @@ def step(layer, x: Tensor) -> None:
     batch_mean, batch_var = _of_batch(layer, *plane, x[0:1, 0:1].numel())
     if not x.numel():
         return
-    x = x[:max(1, _SAMPLE_ELEMENTS // x[0].numel())]
-    mean, var = (moment[:len(x)] for moment in plane)
-    batch_mean, batch_var = (s.expand_as(plane[0])[:len(x), :, None] for s in (batch_mean, batch_var))
+    x = x[: max(1, _SAMPLE_ELEMENTS // x[0].numel())]
+    mean, var = (moment[: len(x)] for moment in plane)
+    batch_mean, batch_var = (s.expand_as(plane[0])[: len(x), :, None] for s in (batch_mean, batch_var))
     mixed_mean, mixed_var = layer.evaluated(mean, var)
     rstd = torch.rsqrt(mixed_var + layer.eps)
     distance = mean - layer.running_mean
     x = x.reshape(*x.shape[:2], -1)
     stride = -(-x.shape[2] // _POSITIONS)
-    x = x[:, :, stride // 2::stride].to(mean.dtype)
+    x = x[:, :, stride // 2 :: stride].to(mean.dtype)
     normalized = (x - mixed_mean[..., None]) * rstd[..., None]
     sign = (normalized - (x - batch_mean) * torch.rsqrt(batch_var + layer.eps)).sign_()
     slope_alpha = (sign.mean(2) * distance * rstd).mean().neg()
@@ -71,8 +72,9 @@ def _of_batch(layer, mean, var, count):
         layer.track_running_stats = tracks
 
 
-def estimate_offline(model: nn.Module, batches: Iterable,
-                     forward: Callable | None = None) -> dict[str, tuple[float, float]]:
+def estimate_offline(
+    model: nn.Module, batches: Iterable, forward: Callable | None = None
+) -> dict[str, tuple[float, float]]:
     """Estimate alpha and beta of the EN layers of a finished network (evalnorm, Section 3.4, offline estimation).
 
     EN layers normalize each batch by its own statistics, everything else evaluates. Alpha and beta change, and the sums
@@ -112,10 +114,12 @@ def _average_over_ranks(layers):
 @contextlib.contextmanager
 def _estimating(layers):
     """Normalize by batch statistics and estimate in these layers of an evaluated network; put the rest back after."""
-    before = [(layer, layer.momentum, layer.estimate_every, layer.num_batches_tracked.clone(),
-               layer.mean_batch_size.clone()) for layer in layers]
+    before = [
+        (layer, layer.momentum, layer.estimate_every, layer.num_batches_tracked.clone(), layer.mean_batch_size.clone())
+        for layer in layers
+    ]
     for layer in layers:
-        layer.training, layer.momentum, layer.estimate_every = True, 0., 1
+        layer.training, layer.momentum, layer.estimate_every = True, 0.0, 1
         layer.squared_gradients.zero_()
     try:
         yield

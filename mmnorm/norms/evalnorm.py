@@ -1,4 +1,5 @@
 """EvalNorm: Singh and Shrivastava, ICCV 2019, https://arxiv.org/abs/1904.06031 (paper evalnorm)."""
+
 from math import prod
 
 import torch
@@ -39,11 +40,18 @@ class EN(BatchSizeRule):
         ValueError: Unknown mode, or a batch size below 1.
     """
 
-    control_buffers = BatchSizeRule.control_buffers | dict(squared_gradients=0.)  # AdaGrad's
+    control_buffers = BatchSizeRule.control_buffers | dict(squared_gradients=0.0)  # AdaGrad's
     norm_eval_note = 'It then computes exactly what BN does with its running statistics, and estimates nothing.'
 
-    def __init__(self, num_features: int, *args, mode: str = 'rule', batch_size: int | None = None,
-                 virtual_batch_size: int | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        *args,
+        mode: str = 'rule',
+        batch_size: int | None = None,
+        virtual_batch_size: int | None = None,
+        **kwargs,
+    ) -> None:
         if virtual_batch_size is not None:
             check_positive(self, 'virtual_batch_size', virtual_batch_size)
         self.virtual_batch_size = virtual_batch_size
@@ -52,7 +60,7 @@ class EN(BatchSizeRule):
         self.batches_seen = 0
 
     def control_shape(self, name):
-        return (2, ) if name == 'squared_gradients' else ()
+        return (2,) if name == 'squared_gradients' else ()
 
     def statistics(self, mean, var, count):
         if self.by_batch:
@@ -61,12 +69,12 @@ class EN(BatchSizeRule):
 
     def evaluated(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The corrected mean and variance of each sample (evalnorm, Eq. 5 and 6) from its moments, (N, C)."""
-        mu_e, var_e, alpha, beta = (s.to(mean.dtype) for s in (
-            self.running_mean, self.running_var, self.alpha, self.beta))
+        mu_e, var_e, alpha, beta = (
+            s.to(mean.dtype) for s in (self.running_mean, self.running_var, self.alpha, self.beta)
+        )
         distance = mean - mu_e
         between = torch.addcmul(beta, beta, beta, value=-1)  # beta (1 - beta)
-        return (torch.addcmul(mu_e, alpha, distance),
-                torch.lerp(var_e, var, beta).addcmul(distance.square(), between))
+        return (torch.addcmul(mu_e, alpha, distance), torch.lerp(var_e, var, beta).addcmul(distance.square(), between))
 
     def normalize(self, x):
         if self.by_batch and (x.numel() or self.spans_ranks()):
@@ -102,8 +110,10 @@ class SyncEN(EN):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.virtual_batch_size is not None:
-            raise ValueError('SyncEN: virtual_batch_size makes normalization batches smaller than those of a process, '
-                             'SyncEN larger; choose one of the two')
+            raise ValueError(
+                'SyncEN: virtual_batch_size makes normalization batches smaller than those of a process, '
+                'SyncEN larger; choose one of the two'
+            )
 
 
 def _exporting():

@@ -1,4 +1,5 @@
 """Frozen Batch Normalization: the BN-dagger rows of every table (papers xbn and sn)."""
+
 from .base import PlaneNorm
 
 
@@ -20,5 +21,6 @@ class FrozenBN(PlaneNorm):
     def __init__(self, num_features: int, *args, frozen: bool = True, **kwargs) -> None:
         super().__init__(num_features, *args, frozen=True, **kwargs)
         if not self.track_running_stats:
-            raise ValueError('FrozenBN normalizes by running statistics, and track_running_stats=False leaves '
-                             'none: leave it out')
+            raise ValueError(
+                'FrozenBN normalizes by running statistics, and track_running_stats=False leaves none: leave it out'
+            )

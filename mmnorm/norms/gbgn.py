@@ -1,4 +1,5 @@
 """Generalized Batch Group Normalization: Summers and Dinneen, ICLR 2020, https://arxiv.org/abs/1906.03548 (of bgn)."""
+
 from mmnorm.core import pool
 
 from .base import PlaneNorm
@@ -23,8 +24,9 @@ class GBGN(PlaneNorm):
         ValueError: ``channel_groups`` does not divide the channels.
     """
 
-    def __init__(self, num_features: int, *args, batch_groups: int | str = 1, channel_groups: int = 32,
-                 **kwargs) -> None:
+    def __init__(
+        self, num_features: int, *args, batch_groups: int | str = 1, channel_groups: int = 32, **kwargs
+    ) -> None:
         if batch_groups == 'sample':
             kwargs['track_running_stats'] = False
         else:
@@ -35,7 +37,7 @@ class GBGN(PlaneNorm):
 
     @property
     def statistics_shape(self):
-        return (self.channel_groups, )
+        return (self.channel_groups,)
 
     @property
     def is_bn_in_evaluation(self):
@@ -49,8 +51,10 @@ class GBGN(PlaneNorm):
             mean, var = (plane[..., 0] for plane in pool(mean, var, 2))
         elif samples:
             runs = min(self.batch_groups, samples)
-            mean, var = (plane[..., 0] for plane in self.run_statistics(
-                mean.tensor_split(runs), var.tensor_split(runs), count, (0, 2)))
+            mean, var = (
+                plane[..., 0]
+                for plane in self.run_statistics(mean.tensor_split(runs), var.tensor_split(runs), count, (0, 2))
+            )
         else:
             mean, var = self.batch_statistics(mean, var, count, (0, 2))
         return self._per_channel(mean), self._per_channel(var), *self.gamma_beta

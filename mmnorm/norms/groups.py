@@ -1,4 +1,5 @@
 """Numbers of groups, and BN's statistics pooled over groups (paper bgn)."""
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def pooled_over_groups(layer: PlaneNorm, tensors: dict[str, Tensor]) -> dict[str
 
     A group is the average of the channels that it overlaps, by how much it does.
     """
-    (groups, ), channels, names = layer.statistics_shape, layer.num_features, ('running_mean', 'running_var')
+    (groups,), channels, names = layer.statistics_shape, layer.num_features, ('running_mean', 'running_var')
     if groups == channels or any(name not in tensors or tensors[name].numel() != channels for name in names):
         return tensors
     mean, var = (tensors[name].flatten() for name in names)

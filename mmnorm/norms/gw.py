@@ -1,4 +1,5 @@
 """Group Whitening: Huang et al., CVPR 2021, https://arxiv.org/abs/2009.13333 (the strongest BFN of xbn, Table A2)."""
+
 from math import prod
 
 import torch
@@ -30,8 +31,9 @@ class GW(BatchFreeNorm):
         ValueError: ``num_groups`` does not divide the channels, unknown method, or M is 1 (in forward).
     """
 
-    def __init__(self, num_features: int, *args, num_groups: int = 64, method: str = 'iterative', iterations: int = 5,
-                 **kwargs) -> None:
+    def __init__(
+        self, num_features: int, *args, num_groups: int = 64, method: str = 'iterative', iterations: int = 5, **kwargs
+    ) -> None:
         check_choice(self, 'method', method, ('iterative', 'zca'))
         num_groups = min(num_groups, num_features)
         check_groups(type(self).__name__, num_groups, num_features)
@@ -42,8 +44,10 @@ class GW(BatchFreeNorm):
         positions = prod(x.shape[2:])
         values = self.num_channels // self.num_groups * positions
         if values == 1:
-            raise ValueError(f'GW with num_groups={self.num_groups} has one value per group in an input of shape '
-                             f'{tuple(x.shape)}; use at most {self.num_channels // 2} groups there')
+            raise ValueError(
+                f'GW with num_groups={self.num_groups} has one value per group in an input of shape '
+                f'{tuple(x.shape)}; use at most {self.num_channels // 2} groups there'
+            )
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], self.num_groups, values)
             centered = wide - wide.mean(2, keepdim=True)

@@ -1,4 +1,5 @@
 """The layer of IBN-Net-a: Pan et al., ECCV 2018, https://arxiv.org/abs/1807.09441 (baseline of paper xbn)."""
+
 from math import prod
 
 import torch
@@ -20,7 +21,7 @@ class IBN(PlaneNorm):
         ValueError: The input has no spatial axes, or one position: IN needs more.
     """
 
-    norm_eval_note = 'IN, gamma and beta train; BN\'s half uses running statistics that stay as they were loaded.'
+    norm_eval_note = "IN, gamma and beta train; BN's half uses running statistics that stay as they were loaded."
 
     @property
     def used_statistics(self):
@@ -28,12 +29,16 @@ class IBN(PlaneNorm):
 
     def statistics(self, mean, var, count):
         half = self.num_features // 2
-        mixed = [torch.cat([own[:, :half], batch[half:].expand(own.shape[0], -1)], 1)
-                 for own, batch in zip((mean, var), self.batch_statistics(mean, var, count))]
+        mixed = [
+            torch.cat([own[:, :half], batch[half:].expand(own.shape[0], -1)], 1)
+            for own, batch in zip((mean, var), self.batch_statistics(mean, var, count))
+        ]
         return *mixed, *self.gamma_beta
 
     def check(self, x):
         super().check(x)
         if prod(x.shape[2:]) == 1:
-            raise ValueError(f'IBN normalizes half of the channels over the positions of a sample, got an input of '
-                             f'shape {tuple(x.shape)}, which has only one; use BN there')
+            raise ValueError(
+                f'IBN normalizes half of the channels over the positions of a sample, got an input of '
+                f'shape {tuple(x.shape)}, which has only one; use BN there'
+            )

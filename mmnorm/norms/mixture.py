@@ -1,4 +1,5 @@
 """Mixtures of the statistics of several scopes by learned ratios, which can be hardened (paper sn)."""
+
 from collections.abc import Sequence
 
 import torch
@@ -24,12 +25,13 @@ class Mixture(PlaneNorm):
         ValueError: ``groups`` does not divide the channels.
     """
 
-    control_parameters = dict(mean_weight=1., var_weight=1.)
+    control_parameters = dict(mean_weight=1.0, var_weight=1.0)
     mean_weight: Tensor
     var_weight: Tensor
 
-    def __init__(self, num_features: int, *args, groups: int = 1, batch_stat: bool = True, hard: bool = False,
-                 **kwargs) -> None:
+    def __init__(
+        self, num_features: int, *args, groups: int = 1, batch_stat: bool = True, hard: bool = False, **kwargs
+    ) -> None:
         self.groups, self.batch_stat, self.hard = groups, batch_stat, False
         check_groups(type(self).__name__, groups, num_features, 'groups')
         super().__init__(num_features, *args, **kwargs)
@@ -38,7 +40,7 @@ class Mixture(PlaneNorm):
 
     def control_shape(self, name):
         sources = 3 if self.batch_stat else 2
-        return (sources, ) if self.groups == 1 else (self.groups, sources)
+        return (sources,) if self.groups == 1 else (self.groups, sources)
 
     def mix(self, weight: Tensor, values: Sequence[Tensor], used: list[int], first: int) -> Tensor:
         """``sum(ratio * value)`` over the scopes that take part.
@@ -131,7 +133,9 @@ def harden(model: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
     for name, layer in model.named_modules():
         if isinstance(layer, Mixture):
             layer.harden()
-            mean, var = ([NAMES[i] for i in weight.argmax(-1).flatten().tolist()]
-                         for weight in (layer.mean_weight, layer.var_weight))
+            mean, var = (
+                [NAMES[i] for i in weight.argmax(-1).flatten().tolist()]
+                for weight in (layer.mean_weight, layer.var_weight)
+            )
             picks[name] = mean, var
     return picks

@@ -1,4 +1,5 @@
 """Modes that a network is put into to look at its norms, and back from whatever happens."""
+
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
@@ -35,13 +36,17 @@ def normalizing_by_batch(model: nn.Module, layers: list[nn.Module]) -> Iterator[
     """
     # momentum 0 holds the running statistics that BRN looks at; torch's BN makes NaN of an empty batch all the same
     buffers = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
-    counters = [(layer, name, value) for layer in layers for name, value in vars(layer).items()
-                if isinstance(value, (bool, int, float, type(None)))]
+    counters = [
+        (layer, name, value)
+        for layer in layers
+        for name, value in vars(layer).items()
+        if isinstance(value, (bool, int, float, type(None)))
+    ]
     try:
         with evaluating(model):
             for layer in layers:
                 layer.training = True
-                setattr(layer, 'momentum', 0.)  # noqa: B010 (mypy takes attributes of modules for tensors)
+                setattr(layer, 'momentum', 0.0)  # noqa: B010 (mypy takes attributes of modules for tensors)
             yield
     finally:
         for layer, name, counter in counters:

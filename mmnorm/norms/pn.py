@@ -1,4 +1,5 @@
 """Positional Normalization: Li et al., NeurIPS 2019, https://arxiv.org/abs/1907.04312 (baseline of paper bgn)."""
+
 from torch.nn import functional as F
 
 from .batch_free import BatchFreeNorm
@@ -13,7 +14,7 @@ class PN(BatchFreeNorm):
 
     def normalize(self, x):
         last = x.dim() - 1
-        y = F.layer_norm(x.movedim(1, last), (self.num_channels, ), self.weight, self.bias, self.eps)
+        y = F.layer_norm(x.movedim(1, last), (self.num_channels,), self.weight, self.bias, self.eps)
         return y.movedim(last, 1)
 
     def extra_repr(self):

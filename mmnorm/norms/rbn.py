@@ -2,6 +2,7 @@
 
 https://openaccess.thecvf.com/content/CVPR2021/html/Gao_Representative_Batch_Normalization_With_Feature_Calibration_CVPR_2021_paper.html
 """
+
 import torch
 from torch import Tensor
 
@@ -36,15 +37,26 @@ class RBN(PlaneNorm):
         ValueError: Unknown statistic.
     """
 
-    control_parameters = dict(center_weight=0., scale_weight=0., scale_bias=1.)
+    control_parameters = dict(center_weight=0.0, scale_weight=0.0, scale_bias=1.0)
     center_weight: Tensor
     scale_weight: Tensor
     scale_bias: Tensor
-    norm_eval_note = ('Both calibrations, gamma and beta train on each sample; the normalization between them uses '
-                      'running statistics that stay as they were loaded.')
+    norm_eval_note = (
+        'Both calibrations, gamma and beta train on each sample; the normalization between them uses '
+        'running statistics that stay as they were loaded.'
+    )
 
-    def __init__(self, num_features: int, *args, center_stat: str = 'channel_mean', scale_stat: str = 'channel_mean',
-                 center: bool = True, scale: bool = True, fold_bn: bool = True, **kwargs) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        *args,
+        center_stat: str = 'channel_mean',
+        scale_stat: str = 'channel_mean',
+        center: bool = True,
+        scale: bool = True,
+        fold_bn: bool = True,
+        **kwargs,
+    ) -> None:
         check_choice(self, 'center_stat', center_stat, STATISTICS)
         check_choice(self, 'scale_stat', scale_stat, STATISTICS)
         self.center_stat, self.scale_stat, self.center, self.scale = center_stat, scale_stat, center, scale
@@ -53,7 +65,7 @@ class RBN(PlaneNorm):
 
     def control_shape(self, name):
         made = self.center if name == 'center_weight' else self.scale
-        return (self.num_features, ) if made else None
+        return (self.num_features,) if made else None
 
     def statistics(self, mean, var, count):
         shift = self._centering(mean, var)
@@ -61,7 +73,7 @@ class RBN(PlaneNorm):
         batch_mean, batch_var = self.batch_statistics(mean + shift, var, count)
         mu, (gamma, beta) = batch_mean - shift, self.gamma_beta
         if self.calibrates('scale', 'spatial'):
-            return mu, batch_var, 1., 0.
+            return mu, batch_var, 1.0, 0.0
         if not self.scale:
             return mu, batch_var, gamma, beta
         if self.scale_stat == 'channel_mean':
@@ -86,8 +98,10 @@ class RBN(PlaneNorm):
     def from_bn(self, tensors):
         if not (self.fold_bn and self.scale and 'weight' in tensors):
             return tensors
-        warn_once('RBN: a BN checkpoint is loaded; its weights are divided by sigmoid(1), so that the network '
-                  'computes what it computed with BN (fold_bn=False leaves them).')
+        warn_once(
+            'RBN: a BN checkpoint is loaded; its weights are divided by sigmoid(1), so that the network '
+            'computes what it computed with BN (fold_bn=False leaves them).'
+        )
         return tensors | dict(weight=tensors['weight'] / initial_gate(tensors['weight']))
 
     def _tracked_plane(self, x):

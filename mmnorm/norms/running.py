@@ -1,4 +1,5 @@
 """BN's part of a normalizer: statistics of the batch, of its runs, of all ranks; and the running ones."""
+
 from typing import Any
 
 import torch
@@ -32,15 +33,16 @@ class RunningStatistics(nn.BatchNorm2d):
     @property
     def statistics_shape(self) -> tuple[int, ...]:
         """Shape of the running statistics."""
-        return (self.num_features, )
+        return (self.num_features,)
 
     @property
     def by_batch(self) -> bool:
         """Whether BN's part is taken from the batch: in training, and where there are no running statistics."""
         return self.training or self.running_mean is None
 
-    def batch_statistics(self, mean: Tensor, var: Tensor, count: int,
-                         dims: int | tuple[int, ...] = 0) -> tuple[Tensor, Tensor]:
+    def batch_statistics(
+        self, mean: Tensor, var: Tensor, count: int, dims: int | tuple[int, ...] = 0
+    ) -> tuple[Tensor, Tensor]:
         """BN's mean and biased variance: of the batch in training, which updates the running ones, else the running.
 
         An empty batch (with ``sync``: on all ranks) leaves the running statistics alone and gets them.
@@ -70,8 +72,9 @@ class RunningStatistics(nn.BatchNorm2d):
             mean, var = (plane[:0].sum() + plane.new_zeros(shape) for plane in (mean, var))
         return self.shared_and_tracked(mean, var, elements, samples)
 
-    def run_statistics(self, means: tuple[Tensor, ...], variances: tuple[Tensor, ...], count: int,
-                       dims: int | tuple[int, ...] = 0) -> list[Tensor]:
+    def run_statistics(
+        self, means: tuple[Tensor, ...], variances: tuple[Tensor, ...], count: int, dims: int | tuple[int, ...] = 0
+    ) -> list[Tensor]:
         """BN's mean and biased variance of each run of the batch; the running ones take the mean over the runs.
 
         Args:
@@ -88,11 +91,14 @@ class RunningStatistics(nn.BatchNorm2d):
         if elements:
             mean, var = (torch.stack(planes).mean(0).flatten() for planes in zip(*pooled))
             self.track(mean, var, elements, len(means[0]))
-        return [torch.cat([plane.expand(len(mean), *plane.shape[1:]) for plane, mean in zip(planes, means)])
-                for planes in zip(*pooled)]
+        return [
+            torch.cat([plane.expand(len(mean), *plane.shape[1:]) for plane, mean in zip(planes, means)])
+            for planes in zip(*pooled)
+        ]
 
-    def shared_and_tracked(self, mean: Tensor, var: Tensor, elements: int | Tensor,
-                           samples: int | Tensor) -> tuple[Tensor, Tensor]:
+    def shared_and_tracked(
+        self, mean: Tensor, var: Tensor, elements: int | Tensor, samples: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The statistics of all ranks, if ``sync``, from this rank's; updates the running ones, which empty ones get.
 
         Args:
@@ -111,8 +117,10 @@ class RunningStatistics(nn.BatchNorm2d):
                 mean = mean + 0 * self.weight.sum()
             mean, var, elements, samples = pool_ranks(mean, var, elements, samples)
             if self.running_mean is not None:
-                mean, var = (torch.where(elements > 0, new, running.to(new))
-                             for new, running in ((mean, self.running_mean), (var, self.running_var)))
+                mean, var = (
+                    torch.where(elements > 0, new, running.to(new))
+                    for new, running in ((mean, self.running_mean), (var, self.running_var))
+                )
         elif not torch.is_tensor(elements) and not elements:
             if self.running_mean is None:
                 return mean.new_zeros(self.statistics_shape), var.new_ones(self.statistics_shape)
@@ -138,7 +146,7 @@ class RunningStatistics(nn.BatchNorm2d):
             held, bessel = (elements > 0).any(), elements / (elements - 1).clamp(min=1)
         else:
             held, bessel = 1, elements / (elements - 1)
-        weight: Any = 0. if self.momentum is None else self.momentum * held
+        weight: Any = 0.0 if self.momentum is None else self.momentum * held
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(held)
             if self.momentum is None:

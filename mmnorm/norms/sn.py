@@ -1,4 +1,5 @@
 """Switchable Normalization: Luo et al., TPAMI 2019, https://arxiv.org/abs/1907.10473 (paper sn)."""
+
 from functools import partial
 from math import prod
 
@@ -30,14 +31,18 @@ class SN(Mixture):
         ValueError: ``groups`` does not divide the channels.
     """
 
-    norm_eval_note = ('IN and LN parts, softmax weights, gamma and beta train; BN\'s part uses running statistics '
-                      'that stay as they were loaded.')
+    norm_eval_note = (
+        "IN and LN parts, softmax weights, gamma and beta train; BN's part uses running statistics "
+        'that stay as they were loaded.'
+    )
 
     def statistics(self, mean, var, count, first=IN):
         used = self.used_scopes(first)
-        scopes = {IN: lambda: (mean, var),
-                  LN: lambda: pool(mean, var, 1),
-                  BN: lambda: self.batch_statistics(mean, var, count)}
+        scopes = {
+            IN: lambda: (mean, var),
+            LN: lambda: pool(mean, var, 1),
+            BN: lambda: self.batch_statistics(mean, var, count),
+        }
         means, variances = zip(*(scopes[k]() for k in used))
         mixed_mean = self.mix(self.mean_weight, means, used, first)
         mixed_var = self.mix(self.var_weight, variances, used, first)
@@ -47,9 +52,11 @@ class SN(Mixture):
         if self.is_bn_in_evaluation and not self.by_batch:
             return self.running_affine(x)
         if x.dim() > 2 and prod(x.shape[2:]) == 1:
-            warn_once(f'{self._get_name()}({self.num_features}) normalizes an input with one value per channel of a '
-                      'sample, as after a global pool: IN and LN are unstable there (sn, Table XI). Use BN, or no '
-                      'norm, there.')
+            warn_once(
+                f'{self._get_name()}({self.num_features}) normalizes an input with one value per channel of a '
+                'sample, as after a global pool: IN and LN are unstable there (sn, Table XI). Use BN, or no '
+                'norm, there.'
+            )
         statistics = partial(self.statistics, first=IN if x.dim() > 2 else LN)
         return normalize(x, statistics, self.eps, self._parameters.values())
 

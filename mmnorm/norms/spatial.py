@@ -2,6 +2,7 @@
 
 For them there is no plane: they are passes of their own over the tensor.
 """
+
 import torch
 from torch import Tensor
 

@@ -13,6 +13,7 @@ What that changes, and no more:
 - **panopticapi** (panoptic.py): where it is not installed, a stand-in for the few functions of it that mmdet needs.
 - **Log**: what mmnorm logs goes to mmengine's current logger.
 """
+
 import logging
 
 from mmengine.logging import print_log
@@ -28,6 +29,7 @@ class _ToCurrentLogger(logging.Handler):
 def install() -> None:
     """Do all of the above; once."""
     from . import guards, inherit, panoptic, registry
+
     logger = logging.getLogger('mmnorm')
     if any(isinstance(handler, _ToCurrentLogger) for handler in logger.handlers):
         return

@@ -1,4 +1,5 @@
 """Training batches of an mmengine config, for statistics; and the pass of one through the network."""
+
 import copy
 import itertools
 
@@ -26,8 +27,10 @@ def training_batches(dataloader, number, seed=0):
     """
     cfg = copy.deepcopy(dataloader)
     if 'MultiSource' in str((cfg.get('sampler') or {}).get('type')):
-        raise ValueError('the training batches mix sources, labeled and unlabeled, as those of semi-supervised '
-                         'training do: give the config of the detector itself, and a train_dataloader of one source')
+        raise ValueError(
+            'the training batches mix sources, labeled and unlabeled, as those of semi-supervised '
+            'training do: give the config of the detector itself, and a train_dataloader of one source'
+        )
     cfg.update(sampler=dict(type='DefaultSampler', shuffle=True, seed=seed))
     # a smaller last batch would be normalized in another way than those of training
     (cfg.get('batch_sampler') or cfg).update(drop_last=True)
@@ -35,8 +38,10 @@ def training_batches(dataloader, number, seed=0):
     # grouping by aspect ratio may make one batch less of some rank's images, and ranks must have as many
     number = min(number, len(loader) - (get_world_size() > 1 and bool(cfg.get('batch_sampler'))))
     if number < 1:
-        raise ValueError(f'there is no whole training batch of {cfg.get("batch_size")} images for each process, or '
-                         'none was asked for')
+        raise ValueError(
+            f'there is no whole training batch of {cfg.get("batch_size")} images for each process, or '
+            'none was asked for'
+        )
     set_random_seed(seed, diff_rank_seed=True)
     return itertools.islice(loader, number), number
 
@@ -60,8 +65,10 @@ def training_forward(model, batch):
     try:
         model._run_forward(model.data_preprocessor(batch, True), mode='loss')
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'{type(model).__name__} does not compute its losses outside of a training '
-                         f'({type(error).__name__}: {error})') from error
+        raise ValueError(
+            f'{type(model).__name__} does not compute its losses outside of a training '
+            f'({type(error).__name__}: {error})'
+        ) from error
     finally:
         for module in evaluated:
             module.training = False

@@ -1,4 +1,5 @@
 """Model configs as trees of dicts: walked, changed, and that of a network whose BNs became EN."""
+
 import copy
 from collections.abc import Iterator
 
@@ -51,12 +52,15 @@ def evalnorm_config(cfg, model, build):
     try:
         twin = build(copy.deepcopy(cfg.model))  # a copy, because detectors and segmentors change what they are given
     except TypeError as error:
-        raise ValueError(f'a part of the network does not take norm_cfg, so no config can make its BNs EN: {error}'
-                         ) from error
+        raise ValueError(
+            f'a part of the network does not take norm_cfg, so no config can make its BNs EN: {error}'
+        ) from error
     left = _still_bn(twin, layers)
     if left:
-        raise ValueError(f'{len(left)} layers are BN in the code of their classes; first: {left[0]}. No norm_cfg '
-                         'reaches them, so no config can make them EN')
+        raise ValueError(
+            f'{len(left)} layers are BN in the code of their classes; first: {left[0]}. No norm_cfg '
+            'reaches them, so no config can make them EN'
+        )
     twin.load_state_dict(unwrapped(model).state_dict())
     return cfg, twin
 
@@ -115,14 +119,21 @@ def describe_unreplaced(cfg, network) -> str:
     left = {}
     for layer in list_norms(network):
         if layer.type in ('BN', 'BatchNorm1d', 'BatchNorm3d', *SYNC_TYPES) and not layer.name.startswith(
-                tuple(by_design)):
+            tuple(by_design)
+        ):
             part = _config_of(cfg, layer.name)
             if 'norm_cfg' not in part or _names_other_norm(part):
                 left.setdefault(str(part.get('type', 'the model')), []).append(layer.name)
     parts = '; '.join(f'{len(names)} of {kind} ({names[0]}{" ..." * (len(names) > 1)})' for kind, names in left.items())
-    return left and (f'norm_cfg names {", ".join(map(str, chosen))}, but these are still BN: {parts}. Set norm_cfg in '
-                     'these parts; one that does not take it is BN in its code, and mmnorm.replace_norms replaces it '
-                     'in a built network') or ''
+    return (
+        left
+        and (
+            f'norm_cfg names {", ".join(map(str, chosen))}, but these are still BN: {parts}. Set norm_cfg in '
+            'these parts; one that does not take it is BN in its code, and mmnorm.replace_norms replaces it '
+            'in a built network'
+        )
+        or ''
+    )
 
 
 def _names_other_norm(part):

@@ -1,4 +1,5 @@
 """mmdet's detectors, where a paper's table needs more of them than they give."""
+
 from mmcv.ops import batched_nms
 from mmdet.models.detectors import PanopticFPN
 

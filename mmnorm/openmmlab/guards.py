@@ -14,6 +14,7 @@ them. These functions would silently turn them into something else, and are wrap
 
 Each says once what it did.
 """
+
 import functools
 import sys
 from importlib.util import find_spec
@@ -35,11 +36,13 @@ def install():
     _rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), SYNC_TWINS))
     nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_retype_ours(_leave_ours_alone(torch_convert), SYNC_TWINS))
     _rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in SYNC_TWINS.items()}))
-    _rebind(turn_on_efficient_conv_bn_eval_for_single_model,
-            _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model))
+    _rebind(
+        turn_on_efficient_conv_bn_eval_for_single_model, _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model)
+    )
     if find_spec('mmcv') is None:
         return
     from mmcv.cnn import ConvModule, fuse_conv_bn
+
     _rebind(fuse_conv_bn, _fold_by_our_rules(fuse_conv_bn))
     ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
 

@@ -1,4 +1,5 @@
 """mmengine hooks that call this package's functions while a network trains or is evaluated."""
+
 import random
 from contextlib import ExitStack
 
@@ -43,9 +44,15 @@ class SyncStatisticsHook(SyncBuffersHook):
             all_reduce_params(runner.model.buffers(), op='mean')
 
     def _saves(self, hook, runner):
-        return (isinstance(hook, CheckpointHook) and not hook.by_epoch
-                and (self.every_n_train_iters(runner, hook.interval, hook.save_begin)
-                     or hook.save_last and self.is_last_train_iter(runner)))
+        return (
+            isinstance(hook, CheckpointHook)
+            and not hook.by_epoch
+            and (
+                self.every_n_train_iters(runner, hook.interval, hook.save_begin)
+                or hook.save_last
+                and self.is_last_train_iter(runner)
+            )
+        )
 
 
 class RecollectHook(Hook):
@@ -72,16 +79,20 @@ class RecollectHook(Hook):
 
     def before_train(self, runner):
         if any(isinstance(hook, EMAHook) for hook in runner.hooks):
-            raise ValueError('RecollectHook recollects the statistics of the weights that train, EMAHook evaluates and '
-                             'saves averaged weights: leave out one of the two, and recollect for averaged weights '
-                             'after training (tools/bn_statistics.py recollect)')
+            raise ValueError(
+                'RecollectHook recollects the statistics of the weights that train, EMAHook evaluates and '
+                'saves averaged weights: leave out one of the two, and recollect for averaged weights '
+                'after training (tools/bn_statistics.py recollect)'
+            )
         self._names = []
         if _has_bn(runner.model, type(self).__name__):
             layers = bn_layers(runner.model)
             self._names = [name for name in trained_by_batch(runner.model) if not isinstance(layers[name], BRN)]
             if not self._names:
-                warn_once('RecollectHook: training holds all running statistics fixed (norm_eval, frozen stages or '
-                          'frozen norms), so none are recollected')
+                warn_once(
+                    'RecollectHook: training holds all running statistics fixed (norm_eval, frozen stages or '
+                    'frozen norms), so none are recollected'
+                )
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._interval = self.interval or (1 if self._by_epoch else runner.val_interval)
 
@@ -102,8 +113,9 @@ class RecollectHook(Hook):
                 # a loader of its own: the training's is in use, and may never end
                 batches, number = training_batches(runner.cfg.train_dataloader, self.batches, self.seed)
                 recollect(runner.model, batches, training_forward, self._names, self.pooled)
-            runner.logger.info(f'running statistics of {len(self._names)} layers recollected from {number} batches per '
-                               'process')
+            runner.logger.info(
+                f'running statistics of {len(self._names)} layers recollected from {number} batches per process'
+            )
         except ValueError as error:  # no reason to end a training
             runner.logger.warning(f'running statistics are not recollected: {error}')
         finally:
@@ -135,8 +147,11 @@ class EstimationShiftHook(Hook):
             return
         shifts = estimation_shift(unwrapped(runner.model), self._collected)
         if runner.rank == 0:
-            scalars = {f'estimation_shift/{name}/{key}': value for name, shift in shifts.items()
-                       for key, value in shift.figures.items()}
+            scalars = {
+                f'estimation_shift/{name}/{key}': value
+                for name, shift in shifts.items()
+                for key, value in shift.figures.items()
+            }
             runner.visualizer.add_scalars(scalars, step=runner.iter)
 
     before_test_epoch = before_val_epoch

@@ -1,4 +1,5 @@
 """``_base_ = 'mmnorm::sn/NAME.py'``: configs of the zoo as parents of other people's."""
+
 import functools
 from importlib.util import find_spec
 
@@ -29,8 +30,10 @@ def install():
             return find(cfg_path, filename)
         path = HOME / 'configs' / cfg_path.removeprefix(PREFIX)
         if not path.is_file():
-            raise FileNotFoundError(f'{filename} inherits {cfg_path}, but {HOME / "configs"} has no such file: '
-                                    'tools/zoo.py list shows the configs')
+            raise FileNotFoundError(
+                f'{filename} inherits {cfg_path}, but {HOME / "configs"} has no such file: '
+                'tools/zoo.py list shows the configs'
+            )
         return str(path), None
 
     Config._get_cfg_path = staticmethod(get_cfg_path)

@@ -1,4 +1,5 @@
 """XBN twins of mmdet's backbones. Each takes its host's arguments and ``xbn``, the arguments of ``place_xbn``."""
+
 from mmdet.models.backbones import MobileNetV2, RegNet, ResNet, ResNetV1d, ResNeXt
 
 from mmnorm.blocks import GN16

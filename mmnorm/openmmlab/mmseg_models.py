@@ -1,4 +1,5 @@
 """XBN twins of mmseg's backbones. Each takes its host's arguments and ``xbn``, the arguments of ``place_xbn``."""
+
 from mmseg.models.backbones import MobileNetV2, ResNet, ResNetV1c, ResNetV1d, ResNeXt
 
 from mmnorm.blocks import GN16

@@ -1,4 +1,5 @@
 """An import location of mmseg's registry: our models are registered when this is imported, after mmseg's own."""
+
 from .registry import register_host
 
 register_host('mmseg')

@@ -3,6 +3,7 @@
 With it mmdet's own loader and metric (LoadPanopticAnnotations, CocoPanopticMetric), which match and count the segments,
 work wherever mmnorm is imported. Where panopticapi is installed, that one is used and nothing of this.
 """
+
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ def id2rgb(id_map):
 @dataclass
 class PQStatCat:
     """Segments of one category: matched ones (tp) with the sum of their IoUs, predicted (fp), true ones (fn) left."""
+
     iou: float = 0.0
     tp: int = 0
     fp: int = 0
@@ -71,7 +73,8 @@ class PQStat:
             category, its own dict(pq, sq, rq).
         """
         stats = {
-            category: self.pq_per_cat.get(category, PQStatCat()) for category, info in categories.items()
+            category: self.pq_per_cat.get(category, PQStatCat())
+            for category, info in categories.items()
             if isthing is None or isthing == bool(info['isthing'])
         }
         each = {category: stat.quality() for category, stat in stats.items()}

@@ -1,4 +1,5 @@
 """Initialization of networks from checkpoints."""
+
 import copy
 
 from mmengine.model import PretrainedInit

@@ -4,6 +4,7 @@ Normalizers, hooks, the initializer and our own ShuffleNetV2 go to mmengine's ro
 OpenMMLab project falls back on; twins of backbones to the registries of mmdet and mmseg, when something is first looked
 up there. Each host may be missing.
 """
+
 import logging
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,18 +18,26 @@ from mmnorm.norms import NORMS
 from . import hooks, weights_hook
 from .pretrained import PretrainedWithoutNorms
 
-HOOKS = {hook.__name__: hook for hook in (
-    hooks.EstimationShiftHook, hooks.ListNormsHook, hooks.RecollectHook, hooks.SyncStatisticsHook,
-    weights_hook.NormWeightsHook)}
+HOOKS = {
+    hook.__name__: hook
+    for hook in (
+        hooks.EstimationShiftHook,
+        hooks.ListNormsHook,
+        hooks.RecollectHook,
+        hooks.SyncStatisticsHook,
+        weights_hook.NormWeightsHook,
+    )
+}
 #: Host -> module of ours -> what of it goes to the host's registry.
 HOST_MODELS = dict(
     mmdet={
         'mmnorm.openmmlab.mmdet_models': ('XBNResNet', 'XBNResNetV1d', 'XBNResNeXt', 'XBNRegNet', 'XBNMobileNetV2'),
-        'mmnorm.openmmlab.detectors': ('PanopticFPNWithInstances', ),
+        'mmnorm.openmmlab.detectors': ('PanopticFPNWithInstances',),
     },
     mmseg={
         'mmnorm.openmmlab.mmseg_models': ('XBNResNet', 'XBNResNetV1c', 'XBNResNetV1d', 'XBNResNeXt', 'XBNMobileNetV2'),
-    })
+    },
+)
 _logger = logging.getLogger('mmnorm')
 
 
@@ -42,6 +51,7 @@ def install() -> None:
     WEIGHT_INITIALIZERS.register_module(module=PretrainedWithoutNorms)
     if find_spec('mmcv') is not None:
         from .shufflenet_v2 import ShuffleNetV2, XBNShuffleNetV2
+
         for backbone in (ShuffleNetV2, XBNShuffleNetV2):
             MODELS.register_module(module=backbone)
     for host in HOST_MODELS:
@@ -59,8 +69,7 @@ def register_host(host: str) -> None:
     """Register our models for a host; called by the import locations that :func:`install` has added."""
     registry = import_module(f'{host}.registry').MODELS
     try:
-        models = [getattr(import_module(module), name)
-                  for module, names in HOST_MODELS[host].items() for name in names]
+        models = [getattr(import_module(module), name) for module, names in HOST_MODELS[host].items() for name in names]
     except (ImportError, AssertionError) as error:
         _say_left_out(host, error)
         return

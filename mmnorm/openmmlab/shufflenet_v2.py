@@ -1,4 +1,5 @@
 """ShuffleNetV2 for mmdet and mmseg, which have none, and its XBN twin (paper xbn, Figures A11 and A12)."""
+
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
@@ -39,11 +40,13 @@ class InvertedResidual(BaseModule):
         if stride > 1 or in_channels != out_channels:
             self.branch1 = nn.Sequential(
                 ConvModule(in_channels, in_channels, groups=in_channels, **depthwise),
-                ConvModule(in_channels, half, 1, **kwargs))
+                ConvModule(in_channels, half, 1, **kwargs),
+            )
         self.branch2 = nn.Sequential(
             ConvModule(in_channels if self.branch1 else half, half, 1, **kwargs),
             ConvModule(half, half, groups=half, **depthwise),
-            ConvModule(half, half, 1, **kwargs))
+            ConvModule(half, half, 1, **kwargs),
+        )
 
     def forward(self, x):
         if self.with_cp and x.requires_grad:
@@ -79,10 +82,20 @@ class ShuffleNetV2(BaseModule):
 
     res_layers = tuple(f'layers.{stage}' for stage in range(len(BLOCKS)))
 
-    def __init__(self, widen_factor=1.0, strides=(2, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
-                 frozen_stages=-1, conv_cfg=None, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'),  # noqa: B006 (never changed)
-
-                 norm_eval=False, with_cp=False, init_cfg=None):
+    def __init__(
+        self,
+        widen_factor=1.0,
+        strides=(2, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(0, 1, 2),
+        frozen_stages=-1,
+        conv_cfg=None,
+        norm_cfg=dict(type='BN'),  # noqa: B006 (never changed)
+        act_cfg=dict(type='ReLU'),  # noqa: B006 (never changed)
+        norm_eval=False,
+        with_cp=False,
+        init_cfg=None,
+    ):
         if widen_factor not in CHANNELS:
             raise ValueError(f'ShuffleNetV2: widen_factor must be one of {tuple(CHANNELS)}, got {widen_factor}')
         if not set(out_indices) <= set(range(len(BLOCKS) + 1)):
@@ -99,9 +112,16 @@ class ShuffleNetV2(BaseModule):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layers = nn.ModuleList()
         for width, number, stride, dilation in zip(widths, BLOCKS, strides, dilations):
-            self.layers.append(nn.Sequential(*(
-                InvertedResidual(width if block else channels, width, 1 if block else stride, dilation, with_cp, **cfg)
-                for block in range(number))))
+            self.layers.append(
+                nn.Sequential(
+                    *(
+                        InvertedResidual(
+                            width if block else channels, width, 1 if block else stride, dilation, with_cp, **cfg
+                        )
+                        for block in range(number)
+                    )
+                )
+            )
             channels = width
         if len(BLOCKS) in out_indices:  # parameters without gradients stop DDP
             self.layers.append(ConvModule(channels, last, 1, **cfg))
@@ -135,7 +155,7 @@ class ShuffleNetV2(BaseModule):
 
     def _freeze_stages(self):
         if self.frozen_stages >= 0:
-            for module in (self.conv1, *self.layers[:self.frozen_stages]):
+            for module in (self.conv1, *self.layers[: self.frozen_stages]):
                 module.eval()
                 module.requires_grad_(False)
 

@@ -1,4 +1,5 @@
 """Weights of SN and RBN layers over training."""
+
 import math
 
 from mmengine.hooks import Hook
@@ -39,12 +40,19 @@ class NormWeightsHook(Hook):
 def scalars(model, per_layer=False):
     """Tags and values that :class:`NormWeightsHook` logs for a network; empty without SN and RBN layers."""
     found = norm_weights(model)
-    groups = [('norm_weights', part, averages) for table in ('sn_by_part', 'rbn_by_part')
-              for part, averages in found[table].items()]
+    groups = [
+        ('norm_weights', part, averages)
+        for table in ('sn_by_part', 'rbn_by_part')
+        for part, averages in found[table].items()
+    ]
     if per_layer:
         groups += [('norm_weights_of_layers', row['name'], row) for row in found['sn'] + found['rbn']]
-    return {f'{root}/{group}/{name}': value for root, group, row in groups for name, value in _flat(row)
-            if value is not None and math.isfinite(value)}
+    return {
+        f'{root}/{group}/{name}': value
+        for root, group, row in groups
+        for name, value in _flat(row)
+        if value is not None and math.isfinite(value)
+    }
 
 
 def _flat(row):

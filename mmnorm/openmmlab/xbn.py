@@ -1,4 +1,5 @@
 """XBN backbones: hosts' backbones with :func:`~mmnorm.blocks.place_xbn`, and what is said of their weights."""
+
 from pathlib import Path
 
 from mmcv.cnn import build_norm_layer
@@ -38,10 +39,12 @@ class XBN:
 
     def train(self, mode=True):
         if mode and self.norm_eval and any(isinstance(m, _BatchNorm) and not _frozen(m) for m in self.modules()):
-            warn_once(f'{type(self).__name__} has norm_eval=True: its BNs normalize by running statistics that never '
-                      'change, only their gamma and beta and the batch-free layers train. That is meant for weights '
-                      'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); if '
-                      "this is intended, set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py).")
+            warn_once(
+                f'{type(self).__name__} has norm_eval=True: its BNs normalize by running statistics that never '
+                'change, only their gamma and beta and the batch-free layers train. That is meant for weights '
+                'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); if '
+                "this is intended, set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py)."
+            )
         return super().train(mode)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
@@ -55,21 +58,31 @@ class XBN:
                     bn_keys += key == 'running_mean'
                     dropped += key == 'weight'
         if dropped:
-            warn_once(f'{type(self).__name__}: gamma and beta of {dropped} BNs were dropped, since the batch-free '
-                      'layers in their place have no affine (affine=True in norm_cfg gives them one)')
+            warn_once(
+                f'{type(self).__name__}: gamma and beta of {dropped} BNs were dropped, since the batch-free '
+                'layers in their place have no affine (affine=True in norm_cfg gives them one)'
+            )
         if bn_keys and (self.norm_eval or self.frozen_stages >= 0 or any(map(_frozen, self.modules()))):
-            warn_once(f'{type(self).__name__}: a BN checkpoint is loaded while BNs are frozen. A batch-free layer in '
-                      'front of a frozen BN that never saw it gives garbage (relative error 0.1 in stage 1, 1.0 in '
-                      'stage 4). Start from XBN-pretrained weights, or train the BNs: norm_eval=False and '
-                      'frozen_stages=-1 (configs/_base_/live_norm.py), or recollect their statistics first.')
+            warn_once(
+                f'{type(self).__name__}: a BN checkpoint is loaded while BNs are frozen. A batch-free layer in '
+                'front of a frozen BN that never saw it gives garbage (relative error 0.1 in stage 1, 1.0 in '
+                'stage 4). Start from XBN-pretrained weights, or train the BNs: norm_eval=False and '
+                'frozen_stages=-1 (configs/_base_/live_norm.py), or recollect their statistics first.'
+            )
         batch_free = [
-            name for name, layer in self.named_modules() if getattr(layer, 'running_mean', None) is not None
-            and f'{prefix}{name}.weight' in state_dict and f'{prefix}{name}.running_mean' not in state_dict]
+            name
+            for name, layer in self.named_modules()
+            if getattr(layer, 'running_mean', None) is not None
+            and f'{prefix}{name}.weight' in state_dict
+            and f'{prefix}{name}.running_mean' not in state_dict
+        ]
         if batch_free:
-            warn_once(f'{type(self).__name__}: the checkpoint has batch-free norms in {len(batch_free)} of the places '
-                      f'where this backbone has BN ({", ".join(batch_free[:3])}): it was trained with another '
-                      'placement, and these BNs would have no statistics. Give xbn the arguments that it was trained '
-                      "with; the authors' weights have xbn=dict(stem=True).")
+            warn_once(
+                f'{type(self).__name__}: the checkpoint has batch-free norms in {len(batch_free)} of the places '
+                f'where this backbone has BN ({", ".join(batch_free[:3])}): it was trained with another '
+                'placement, and these BNs would have no statistics. Give xbn the arguments that it was trained '
+                "with; the authors' weights have xbn=dict(stem=True)."
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

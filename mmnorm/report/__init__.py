@@ -3,6 +3,7 @@
 ``runs`` reads work dirs, ``coco`` evaluates predictions, ``tables``, ``plots`` and ``images`` show them, and ``page``
 puts the report together.
 """
+
 try:
     from .coco import Evaluation, evaluate_coco
     from .diagnosis import draw_perturbation, write_diagnosis
@@ -10,8 +11,17 @@ try:
     from .paper import summarize
     from .runs import Run, load_run
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}: pip install 'mmnorm[report]' brings what the report needs",
-                              name=error.name) from error
+    raise ModuleNotFoundError(
+        f"{error}: pip install 'mmnorm[report]' brings what the report needs", name=error.name
+    ) from error
 
-__all__ = ['Evaluation', 'Run', 'draw_perturbation', 'evaluate_coco', 'load_run', 'summarize', 'write_diagnosis',
-           'write_report']
+__all__ = [
+    'Evaluation',
+    'Run',
+    'draw_perturbation',
+    'evaluate_coco',
+    'load_run',
+    'summarize',
+    'write_diagnosis',
+    'write_report',
+]

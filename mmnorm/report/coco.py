@@ -1,4 +1,5 @@
 """COCO's evaluation of predictions in COCO's results format, in total, per class and per image."""
+
 import contextlib
 import io
 import json
@@ -27,6 +28,7 @@ class Evaluation:
         per_class: AP in percent by class name, in the order of the category ids.
         coco_eval: pycocotools' evaluator, with its matches, ground truth (cocoGt) and predictions (cocoDt).
     """
+
     iou_type: str
     summary: dict
     per_class: pd.Series
@@ -46,23 +48,29 @@ def evaluate_run(run):
     files = {iou_type: run.work_dir / f'predictions.{iou_type}.json' for iou_type in MARKS}
     present = {iou_type: path for iou_type, path in files.items() if path.exists()}
     if not present and not logged:
-        run.notes.append('There is no evaluation: neither predictions nor a logged validation or test. '
-                         f'{run.test_command} makes one.')
+        run.notes.append(
+            'There is no evaluation: neither predictions nor a logged validation or test. '
+            f'{run.test_command} makes one.'
+        )
         return {}
     if not present and not logged & set(COCO_NAMES.values()):
-        run.notes.append('The metrics of this run are not COCO\'s: no AP tables, no AP per class, no images.')
+        run.notes.append("The metrics of this run are not COCO's: no AP tables, no AP per class, no images.")
         return {}
     expected = [iou_type for iou_type, mark in MARKS.items() if iou_type == 'bbox' or f'AP^{mark}' in logged]
     missing = [files[iou_type].name for iou_type in expected if iou_type not in present]
     if missing:
-        run.notes.append(f'{" and ".join(missing)} missing from {run.work_dir}: these figures are those of the log, '
-                         f'without AP per class and images. {run.test_command} writes the predictions.')
+        run.notes.append(
+            f'{" and ".join(missing)} missing from {run.work_dir}: these figures are those of the log, '
+            f'without AP per class and images. {run.test_command} writes the predictions.'
+        )
     if not present:
         return {}
     if run.ann_file is None:
-        run.notes.append(f'The annotation file of the test set ({run.test_dataset.get("ann_file", "unknown")} in '
-                         f'{run.test_dataset.get("data_root", "unknown")}) is missing: the figures are those of the '
-                         'log, without AP per class and images. Put the data set back where the config says.')
+        run.notes.append(
+            f'The annotation file of the test set ({run.test_dataset.get("ann_file", "unknown")} in '
+            f'{run.test_dataset.get("data_root", "unknown")}) is missing: the figures are those of the '
+            'log, without AP per class and images. Put the data set back where the config says.'
+        )
         return {}
     return dict(evaluations(run, present))
 
@@ -95,7 +103,7 @@ def read_annotations(path):
         with contextlib.redirect_stdout(io.StringIO()):
             return COCO(path)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f'{path} is not in COCO\'s annotation format ({type(error).__name__}: {error})') from error
+        raise ValueError(f"{path} is not in COCO's annotation format ({type(error).__name__}: {error})") from error
 
 
 def evaluate_coco(coco_gt, predictions, iou_type, classes=None, proposal_nums=PROPOSAL_NUMS):
@@ -147,8 +155,9 @@ def as_detections(coco_gt, predictions, iou_type):
     # loadRes writes into what it is given. A 'bbox' would make it take the box's area for the mask's, which changes
     # APs, APm and APl of masks.
     renamed = {'bbox': 'predicted_bbox'} if iou_type == 'segm' else {}
-    return coco_gt.loadRes([{renamed.get(key, key): value for key, value in prediction.items()}
-                            for prediction in predictions])
+    return coco_gt.loadRes(
+        [{renamed.get(key, key): value for key, value in prediction.items()} for prediction in predictions]
+    )
 
 
 def class_ap(coco_eval):
@@ -156,8 +165,9 @@ def class_ap(coco_eval):
     precision = coco_eval.eval['precision'][:, :, :, 0, -1]  # (IoU thresholds, recalls, classes), all sizes
     names = [category['name'] for category in coco_eval.cocoGt.loadCats(coco_eval.params.catIds)]
     values = [precision[:, :, index] for index in range(len(names))]
-    return pd.Series([percent(value[value > -1].mean() if (value > -1).any() else -1) for value in values], names,
-                     dtype=float)
+    return pd.Series(
+        [percent(value[value > -1].mean() if (value > -1).any() else -1) for value in values], names, dtype=float
+    )
 
 
 def match_objects(coco_eval, score_thr):

@@ -1,4 +1,5 @@
 """Pictures of the report: images of the test set with ground truth and predictions drawn in."""
+
 import io
 
 import numpy as np
@@ -29,9 +30,11 @@ def compare_images(runs, evaluations, number, score_thr):
     """
     first, coco_gt = runs[0], evaluations[0].coco_eval.cocoGt
     if first.img_dir is None:
-        first.notes.append(f'The images of the test set ({first.test_dataset.get("data_prefix", "unknown")} in '
-                           f'{first.test_dataset.get("data_root", "unknown")}) are missing and not shown. Put the '
-                           'data set back where the config says.')
+        first.notes.append(
+            f'The images of the test set ({first.test_dataset.get("data_prefix", "unknown")} in '
+            f'{first.test_dataset.get("data_root", "unknown")}) are missing and not shown. Put the '
+            'data set back where the config says.'
+        )
         return []
     outcomes = [match_objects(evaluation.coco_eval, score_thr) for evaluation in evaluations]
     evenly, worst = choose_images(outcomes[0], coco_gt.getImgIds(), number)
@@ -48,8 +51,10 @@ def compare_images(runs, evaluations, number, score_thr):
             pictures.append(draw_predictions(image, evaluation.coco_eval, image_id, outcome, run.name))
         shown.append(dict(file=file_name, reason='worst' if image_id in worst else 'evenly', pictures=pictures))
     if missing:
-        first.notes.append(f'{len(missing)} of {len(evenly + worst)} chosen images cannot be read from '
-                           f'{first.img_dir}, e.g. {missing[0]}.')
+        first.notes.append(
+            f'{len(missing)} of {len(evenly + worst)} chosen images cannot be read from '
+            f'{first.img_dir}, e.g. {missing[0]}.'
+        )
     return shown
 
 
@@ -96,8 +101,10 @@ def draw_predictions(image, coco_eval, image_id, outcomes, title):
     objects = []
     for coco, kinds in ((coco_eval.cocoGt, ['missed']), (coco_eval.cocoDt, ['hit', 'false'])):
         chosen = outcomes[outcomes['outcome'].isin(kinds)]
-        objects += [as_object(coco, coco.anns[id_], outcome, coco_eval.params.iouType)
-                    for id_, outcome in zip(chosen['id'], chosen['outcome'])]
+        objects += [
+            as_object(coco, coco.anns[id_], outcome, coco_eval.params.iouType)
+            for id_, outcome in zip(chosen['id'], chosen['outcome'])
+        ]
     counts = outcomes['outcome'].value_counts()
     caption = ', '.join(f'{outcome}: {counts.get(outcome, 0)}' for outcome in ('found', 'missed', 'false'))
     return title, caption, draw_objects(image, objects)

@@ -1,4 +1,5 @@
 """The page of what SN and RBN layers have learned, from the plain tables of ``mmnorm.statistics.learned``."""
+
 import itertools
 import json
 import math
@@ -22,7 +23,7 @@ MAX_CHANNEL_PANELS = 6
 RBN_PANELS = {  # title: label, column, color
     'Centering calibration': (('$w_m$', 'center_weight', COLORS[0]), ('$|w_m|$', 'abs_center_weight', COLORS[1])),
     'Scaling calibration, weight': (('$w_v$', 'scale_weight', COLORS[0]), ('$|w_v|$', 'abs_scale_weight', COLORS[1])),
-    'Scaling calibration, bias': (('$w_b$', 'scale_bias', COLORS[0]), ),
+    'Scaling calibration, bias': (('$w_b$', 'scale_bias', COLORS[0]),),
 }
 
 
@@ -42,16 +43,23 @@ def write_weights(content, out):
     last = snapshots[-1]
     context = dict(content, last=last, changes=[None, *itertools.starmap(count_changes, itertools.pairwise(snapshots))])
     if last['sn']:
-        context |= dict(ratios=draw_ratios(last['sn']), by_part=draw_averages(last['sn_by_part']),
-                        by_field=draw_averages(last['sn_by_field']), hard=draw_hard_ratios(snapshots))
+        context |= dict(
+            ratios=draw_ratios(last['sn']),
+            by_part=draw_averages(last['sn_by_part']),
+            by_field=draw_averages(last['sn_by_field']),
+            hard=draw_hard_ratios(snapshots),
+        )
     if last['rbn']:
         context |= dict(rbn=draw_rbn(last['rbn']))
     if len(snapshots) > 1:
-        context |= dict(dynamics=draw_dynamics(snapshots) if last['sn'] else None,
-                        rbn_dynamics=draw_rbn_dynamics(snapshots) if last['rbn'] else None)
+        context |= dict(
+            dynamics=draw_dynamics(snapshots) if last['sn'] else None,
+            rbn_dynamics=draw_rbn_dynamics(snapshots) if last['rbn'] else None,
+        )
     if content['spread']:
-        context |= dict(spread_by_layer=draw_spread(content['spread'], last['rbn']),
-                        channels=draw_channels(content['spread']))
+        context |= dict(
+            spread_by_layer=draw_spread(content['spread'], last['rbn']), channels=draw_channels(content['spread'])
+        )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     page = out / 'norm_weights.html'
@@ -72,8 +80,10 @@ def finite(tree):
 def count_changes(earlier, later):
     """Return how many layers pick another normalizer than in an earlier snapshot, for the mean and for the variance."""
     picked = {row['name']: row for row in earlier['sn']}
-    return {moment: sum(row[f'{moment}_pick'] != picked[row['name']][f'{moment}_pick'] for row in later['sn'])
-            for moment in MOMENTS}
+    return {
+        moment: sum(row[f'{moment}_pick'] != picked[row['name']][f'{moment}_pick'] for row in later['sn'])
+        for moment in MOMENTS
+    }
 
 
 def draw_ratios(rows):
@@ -128,9 +138,13 @@ def draw_hard_ratios(snapshots):
             for line, snapshot in enumerate(snapshots):
                 for place, row in enumerate(snapshot['sn']):
                     picks = row[f'{moment}_pick']
-                    axes.bar([place] * len(picks), 0.86 / len(picks), 0.92,
-                             [line - 0.43 + 0.86 * group / len(picks) for group in range(len(picks))],
-                             color=[COLORS[NORMALIZERS.index(pick)] for pick in picks])
+                    axes.bar(
+                        [place] * len(picks),
+                        0.86 / len(picks),
+                        0.92,
+                        [line - 0.43 + 0.86 * group / len(picks) for group in range(len(picks))],
+                        color=[COLORS[NORMALIZERS.index(pick)] for pick in picks],
+                    )
             axes.set_yticks(range(len(snapshots)), [snapshot['name'] for snapshot in snapshots])
             axes.set(ylim=(len(snapshots) - 0.5, -0.5), ylabel=title)
             axes.grid(visible=False)
@@ -141,8 +155,11 @@ def draw_hard_ratios(snapshots):
 
 def draw_dynamics(snapshots):
     """Return the plot (SVG bytes) of SN's ratios over the snapshots, a panel for each part (sn, Fig. 7, 13 and 14)."""
-    curves = [(dict(color=COLORS[index], linestyle=style), lambda group, m=moment, i=index: group[m][i])
-              for moment, style in zip(MOMENTS, ('-', '--')) for index in range(len(NORMALIZERS))]
+    curves = [
+        (dict(color=COLORS[index], linestyle=style), lambda group, m=moment, i=index: group[m][i])
+        for moment, style in zip(MOMENTS, ('-', '--'))
+        for index in range(len(NORMALIZERS))
+    ]
     labels = [f'{name}, {title.lower()}' for title in MOMENTS.values() for name in NORMALIZERS]
     return _draw_over_snapshots(snapshots, 'sn_by_part', curves, labels)
 
@@ -150,8 +167,9 @@ def draw_dynamics(snapshots):
 def draw_rbn_dynamics(snapshots):
     """Return the plot (SVG bytes) of how large RBN's weights are over the snapshots, a panel for each part."""
     columns = {'$|w_m|$': 'abs_center_weight', '$|w_v|$': 'abs_scale_weight'}
-    curves = [(dict(color=COLORS[index]), lambda group, c=column: group[c])
-              for index, column in enumerate(columns.values())]
+    curves = [
+        (dict(color=COLORS[index]), lambda group, c=column: group[c]) for index, column in enumerate(columns.values())
+    ]
     return _draw_over_snapshots(snapshots, 'rbn_by_part', curves, list(columns))
 
 
@@ -166,8 +184,13 @@ def _draw_over_snapshots(snapshots, table, curves, labels):
         for group, axes in zip(snapshots[-1][table], grid):
             for style, take in curves:
                 values = [take(snapshot[table][group]) for snapshot in snapshots]
-                axes.plot(range(len(names)), [math.nan if value is None else value for value in values], marker='o',
-                          markersize=3.5, **style)
+                axes.plot(
+                    range(len(names)),
+                    [math.nan if value is None else value for value in values],
+                    marker='o',
+                    markersize=3.5,
+                    **style,
+                )
             axes.set_title(group, parse_math=False)
             axes.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8, parse_math=False)
         for axes in grid:  # the rest of the last row
@@ -247,8 +270,16 @@ def name_layers(panels, rows):
         reach = 0.042 * len(text) * width / WIDTH  # half of the text's length, in layers
         raised = middle - reach < taken  # where it would run into the text before it
         taken = max(taken, middle + reach)
-        panels[0].annotate(text, (middle, 1), (0, 13 if raised else 3), fontsize=8, ha='center', color='#4a5058',
-                           xycoords=('data', 'axes fraction'), textcoords='offset points')
+        panels[0].annotate(
+            text,
+            (middle, 1),
+            (0, 13 if raised else 3),
+            fontsize=8,
+            ha='center',
+            color='#4a5058',
+            xycoords=('data', 'axes fraction'),
+            textcoords='offset points',
+        )
         for axes in panels if end < width else ():
             axes.axvline(end - 0.5, color='#1c2126', linewidth=0.9, zorder=3)
         start = end
@@ -256,7 +287,7 @@ def name_layers(panels, rows):
 
 def short_name(name, part):
     """Return a layer's name without what its part says."""
-    rest = name.split('.')[part.count('.') + 1:]
+    rest = name.split('.')[part.count('.') + 1 :]
     return '.'.join(rest) or name.rpartition('.')[2]
 
 

@@ -1,4 +1,5 @@
 """The report itself: tables, plots and pictures on a page, and its three files."""
+
 import base64
 from pathlib import Path
 
@@ -45,10 +46,22 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
     class_ap = tables.collect_class_ap(runs, evaluations)
     images = draw_images(runs, evaluations, num_images, score_thr)
     context = dict(
-        runs=runs, results=results, papers=papers, differences=differences, sources=sources, facts=facts,
-        class_ap=class_ap, images=images, score_thr=score_thr, colors=OUTCOME_COLORS, titles=TITLES, tables=tables,
-        loss_plot=draw_losses(runs), metric_plot=draw_metrics(runs),
-        class_plot=draw_class_ap({TITLES[name]: table for name, table in class_ap.items()}) if class_ap else None)
+        runs=runs,
+        results=results,
+        papers=papers,
+        differences=differences,
+        sources=sources,
+        facts=facts,
+        class_ap=class_ap,
+        images=images,
+        score_thr=score_thr,
+        colors=OUTCOME_COLORS,
+        titles=TITLES,
+        tables=tables,
+        loss_plot=draw_losses(runs),
+        metric_plot=draw_metrics(runs),
+        class_plot=draw_class_ap({TITLES[name]: table for name, table in class_ap.items()}) if class_ap else None,
+    )
     environment = make_environment()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -73,18 +86,21 @@ def draw_metrics(runs):
     panels = []
     if any('lr' in run.train for run in runs):
         panels.append(Panel('Learning rate', '', [run.train.get('lr') for run in runs]))
-    panels += [Panel(title, 'AP (%)', [run.val.get(name) for run in runs]) for name, title in TITLES.items()
-               if name in logged]
-    panels += [Panel(name, '%' if name in SEGMENTATION_METRICS else '', [run.val.get(name) for run in runs])
-               for name in others]
+    panels += [
+        Panel(title, 'AP (%)', [run.val.get(name) for run in runs]) for name, title in TITLES.items() if name in logged
+    ]
+    panels += [
+        Panel(name, '%' if name in SEGMENTATION_METRICS else '', [run.val.get(name) for run in runs]) for name in others
+    ]
     return draw_curves(panels, [run.name for run in runs]) if panels else None
 
 
 def draw_images(runs, evaluations, number, score_thr):
     """Return what ``compare_images`` makes of the runs that were tested on the same images as the first evaluated one;
     the others get a note."""
-    tested = [(run, evaluation.get('segm') or evaluation['bbox'])
-              for run, evaluation in zip(runs, evaluations) if evaluation]
+    tested = [
+        (run, evaluation.get('segm') or evaluation['bbox']) for run, evaluation in zip(runs, evaluations) if evaluation
+    ]
     if not tested:
         return []
     first = tested[0][0]
@@ -93,9 +109,11 @@ def draw_images(runs, evaluations, number, score_thr):
         if (run.ann_file, run.img_dir) == (first.ann_file, first.img_dir):
             alike.append((run, evaluation))
         else:
-            run.notes.append(f'It was tested on {run.ann_file} with images from {run.img_dir}, {first.name} on '
-                             f'{first.ann_file} with images from {first.img_dir}: unless these are the same, '
-                             'differences between the two may come from the data. Its predictions are not shown.')
+            run.notes.append(
+                f'It was tested on {run.ann_file} with images from {run.img_dir}, {first.name} on '
+                f'{first.ann_file} with images from {first.img_dir}: unless these are the same, '
+                'differences between the two may come from the data. Its predictions are not shown.'
+            )
     return compare_images(*map(list, zip(*alike)), number, score_thr)
 
 
@@ -106,9 +124,11 @@ def make_environment():
         autoescape=jinja2.select_autoescape(['html.j2']),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
-        lstrip_blocks=True)
-    environment.filters |= dict(data_uri=data_uri, metric=tables.format_metric, difference=tables.format_difference,
-                                fact=tables.format_fact)
+        lstrip_blocks=True,
+    )
+    environment.filters |= dict(
+        data_uri=data_uri, metric=tables.format_metric, difference=tables.format_difference, fact=tables.format_fact
+    )
     return environment
 
 

@@ -1,4 +1,5 @@
 """A run beside the row of the paper that its config reproduces."""
+
 import copy
 from dataclasses import dataclass
 
@@ -13,8 +14,16 @@ from .tables import collect_results
 _DATA_KEYS = ('type', 'ann_file', 'data_prefix', 'metainfo', 'ann_files', 'indices')
 # What else makes a run that of its config, and what there changes no result: where data lie, how they are read, ...
 _TRAINING_KEYS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_dataloader')
-_OWN_KEYS = ('data_root', 'backend_args', 'num_workers', 'persistent_workers', 'prefetch_factor', 'pin_memory',
-             '_scope_', 'val_interval')
+_OWN_KEYS = (
+    'data_root',
+    'backend_args',
+    'num_workers',
+    'persistent_workers',
+    'prefetch_factor',
+    'pin_memory',
+    '_scope_',
+    'val_interval',
+)
 
 
 @dataclass
@@ -27,6 +36,7 @@ class Comparison:
         table: The figures, metrics in columns and in rows the run, the paper, and the difference; NaN where the run
             has none.
     """
+
     run: str
     row: Published
     table: pd.DataFrame
@@ -67,8 +77,11 @@ def summarize(work_dir):
     lines = []
     for comparison in compare_with_papers([run], results):
         lines.append(f'{comparison.row.table}, {comparison.row.row}, {comparison.row.data}:')
-        lines += [f'  {name:12} {found:6.1f}  published {published:g}  difference {difference:+.1f}'
-                  for name, (found, published, difference) in comparison.table.items() if pd.notna(found)]
+        lines += [
+            f'  {name:12} {found:6.1f}  published {published:g}  difference {difference:+.1f}'
+            for name, (found, published, difference) in comparison.table.items()
+            if pd.notna(found)
+        ]
     return '\n'.join(lines + run.notes)
 
 
@@ -81,8 +94,9 @@ def _compare(run, results, zoo):
 
     config = Config.fromfile(model.path, import_custom_modules=False)
     if _evaluated_data(run.config) != _evaluated_data(config.to_dict()):
-        run.notes.append(f"It was not evaluated on the data of {model.config}: the paper's figures are not shown "
-                         'beside it.')
+        run.notes.append(
+            f"It was not evaluated on the data of {model.config}: the paper's figures are not shown beside it."
+        )
         return
     differing = []
     for row in model.published:
@@ -92,21 +106,27 @@ def _compare(run, results, zoo):
         if not any('norm_cfg' in path or path in ('model.type', 'model.backbone.type') for path in differing):
             break
     else:
-        run.notes.append(f'Its norms are not those of {model.config} ({", ".join(differing[:3])} differ): it is not '
-                         "compared with the paper's row.")
+        run.notes.append(
+            f'Its norms are not those of {model.config} ({", ".join(differing[:3])} differ): it is not '
+            "compared with the paper's row."
+        )
         return
     split = row.data.split()[-1]
     if not all(split in f'{data["ann_file"]} {data["data_prefix"]}' for data, _ in _evaluated_data(run.config)):
-        run.notes.append(f'{row.table} ({row.row}: {row.headline}) was measured on {row.data}, this run on another '
-                         'split: the two are not compared.')
+        run.notes.append(
+            f'{row.table} ({row.row}: {row.headline}) was measured on {row.data}, this run on another '
+            'split: the two are not compared.'
+        )
         return
     found = results.loc[run.name].reindex(list(row.metrics))
     if found.isna().all():
         run.notes.append(f'It has none of the figures of {row.table} ({row.row}: {row.headline}).')
         return
     if differing:
-        run.notes.append(f'It was not trained as {model.config} says: {", ".join(differing[:5])} differ'
-                         f'{" and more" if len(differing) > 5 else ""}.')
+        run.notes.append(
+            f'It was not trained as {model.config} says: {", ".join(differing[:5])} differ'
+            f'{" and more" if len(differing) > 5 else ""}.'
+        )
     run.notes += _about_batch(run, config)
     table = pd.DataFrame([found.to_dict(), row.metrics], index=[run.name, row.table])
     table.loc['difference'] = table.iloc[0] - table.iloc[1]
@@ -124,8 +144,9 @@ def _evaluated_data(config):
 
 def _differences(config, meant):
     """Paths of what differs in the training of two configs (dicts)."""
-    return [path for key in _TRAINING_KEYS
-            for path in _differing(_shared(config.get(key)), _shared(meant.get(key)), key)]
+    return [
+        path for key in _TRAINING_KEYS for path in _differing(_shared(config.get(key)), _shared(meant.get(key)), key)
+    ]
 
 
 def _shared(tree):
@@ -139,8 +160,11 @@ def _differing(one, other, path):
     if one is None or other is None:
         one, other = ({} if value is None and isinstance(one or other, dict) else value for value in (one, other))
     if isinstance(one, dict) and isinstance(other, dict):
-        return [found for key in dict.fromkeys([*one, *other])
-                for found in _differing(one.get(key), other.get(key), f'{path}.{key}')]
+        return [
+            found
+            for key in dict.fromkeys([*one, *other])
+            for found in _differing(one.get(key), other.get(key), f'{path}.{key}')
+        ]
     return [] if one == other or str(one) == str(other) else [path]
 
 
@@ -150,8 +174,12 @@ def _about_batch(run, meant):
     if not size or not base or size == base:
         return []
     scaled = (run.config.get('auto_scale_lr') or {}).get('enable')
-    seen, planned = ((config.get('train_cfg') or {}).get('max_iters', 0) * images
-                     for config, images in ((run.config, size), (meant, base)))
-    return [f'It was trained with batches of {size} images: the learning rate, which is for {base}, was '
-            + ('scaled' if scaled else 'not scaled')
-            + (f', and it saw {seen:,} images instead of {planned:,}.' if seen != planned else '.')]
+    seen, planned = (
+        (config.get('train_cfg') or {}).get('max_iters', 0) * images
+        for config, images in ((run.config, size), (meant, base))
+    )
+    return [
+        f'It was trained with batches of {size} images: the learning rate, which is for {base}, was '
+        + ('scaled' if scaled else 'not scaled')
+        + (f', and it saw {seen:,} images instead of {planned:,}.' if seen != planned else '.')
+    ]

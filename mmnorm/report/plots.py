@@ -1,4 +1,5 @@
 """Plots of the report, drawn with matplotlib and returned as SVG."""
+
 import io
 import math
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Panel:
         curves: For each run a Series over iterations, or None if it has no such values.
         smooth: Whether to draw many points light, with their moving average over a twentieth of them.
     """
+
     title: str
     unit: str
     curves: list
@@ -110,8 +112,14 @@ def draw_class_ap(tables):
         grid = figure.subplots(1, len(tables), sharey=True, squeeze=False).flat
         for axes, (title, table) in zip(grid, tables.items()):
             for index, run in enumerate(table):
-                axes.plot(table[run].reindex(classes), range(len(classes)), 'o', markersize=7,
-                          markeredgecolor='white', color=COLORS[index % len(COLORS)])
+                axes.plot(
+                    table[run].reindex(classes),
+                    range(len(classes)),
+                    'o',
+                    markersize=7,
+                    markeredgecolor='white',
+                    color=COLORS[index % len(COLORS)],
+                )
             axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(classes) - 0.4))
             axes.set_yticks(range(len(classes)), classes)
         add_legend(figure, list(first))

@@ -1,4 +1,5 @@
 """What a run left in its work dir: the config, the logs of mmengine's Runner, and ``run.json`` of mmnorm's tools."""
+
 import json
 import math
 import re
@@ -47,6 +48,7 @@ class Run:
         checkpoint: The checkpoint that the newest test was of; None if tools/dist_test.sh did not test it.
         notes: What is missing or odd, a sentence each.
     """
+
     name: str
     work_dir: Path
     config_file: Path | None = None
@@ -119,8 +121,10 @@ def load_run(work_dir, name=None):
     configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     logs = sorted(path for path in work_dir.glob('*/vis_data/scalars.json') if TIMESTAMP.fullmatch(path.parts[-3]))
     if not configs and not logs:
-        raise FileNotFoundError(f'{work_dir} is not the work dir of a run: it has neither a config (*.py) nor logs '
-                                '(<timestamp>/vis_data/scalars.json)')
+        raise FileNotFoundError(
+            f'{work_dir} is not the work dir of a run: it has neither a config (*.py) nor logs '
+            '(<timestamp>/vis_data/scalars.json)'
+        )
     run = Run(name or work_dir.resolve().name, work_dir)
     run.info = read_info(work_dir / 'run.json', run.notes)
     read_config(configs, run)
@@ -147,8 +151,10 @@ def read_info(path, notes):
     """Return ``run.json``; {} with a note if it is missing."""
     if path.exists():
         return read_json(path, notes)
-    notes.append(f'{path} is missing, as it is for runs that tools/dist_train.sh did not start: what neither the logs '
-                 'nor the config tell is unknown.')
+    notes.append(
+        f'{path} is missing, as it is for runs that tools/dist_train.sh did not start: what neither the logs '
+        'nor the config tell is unknown.'
+    )
     return {}
 
 
@@ -164,8 +170,9 @@ def read_config(paths, run):
     try:
         run.config = Config.fromfile(run.config_file, import_custom_modules=False).to_dict()
     except Exception as error:  # a config is a program, so anything may come
-        run.notes.append(f'{run.config_file} could not be loaded ({type(error).__name__}: {error}): the test set is '
-                         'unknown.')
+        run.notes.append(
+            f'{run.config_file} could not be loaded ({type(error).__name__}: {error}): the test set is unknown.'
+        )
 
 
 def find_test_set(run):
@@ -190,8 +197,10 @@ def read_scalars(path, notes):
         if isinstance(record, dict) and 'step' in record:
             records.append(record)
     if len(records) < len(lines):
-        notes.append(f'{len(lines) - len(records)} unreadable line(s) of {path} skipped: the run was probably '
-                     'killed while writing.')
+        notes.append(
+            f'{len(lines) - len(records)} unreadable line(s) of {path} skipped: the run was probably '
+            'killed while writing.'
+        )
     return records
 
 
@@ -214,8 +223,15 @@ def merge_sessions(sessions):
                 seen = record
                 train.append(dict(record, session=session, iteration=record['step']))
             else:
-                val.append(dict(as_metrics(record), session=session, step=record['step'], seen_step=seen['step'],
-                                seen_epoch=seen.get('epoch')))
+                val.append(
+                    dict(
+                        as_metrics(record),
+                        session=session,
+                        step=record['step'],
+                        seen_step=seen['step'],
+                        seen_epoch=seen.get('epoch'),
+                    )
+                )
     if not train:
         return pd.DataFrame(), pd.DataFrame()
     train = pd.DataFrame(train)
@@ -269,13 +285,18 @@ def percent(ap):
 def read_tests(run, newest_training):
     """Fill ``test`` and ``checkpoint`` from the newest ``<timestamp>/<timestamp>.json`` that is not older than the
     training logs, and from what tools/test.py wrote of its newest tests, plain and with test-time augmentation."""
-    tests = sorted(path for path in run.work_dir.glob('*/*.json')
-                   if TIMESTAMP.fullmatch(path.stem) and path.stem == path.parent.name)
+    tests = sorted(
+        path
+        for path in run.work_dir.glob('*/*.json')
+        if TIMESTAMP.fullmatch(path.stem) and path.stem == path.parent.name
+    )
     if not tests or tests[-1].stem < newest_training:
         return
     run.test = as_metrics(read_json(tests[-1], run.notes))
-    plain, augmented = (read_json(path, run.notes) if (path := run.work_dir / name).exists() else {}
-                        for name in ('evaluation.json', 'evaluation_tta.json'))
+    plain, augmented = (
+        read_json(path, run.notes) if (path := run.work_dir / name).exists() else {}
+        for name in ('evaluation.json', 'evaluation_tta.json')
+    )
     # What earlier versions of tools/test.py wrote: one file for both, and none of the first versions has a timestamp
     if plain.get('tta'):
         plain, augmented = {}, augmented or plain
@@ -286,8 +307,11 @@ def read_tests(run, newest_training):
     multi_scale = augmented.get('metrics', {}).get('mIoU')
     if not newest or multi_scale is None:
         return
-    of_one_checkpoint = [record for record in (plain, augmented) if record.get('checkpoint') == run.checkpoint
-                         and record.get('timestamp', '') >= newest_training]
+    of_one_checkpoint = [
+        record
+        for record in (plain, augmented)
+        if record.get('checkpoint') == run.checkpoint and record.get('timestamp', '') >= newest_training
+    ]
     if len(of_one_checkpoint) == 2:
         run.test = as_metrics(plain['metrics'])
     elif newest is augmented:
@@ -300,13 +324,19 @@ def read_tests(run, newest_training):
 def check_training(run):
     """Note missing logs, a run that did not finish, and losses that are not finite."""
     if run.train.empty:
-        run.notes.append(f'{run.work_dir} has no training logs (<timestamp>/vis_data/scalars.json): no loss curves, no '
-                         'time per iteration.')
+        run.notes.append(
+            f'{run.work_dir} has no training logs (<timestamp>/vis_data/scalars.json): no loss curves, no '
+            'time per iteration.'
+        )
         return
     if run.info and not run.info.get('finished'):
-        run.notes.append(f'Training has not finished: the last logged iteration is {run.train.index[-1]}. If it was '
-                         'stopped, tools/dist_train.sh with --resume continues from its newest checkpoint.')
+        run.notes.append(
+            f'Training has not finished: the last logged iteration is {run.train.index[-1]}. If it was '
+            'stopped, tools/dist_train.sh with --resume continues from its newest checkpoint.'
+        )
     bad = run.train[run.loss_terms].replace([math.inf, -math.inf], math.nan).isna().any(axis=1)
     if bad.any():
-        run.notes.append(f'Losses are NaN or infinite in {bad.sum()} of {len(bad)} logged intervals, first at '
-                         f'iteration {bad.idxmax()}.')
+        run.notes.append(
+            f'Losses are NaN or infinite in {bad.sum()} of {len(bad)} logged intervals, first at '
+            f'iteration {bad.idxmax()}.'
+        )

@@ -1,4 +1,5 @@
 """Tables of the report, as pandas DataFrames, and how their cells are written."""
+
 import html
 
 import pandas as pd
@@ -38,15 +39,20 @@ def final_metrics(run, evaluations):
         logged, source = run.val.iloc[-1].to_dict(), f'the log of the validation after iteration {run.val.index[-1]}'
     else:
         logged, source = {}, 'nowhere: it was not evaluated'
-    evaluated = {f'{metric}^{MARKS[iou_type]}': value for iou_type, evaluation in evaluations.items()
-                 for metric, value in evaluation.summary.items()}
+    evaluated = {
+        f'{metric}^{MARKS[iou_type]}': value
+        for iou_type, evaluation in evaluations.items()
+        for metric, value in evaluation.summary.items()
+    }
     if not evaluated:
         return logged, source
     differing = [name for name, value in evaluated.items() if abs(value - logged.get(name, value)) > 0.05]
     if differing:
         name = differing[0]
-        run.notes.append(f'The predictions give {name} {evaluated[name]:.1f}, {source} says {logged[name]:.1f}: they '
-                         'are probably of different checkpoints or different test sets.')
+        run.notes.append(
+            f'The predictions give {name} {evaluated[name]:.1f}, {source} says {logged[name]:.1f}: they '
+            'are probably of different checkpoints or different test sets.'
+        )
     files = ' and '.join(f'predictions.{iou_type}.json' for iou_type in evaluations)
     return {**logged, **evaluated}, f'{files}, evaluated with pycocotools'
 
@@ -119,8 +125,11 @@ def collect_class_ap(runs, evaluations):
     """Return AP in percent per class: by 'AP^bbox' and 'AP^mask' a DataFrame of classes (rows) and runs (columns)."""
     tables = {}
     for iou_type, mark in MARKS.items():
-        columns = {run.name: evaluation[iou_type].per_class
-                   for run, evaluation in zip(runs, evaluations) if iou_type in evaluation}
+        columns = {
+            run.name: evaluation[iou_type].per_class
+            for run, evaluation in zip(runs, evaluations)
+            if iou_type in evaluation
+        }
         if columns:
             tables[f'AP^{mark}'] = pd.DataFrame(columns).reindex(columns=[run.name for run in runs])
     return tables
@@ -158,7 +167,8 @@ def results_markdown(results):
         differences = [format_difference(value - first, name) for value in others]
         cells[name] = [format_metric(first, name)] + [
             format_metric(value, name) + (f' ({difference})' if difference else '')
-            for value, difference in zip(others, differences)]
+            for value, difference in zip(others, differences)
+        ]
     return to_markdown(cells)
 
 

@@ -2,6 +2,7 @@
 
 Free functions over a model and an iterable of batches, which need torch alone; the hooks and tools are thin callers.
 """
+
 from mmnorm.norms.modes import evaluating, feed, normalizing_by_batch
 
 from .calibrate import apply_rule, to_evalnorm, trained_by_batch
@@ -14,8 +15,30 @@ from .recollect import recollect
 from .shift import Shift, domain_shift, estimation_shift, measure_shift
 
 __all__ = [
-    'EDGES', 'INPUT', 'Moments', 'Shift', 'apply_rule', 'bn_layers', 'collect_histograms', 'collect_moments',
-    'domain_shift', 'estimation_shift', 'evaluating', 'feed', 'first_norms', 'measure_shift', 'measure_spread',
-    'norm_weights', 'normalizing_by_batch', 'part_of', 'perturbed', 'receptive_fields', 'recollect', 'run_dense_part',
-    'to_evalnorm', 'trained_by_batch', 'unwrapped', 'worst_channel'
+    'EDGES',
+    'INPUT',
+    'Moments',
+    'Shift',
+    'apply_rule',
+    'bn_layers',
+    'collect_histograms',
+    'collect_moments',
+    'domain_shift',
+    'estimation_shift',
+    'evaluating',
+    'feed',
+    'first_norms',
+    'measure_shift',
+    'measure_spread',
+    'norm_weights',
+    'normalizing_by_batch',
+    'part_of',
+    'perturbed',
+    'receptive_fields',
+    'recollect',
+    'run_dense_part',
+    'to_evalnorm',
+    'trained_by_batch',
+    'unwrapped',
+    'worst_channel',
 ]

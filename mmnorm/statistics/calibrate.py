@@ -1,4 +1,5 @@
 """EvalNorm on a finished network: its BNs become EN, and alpha and beta are set (paper evalnorm, Section 3.4)."""
+
 from collections.abc import Collection
 
 import torch
@@ -52,8 +53,10 @@ def to_evalnorm(model: nn.Module, names: Collection[str] | None = None) -> list[
     chosen = trained_by_batch(model) if names is None else names
     layers = {name: layer for name, layer in bn_layers(model).items() if name in chosen and is_plain_bn(layer)}
     if not layers:
-        raise ValueError('no BN of this network is trained by batch statistics (norm_eval=True and frozen stages fix '
-                         'them): EvalNorm has no normalization batch size to correct for')
+        raise ValueError(
+            'no BN of this network is trained by batch statistics (norm_eval=True and frozen stages fix '
+            'them): EvalNorm has no normalization batch size to correct for'
+        )
     synchronized = [name for name, layer in layers.items() if 'Sync' in type(layer).__name__]
     for norm, names in (('SyncEN', synchronized), ('EN', [name for name in layers if name not in synchronized])):
         if names:

@@ -1,4 +1,5 @@
 """The statistics of what a network's BN-like layers get: streaming, over batches and ranks, in float64."""
+
 import contextlib
 import functools
 from collections.abc import Iterator
@@ -31,12 +32,13 @@ class Moments:
         batch_mean, batch_var (Tensor): Plain averages over the batches of their means and (Bessel-corrected)
             variances, (K,).
     """
-    count: Any = 0.
-    mean: Any = 0.
-    squares: Any = 0.
+
+    count: Any = 0.0
+    mean: Any = 0.0
+    squares: Any = 0.0
     batches: int = 0
-    batch_mean: Any = 0.
-    batch_var: Any = 0.
+    batch_mean: Any = 0.0
+    batch_var: Any = 0.0
 
     def add(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Add a batch.
@@ -83,7 +85,8 @@ class Moments:
 
     def on_cpu(self) -> 'Moments':
         values: dict[str, Any] = {
-            name: value.cpu() if torch.is_tensor(value) else value for name, value in vars(self).items()}
+            name: value.cpu() if torch.is_tensor(value) else value for name, value in vars(self).items()
+        }
         return Moments(**values)
 
 
@@ -99,19 +102,26 @@ def bn_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: It has none.
     """
-    layers: dict[str, nn.Module] = {name: layer for name, layer in unwrapped(model).named_modules()
-              if isinstance(layer, _BatchNorm) and layer.running_mean is not None
-              and layer.running_mean[used_statistics(layer)].numel()}
+    layers: dict[str, nn.Module] = {
+        name: layer
+        for name, layer in unwrapped(model).named_modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.running_mean is not None
+        and layer.running_mean[used_statistics(layer)].numel()
+    }
     if not layers:
-        raise ValueError(f'{type(unwrapped(model)).__name__} has no layer with running statistics (BN, SyncBN, or a '
-                         'norm of mmnorm that keeps them): there is nothing to measure')
+        raise ValueError(
+            f'{type(unwrapped(model)).__name__} has no layer with running statistics (BN, SyncBN, or a '
+            'norm of mmnorm that keeps them): there is nothing to measure'
+        )
     return layers
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself, without what runs it on several processes."""
     wrapped = isinstance(model, (DataParallel, DistributedDataParallel)) or any(
-        kind.__name__ == 'FullyShardedDataParallel' for kind in type(model).__mro__)  # whose import costs time
+        kind.__name__ == 'FullyShardedDataParallel' for kind in type(model).__mro__
+    )  # whose import costs time
     return getattr(model, 'module') if wrapped else model  # noqa: B009 (what it is, mypy cannot know)
 
 
@@ -140,13 +150,17 @@ def collect_moments(model: nn.Module) -> Iterator[dict[str, Moments]]:
     model = unwrapped(model)
     layers = bn_layers(model)
     collected = {name: Moments() for name in (INPUT, *layers)}
-    folding: dict[Any, Any] = {module: module.efficient_conv_bn_eval_forward for module in model.modules()
-               if getattr(module, 'efficient_conv_bn_eval_forward', None)}
+    folding: dict[Any, Any] = {
+        module: module.efficient_conv_bn_eval_forward
+        for module in model.modules()
+        if getattr(module, 'efficient_conv_bn_eval_forward', None)
+    }
     for module in folding:
         module.efficient_conv_bn_eval_forward = None  # it passes the norm by
     handles = [model.register_forward_pre_hook(functools.partial(_see_input, collected[INPUT]), with_kwargs=True)]
-    handles += [layer.register_forward_pre_hook(functools.partial(_see, collected[name]))
-                for name, layer in layers.items()]
+    handles += [
+        layer.register_forward_pre_hook(functools.partial(_see, collected[name])) for name, layer in layers.items()
+    ]
     try:
         yield collected
     finally:
@@ -197,12 +211,16 @@ def _check_finite(collected, layers):
     for name, seen in collected.items():
         if seen.batches and not (seen.mean + seen.squares).isfinite().all():
             where = 'the input of the network' if name == INPUT else f'the input of {name}'
-            raise ValueError(f'{where} has values that are not finite (NaN or inf): check the data and the '
-                             'checkpoint; no statistics can be computed')
+            raise ValueError(
+                f'{where} has values that are not finite (NaN or inf): check the data and the '
+                'checkpoint; no statistics can be computed'
+            )
         # before what they make of the layers behind
         if name in layers and not layers[name].training and not _usable(layers[name]):
-            raise ValueError(f'the running statistics of {name} are not finite and positive: the checkpoint is from '
-                             'a training that diverged; recollect them')
+            raise ValueError(
+                f'the running statistics of {name} are not finite and positive: the checkpoint is from '
+                'a training that diverged; recollect them'
+            )
 
 
 def _usable(layer):

@@ -1,4 +1,5 @@
 """Histograms of normalized activations, as evalnorm's Figure 1 compares them between training and evaluation."""
+
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -28,12 +29,16 @@ def collect_histograms(model: nn.Module, channels: dict[str, int]) -> Iterator[d
 
     def see(name, layer, y):
         channel = channels[name]
-        weight, bias = (1., 0.) if layer.weight is None else (layer.weight[channel], layer.bias[channel])
+        weight, bias = (1.0, 0.0) if layer.weight is None else (layer.weight[channel], layer.bias[channel])
         normalized = (y.detach()[:, channel].float() - bias) / weight
         counts[name] += torch.histc(normalized.cpu(), len(EDGES) - 1, float(EDGES[0]), float(EDGES[-1]))
 
-    handles = [unwrapped(model).get_submodule(name).register_forward_hook(
-        lambda layer, args, y, name=name: see(name, layer, y)) for name in channels]
+    handles = [
+        unwrapped(model)
+        .get_submodule(name)
+        .register_forward_hook(lambda layer, args, y, name=name: see(name, layer, y))
+        for name in channels
+    ]
     try:
         yield counts
     finally:

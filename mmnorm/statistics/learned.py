@@ -3,6 +3,7 @@
 Everything takes a network or a state dict alone, so that snapshots over training can be compared, and gives plain
 numbers. Papers sn (Fig. 1, 4, 5, 7, 8 and 10 to 14) and rbn (Fig. 3, 4 and 5).
 """
+
 import copy
 import math
 import re
@@ -25,8 +26,9 @@ RBN_WEIGHTS = tuple(RBN.control_parameters)  # w_m, w_v, w_b
 RBN_COLUMNS = ('center_weight', 'abs_center_weight', 'scale_weight', 'abs_scale_weight', 'scale_bias')
 
 
-def norm_weights(source: nn.Module | dict[str, Tensor],
-                 fields: dict[str, float | None] | None = None) -> dict[str, Any]:
+def norm_weights(
+    source: nn.Module | dict[str, Tensor], fields: dict[str, float | None] | None = None
+) -> dict[str, Any]:
     """What every SN and RBN layer has learned, and averages by part and by receptive field.
 
     Args:
@@ -63,14 +65,16 @@ def norm_weights(source: nn.Module | dict[str, Tensor],
         sn_by_part=average(sn, 'part', ('mean', 'var', 'kl')),
         sn_by_field=average(sn, 'field_bin', ('mean', 'var', 'kl'), FIELD_BINS),
         rbn_by_part=average(rbn, 'part', RBN_COLUMNS),
-        differing=sum(differing) / len(differing) if differing else None)
+        differing=sum(differing) / len(differing) if differing else None,
+    )
 
 
 def state_dict_ratios(state_dict: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The ratios of every SN layer of a checkpoint, as :func:`mmnorm.norms.ratios` gives those of a network."""
     return {
         name: {moment: tensors[f'{moment}_weight'].float().softmax(-1) for moment in ('mean', 'var')}
-        for name, tensors in _by_layer(state_dict, tuple(SN.control_parameters)).items() if len(tensors) == 2
+        for name, tensors in _by_layer(state_dict, tuple(SN.control_parameters)).items()
+        if len(tensors) == 2
     }
 
 
@@ -102,8 +106,9 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     return sum(torch.special.xlogy(a, a) - torch.special.xlogy(a, b) for a, b in ((p, q), (q, p))).sum(-1)
 
 
-def average(rows: list[dict[str, Any]], group: str, columns: tuple[str, ...],
-            order: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+def average(
+    rows: list[dict[str, Any]], group: str, columns: tuple[str, ...], order: tuple[str, ...] = ()
+) -> dict[str, dict[str, Any]]:
     """Average the layers of each group.
 
     Args:
@@ -120,8 +125,10 @@ def average(rows: list[dict[str, Any]], group: str, columns: tuple[str, ...],
     groups = {name: [row for row in rows if row[group] == name] for name in names}
     if rows:
         groups['all'] = rows
-    return {name: dict(layers=len(members), **{column: _mean(members, column) for column in columns})
-            for name, members in groups.items()}
+    return {
+        name: dict(layers=len(members), **{column: _mean(members, column) for column in columns})
+        for name, members in groups.items()
+    }
 
 
 def _mean(rows, column):
@@ -174,8 +181,13 @@ def _describe_sn(mean, var):
     mean, var = (moment.reshape(-1, moment.shape[-1]) for moment in (mean, var))  # one row for each group
     picks = [[NORMALIZERS[index] for index in moment.argmax(-1).tolist()] for moment in (mean, var)]
     averages = [nn.functional.pad(moment.mean(0), (0, 3 - moment.shape[-1])).tolist() for moment in (mean, var)]
-    return dict(mean=averages[0], var=averages[1], mean_pick=picks[0], var_pick=picks[1],
-                kl=symmetric_kl(mean, var).mean().item())
+    return dict(
+        mean=averages[0],
+        var=averages[1],
+        mean_pick=picks[0],
+        var_pick=picks[1],
+        kl=symmetric_kl(mean, var).mean().item(),
+    )
 
 
 def _describe_rbn(tensors):
@@ -187,8 +199,12 @@ def _describe_rbn(tensors):
     return row
 
 
-def measure_spread(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any, Any], Any] | None = None,
-                   names: Iterable[str] | None = None) -> dict[str, dict[str, Tensor]]:
+def measure_spread(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[Any, Any], Any] | None = None,
+    names: Iterable[str] | None = None,
+) -> dict[str, dict[str, Tensor]]:
     """How far the channels' means vary over a data set, before and after RBN's scaling calibration (rbn, Fig. 5).
 
     mu_c is the mean over the positions of a channel of a sample, of x_s before and of x_s R(w_v K_s + w_b) after, both
@@ -215,8 +231,9 @@ def measure_spread(model: nn.Module, batches: Iterable[Any], forward: Callable[[
     names = list(layers if names is None else names)
     unknown = [name for name in names if name not in layers]
     if unknown:
-        raise ValueError(f'no RBN layer with a scaling calibration is called {", ".join(unknown)}; choose one of '
-                         f'{", ".join(layers)}')
+        raise ValueError(
+            f'no RBN layer with a scaling calibration is called {", ".join(unknown)}; choose one of {", ".join(layers)}'
+        )
     spreads = {name: _Spread(layers[name]) for name in names}
     handles = [layers[name].register_forward_pre_hook(spread.add) for name, spread in spreads.items()]
     try:

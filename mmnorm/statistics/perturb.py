@@ -1,4 +1,5 @@
 """Noise on BN's statistics: how much a network depends on their estimation (paper xbn, Eq. 5, Figures 8 and A9)."""
+
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -30,8 +31,10 @@ def perturbed(layers: Iterable[nn.Module], delta: float, seed: int = 0) -> Itera
         raise ValueError(f'delta={delta}: the noise magnitude must be in [0, 1]; beyond it variances are negative')
     generator = torch.Generator().manual_seed(seed)
     originals: list[tuple[Any, Any]] = [
-        (buffer, buffer.clone()) for layer in layers
-        for buffer in (getattr(layer, name) for name in ('running_mean', 'running_var'))]
+        (buffer, buffer.clone())
+        for layer in layers
+        for buffer in (getattr(layer, name) for name in ('running_mean', 'running_var'))
+    ]
     try:
         for buffer, original in originals:
             noise = torch.rand(original.shape, generator=generator, dtype=torch.float64) * 2 - 1

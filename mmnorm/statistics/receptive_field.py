@@ -1,4 +1,5 @@
 """Theoretical receptive fields, which sn sorts its importance weights by (Section 4.1.4, Fig. 7)."""
+
 import functools
 import logging
 import math
@@ -20,8 +21,15 @@ from .collect import unwrapped
 _PIXEL = (1, 1)
 _TAPS = dict(nearest=1, linear=2, bilinear=2, trilinear=2, bicubic=4)
 _REDUCTIONS = ('mean', 'sum', 'amax', 'max', 'std', 'var', 'logsumexp')
-_PRODUCTS = ('matmul', '__matmul__', 'bmm', 'baddbmm', 'einsum', 'scaled_dot_product_attention',
-             'multi_head_attention_forward')
+_PRODUCTS = (
+    'matmul',
+    '__matmul__',
+    'bmm',
+    'baddbmm',
+    'einsum',
+    'scaled_dot_product_attention',
+    'multi_head_attention_forward',
+)
 _SAMPLERS = ('grid_sample', 'roi_align', 'roi_pool', 'ps_roi_align', 'ps_roi_pool', 'deform_conv2d')  # anywhere
 _logger = logging.getLogger('mmnorm')
 _DENSE_HEADS = ('rpn_head', 'bbox_head', 'decode_head', 'auxiliary_head')
@@ -51,8 +59,10 @@ def receptive_fields(model: nn.Module, forward: Callable[[nn.Module], Any]) -> d
     seen: dict[str, Any] = {}
     handles = []
     for name, layer in norm_layers(network).items():
-        handles += [layer.register_forward_pre_hook(functools.partial(trace.enter_norm, seen, name)),
-                    layer.register_forward_hook(trace.leave_norm)]
+        handles += [
+            layer.register_forward_pre_hook(functools.partial(trace.enter_norm, seen, name)),
+            layer.register_forward_hook(trace.leave_norm),
+        ]
     try:
         with evaluating(model), trace:
             forward(model)
@@ -123,8 +133,12 @@ class _Trace(TorchFunctionMode):
             return None
         size, jump = max(known)
         if name in ('conv1d', 'conv2d', 'conv3d'):
-            return _slide(self._of(inputs[0]), inputs[1].shape[-1], _last(args, kwargs, 3, 'stride', 1),
-                          _last(args, kwargs, 5, 'dilation', 1))
+            return _slide(
+                self._of(inputs[0]),
+                inputs[1].shape[-1],
+                _last(args, kwargs, 3, 'stride', 1),
+                _last(args, kwargs, 5, 'dilation', 1),
+            )
         if name.startswith('conv_transpose'):
             stride = _last(args, kwargs, 3, 'stride', 1)
             extent = (inputs[1].shape[-1] - 1) * _last(args, kwargs, 7, 'dilation', 1) + 1

@@ -1,4 +1,5 @@
 """New running statistics for a trained network: sn's batch average, precise BN; AdaBN on another domain's data."""
+
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -10,8 +11,13 @@ from mmnorm.norms.modes import feed, normalizing_by_batch
 from .collect import Moments, bn_layers, collect_moments, unwrapped
 
 
-def recollect(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any, Any], Any] | None = None,
-              names: Collection[str] | None = None, pooled: bool = True) -> dict[str, Moments]:
+def recollect(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[Any, Any], Any] | None = None,
+    names: Collection[str] | None = None,
+    pooled: bool = True,
+) -> dict[str, Moments]:
     """Replace running statistics by those of some batches, with frozen weights.
 
     The layers normalize each batch by its own statistics, as in training; everything else evaluates. With training
@@ -52,10 +58,15 @@ def choose(layers: dict[str, nn.Module], names: Collection[str] | None) -> dict[
     """Those of these layers that have such names (None: all) and are not frozen; ValueError if a name is unknown."""
     unknown = set(names or ()) - layers.keys()
     if unknown:
-        raise ValueError(f'there is no layer with running statistics named {sorted(unknown)[0]}; there '
-                         f'are {len(layers)}; first: {next(iter(layers))}')
-    chosen = {name: layer for name, layer in layers.items()
-              if (names is None or name in names) and not getattr(layer, 'frozen', False)}
+        raise ValueError(
+            f'there is no layer with running statistics named {sorted(unknown)[0]}; there '
+            f'are {len(layers)}; first: {next(iter(layers))}'
+        )
+    chosen = {
+        name: layer
+        for name, layer in layers.items()
+        if (names is None or name in names) and not getattr(layer, 'frozen', False)
+    }
     if not chosen:
         raise ValueError('every layer with running statistics is frozen: none may change')
     return chosen

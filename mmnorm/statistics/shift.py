@@ -1,4 +1,5 @@
 """Estimation shift: how far a trained BN's statistics are from those of its input (paper xbn, Definitions 1 and 2)."""
+
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Shift:
         eps (float): The layer's.
         count (float): Number of elements behind each expected value.
     """
+
     mean: Tensor
     var: Tensor
     running_mean: Tensor
@@ -66,8 +68,12 @@ class Shift:
     @property
     def figures(self) -> dict[str, float]:
         """The four figures of the layer by name (dict[str, float]), as they are logged and written."""
-        return dict(esm_mu=self.esm_mu, esm_sigma=self.esm_sigma, relative_mu=self.relative_mu,
-                    relative_sigma=self.relative_sigma)
+        return dict(
+            esm_mu=self.esm_mu,
+            esm_sigma=self.esm_sigma,
+            relative_mu=self.relative_mu,
+            relative_sigma=self.relative_sigma,
+        )
 
     @property
     def size(self) -> float:
@@ -75,8 +81,12 @@ class Shift:
         return math.hypot(self.relative_mu, self.relative_sigma)
 
 
-def measure_shift(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any, Any], Any] | None = None,
-                  input_statistics: tuple[Tensor, Tensor] | None = None) -> dict[str, Shift]:
+def measure_shift(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[Any, Any], Any] | None = None,
+    input_statistics: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Shift]:
     """Measure the estimation shift of every BN-like layer in one pass of the evaluated network (xbn, Definition 2).
 
     Args:
@@ -99,18 +109,19 @@ def measure_shift(model: nn.Module, batches: Iterable[Any], forward: Callable[[A
     return estimation_shift(model, collected, input_statistics)
 
 
-def estimation_shift(model: nn.Module, collected: dict[str, Moments],
-                     input_statistics: tuple[Tensor, Tensor] | None = None) -> dict[str, Shift]:
+def estimation_shift(
+    model: nn.Module, collected: dict[str, Moments], input_statistics: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Shift]:
     """The estimation shift from moments that :func:`collect_moments` gave in an evaluation; see measure_shift."""
     estimated: dict[str, Any] = {
-        name: (layer.running_mean, layer.running_var) for name, layer in bn_layers(model).items()}
+        name: (layer.running_mean, layer.running_var) for name, layer in bn_layers(model).items()
+    }
     if input_statistics is not None:
         estimated[INPUT] = map(torch.as_tensor, input_statistics)
     return _compare(model, collected, estimated)
 
 
-def domain_shift(model: nn.Module, collected: dict[str, Moments],
-                 reference: dict[str, Moments]) -> dict[str, Shift]:
+def domain_shift(model: nn.Module, collected: dict[str, Moments], reference: dict[str, Moments]) -> dict[str, Shift]:
     """As :func:`estimation_shift`, with the moments of other data in the place of the running statistics.
 
     Args:
@@ -133,6 +144,7 @@ def _compare(model, collected, estimated):
         layer: Any = layers.get(name)
         used = used_statistics(layer)
         mean, var, running_mean, running_var = (
-            value.detach().double().cpu()[used] for value in (seen.mean, seen.var, *estimated[name]))
-        shifts[name] = Shift(mean, var, running_mean, running_var, layer.eps if layer else 0., float(seen.count.max()))
+            value.detach().double().cpu()[used] for value in (seen.mean, seen.var, *estimated[name])
+        )
+        shifts[name] = Shift(mean, var, running_mean, running_var, layer.eps if layer else 0.0, float(seen.count.max()))
     return shifts

@@ -1,4 +1,5 @@
 """Whether a config is what its entry says: norms counted, one training and one test step, the right layers fixed."""
+
 import contextlib
 import copy
 import io
@@ -33,10 +34,11 @@ class Check:
         problems: A sentence each; empty if the config is what its entry says.
         seconds: What all took.
     """
+
     name: str
     norms: dict = field(default_factory=dict)
     problems: list = field(default_factory=list)
-    seconds: float = 0.
+    seconds: float = 0.0
 
 
 def check_model(model):
@@ -130,9 +132,14 @@ def count_norms(network):
     for part, module in _parts(network):
         counts = Counter((layer.type, layer.state) for layer in list_norms(module))
         if counts:
-            norms[part] = {kind: ' + '.join(f'{counts[kind, state]} {state}'.removesuffix(' trains')
-                                            for state in ('trains', 'by batch', 'held', 'fixed') if counts[kind, state])
-                           for kind in sorted({kind for kind, _ in counts})}
+            norms[part] = {
+                kind: ' + '.join(
+                    f'{counts[kind, state]} {state}'.removesuffix(' trains')
+                    for state in ('trains', 'by batch', 'held', 'fixed')
+                    if counts[kind, state]
+                )
+                for kind in sorted({kind for kind, _ in counts})
+            }
     return norms
 
 
@@ -152,8 +159,11 @@ def step(network, cfg, problems):
         cfg (Config): With its optimizer.
         problems (list[str]): Gets a sentence for whatever is wrong.
     """
-    fixed = {layer.name: copy.deepcopy(network.get_submodule(layer.name).state_dict())
-             for layer in list_norms(network) if layer.state == 'fixed'}
+    fixed = {
+        layer.name: copy.deepcopy(network.get_submodule(layer.name).state_dict())
+        for layer in list_norms(network)
+        if layer.state == 'fixed'
+    }
     MessageHub.get_instance('mmnorm_zoo')  # losses that change in the course of a training ask it for the iteration
     optim_wrapper = build_optim_wrapper(network, cfg.optim_wrapper)
     losses = network.train_step(synthetic_batch(cfg), optim_wrapper)
@@ -175,17 +185,24 @@ def synthetic_batch(cfg, batch_size=2):
     if cfg.get('default_scope') == 'mmseg':
         return _segmentation_batch(cfg, batch_size)
     from mmdet.testing import demo_mm_inputs
+
     roi_head = cfg.model.get('roi_head') or {}
     num_classes = (roi_head.get('bbox_head') or cfg.model.get('bbox_head')).num_classes
     return demo_mm_inputs(
-        batch_size, (3, SIDE, SIDE), num_items=[2] * batch_size, num_classes=num_classes,
-        with_mask=bool(roi_head.get('mask_head')), with_semantic='semantic_head' in cfg.model,
-        sem_seg_output_strides=4)
+        batch_size,
+        (3, SIDE, SIDE),
+        num_items=[2] * batch_size,
+        num_classes=num_classes,
+        with_mask=bool(roi_head.get('mask_head')),
+        with_semantic='semantic_head' in cfg.model,
+        sem_seg_output_strides=4,
+    )
 
 
 def _segmentation_batch(cfg, batch_size):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(batch_size):

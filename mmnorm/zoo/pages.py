@@ -1,4 +1,5 @@
 """The pages of ``configs``: short tables by task, and for each paper a page with its rows, weights and notes."""
+
 import re
 import shlex
 from textwrap import fill
@@ -13,9 +14,15 @@ from .rows import HEADLINE, METAFILE, PAPERS, TASKS, load_papers
 INDEX = METAFILE.with_name('README.md')
 MARK = '<!-- What follows is written by tools/zoo.py table --write -->\n'
 ARCHITECTURES = {  # by how the names of their configs begin; the longest first
-    'deeplabv3plus': 'DeepLabV3+', 'panoptic_fpn': 'Panoptic FPN', 'faster_rcnn': 'Faster R-CNN',
-    'mask_rcnn': 'Mask R-CNN', 'retinanet': 'RetinaNet', 'deeplabv3': 'DeepLabV3', 'deeplab': 'DeepLab',
-    'pspnet': 'PSPNet'}
+    'deeplabv3plus': 'DeepLabV3+',
+    'panoptic_fpn': 'Panoptic FPN',
+    'faster_rcnn': 'Faster R-CNN',
+    'mask_rcnn': 'Mask R-CNN',
+    'retinanet': 'RetinaNet',
+    'deeplabv3': 'DeepLabV3',
+    'deeplab': 'DeepLab',
+    'pspnet': 'PSPNet',
+}
 
 
 def make_pages(models):
@@ -28,8 +35,11 @@ def make_pages(models):
         dict[Path, str]: Markdown by the file that it is for.
     """
     papers = load_papers()
-    return {INDEX.parent / name / 'README.md': _make_page(name, papers[name], chosen)
-            for name in PAPERS if (chosen := [model for model in models if model.paper == name])}
+    return {
+        INDEX.parent / name / 'README.md': _make_page(name, papers[name], chosen)
+        for name in PAPERS
+        if (chosen := [model for model in models if model.paper == name])
+    }
 
 
 def make_index(models):
@@ -79,8 +89,10 @@ def _architecture(model):
     for start, name in ARCHITECTURES.items():
         if model.name.startswith(start):
             return f'{name} C4' if '_c4' in model.name else name
-    raise ValueError(f'the name {model.name} begins with none of {", ".join(ARCHITECTURES)}: add its architecture to '
-                     f'ARCHITECTURES in {__file__}')
+    raise ValueError(
+        f'the name {model.name} begins with none of {", ".join(ARCHITECTURES)}: add its architecture to '
+        f'ARCHITECTURES in {__file__}'
+    )
 
 
 def _section(model, row):
@@ -98,16 +110,20 @@ def _make_page(name, paper, models):
     for model in models:
         for row in model.published or [None]:
             sections.setdefault(_section(model, row), []).append((model, row))
-    parts = [f'# {name}\n\n*{paper.title}*:\n<{paper.url}>\n\n'
-             "Figures are the paper's, in percent; `tools/zoo.py show NAME` has all of a config. [The README of all\n"
-             'configs](../README.md) says how to use them and what the modes are.\n']
+    parts = [
+        f'# {name}\n\n*{paper.title}*:\n<{paper.url}>\n\n'
+        "Figures are the paper's, in percent; `tools/zoo.py show NAME` has all of a config. [The README of all\n"
+        'configs](../README.md) says how to use them and what the modes are.\n'
+    ]
     more = [f'More {task}' for task in TASKS]  # behind the tables
     for title in sorted(sections, key=lambda title: more.index(title) if title in more else -1):
         parts.append(_make_section(title, sections[title], weights, notes))
     if weights:
-        parts.append('## Weights\n\nWhat the configs start from, with its license, or what to do where nothing '
-                     'exists:\n\n'
-                     f'{_to_list(weights)}')
+        parts.append(
+            '## Weights\n\nWhat the configs start from, with its license, or what to do where nothing '
+            'exists:\n\n'
+            f'{_to_list(weights)}'
+        )
     if notes:
         parts.append(f'## Notes\n\n{_to_list(notes)}')
     return '\n'.join(parts)
@@ -133,10 +149,17 @@ def _make_line(model, row, weights, notes):
     path = model.config.removeprefix(f'configs/{model.paper}/').replace('configs/', '../')
     numbers = sorted(_number(note, notes) for note in _notes(model, row))
     metrics = row.metrics if row else {}
-    return {'config': f'[{model.name}]({path})', 'row': row.row if row else '', 'norm': model.norm,
-            'mode': model.mode, 'backbone': model.backbone, 'data': row.data if row else model.data,
-            'weights': str(_number(_describe(model.pretrained), weights)) if model.pretrained else '',
-            'notes': ', '.join(map(str, numbers)), **{key: str(metrics.get(key, '')) for key in HEADLINE}}
+    return {
+        'config': f'[{model.name}]({path})',
+        'row': row.row if row else '',
+        'norm': model.norm,
+        'mode': model.mode,
+        'backbone': model.backbone,
+        'data': row.data if row else model.data,
+        'weights': str(_number(_describe(model.pretrained), weights)) if model.pretrained else '',
+        'notes': ', '.join(map(str, numbers)),
+        **{key: str(metrics.get(key, '')) for key in HEADLINE},
+    }
 
 
 def _number(text, numbers):
@@ -154,13 +177,23 @@ def _notes(model, row):
         options = ' '.join(shlex.quote(f'{key}={value}') for key, value in row.options.items())
         yield f'Its test adds `--cfg-options {options}`.'
     for option, values in model.sweep.items():
-        yield (f'The paper searched {option} among {", ".join(map(str, values))}, as `tools/zoo.py sweep NAME '
-               'NUM_PROCESSES` does.')
+        yield (
+            f'The paper searched {option} among {", ".join(map(str, values))}, as `tools/zoo.py sweep NAME '
+            'NUM_PROCESSES` does.'
+        )
 
 
 def _to_list(numbers):
-    items = [fill(f'{number}. {text}', 120, subsequent_indent=' ' * len(f'{number}. '), break_long_words=False,
-                  break_on_hyphens=False) for text, number in numbers.items()]
+    items = [
+        fill(
+            f'{number}. {text}',
+            120,
+            subsequent_indent=' ' * len(f'{number}. '),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for text, number in numbers.items()
+    ]
     return '\n'.join(items) + '\n'
 
 

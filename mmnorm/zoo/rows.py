@@ -1,4 +1,5 @@
 """The papers' tables: every config, what it should contain, and what the paper measured. Knows no network."""
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ HEADLINE = ('AP^bbox', 'AP^mask', 'PQ', 'mIoU', 'mIoU (ms)')  # what a list show
 @dataclass(frozen=True)
 class Paper:
     """One of the papers: its title with where and when it appeared, and its address."""
+
     title: str
     url: str
 
@@ -31,6 +33,7 @@ class Published:
         metrics: Figures in percent under the names that reports use, 'AP^bbox' or 'mIoU (ms)'.
         options: What its test adds to the config by ``--cfg-options``.
     """
+
     table: str
     row: str
     data: str
@@ -46,6 +49,7 @@ class Published:
 @dataclass(frozen=True)
 class Model:
     """One config of the zoo; the header of ``configs/metafile.yml`` says what each value means."""
+
     name: str
     config: str
     paper: str
@@ -106,12 +110,23 @@ def _read_model(entry):
         entry = dict(entry)
         metadata = dict(entry.pop('Metadata'))
         model = Model(
-            entry.pop('Name'), entry.pop('Config'), entry.pop('In Collection'), metadata.pop('Task'),
-            metadata.pop('Norm'), metadata.pop('Mode'), metadata.pop('Backbone'), metadata.pop('Data'),
-            _norms_as_text(entry.pop('Norms')), entry.pop('Pretrained', {}),
+            entry.pop('Name'),
+            entry.pop('Config'),
+            entry.pop('In Collection'),
+            metadata.pop('Task'),
+            metadata.pop('Norm'),
+            metadata.pop('Mode'),
+            metadata.pop('Backbone'),
+            metadata.pop('Data'),
+            _norms_as_text(entry.pop('Norms')),
+            entry.pop('Pretrained', {}),
             entry.pop('Placed', ''),
-            tuple(Published(**{key.lower(): value for key, value in row.items()})
-                  for row in entry.pop('Published', ())), entry.pop('Sweep', {}), entry.pop('Note', ''))
+            tuple(
+                Published(**{key.lower(): value for key, value in row.items()}) for row in entry.pop('Published', ())
+            ),
+            entry.pop('Sweep', {}),
+            entry.pop('Note', ''),
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f'entry {name} of the metafile is incomplete: {error}') from error
     if entry or metadata:

@@ -27,7 +27,7 @@ def all_bn(model):
     with torch.no_grad():
         for m in model.modules():
             if isinstance(m, SN):
-                m.mean_weight[..., 2] = m.var_weight[..., 2] = 5.
+                m.mean_weight[..., 2] = m.var_weight[..., 2] = 5.0
     harden(model)
     return model
 
@@ -37,11 +37,19 @@ def resnet(norm, depth=50, **arguments):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('model', [
-    lambda: lively(resnet('BN')), lambda: lively(resnet('FrozenBN', 18)), lambda: all_bn(lively(resnet('SN'))),
-    lambda: lively(resnet('BN', deep_stem=True, avg_down=True)), lambda: lively(nn.Sequential(resnet('SyncBN', 18))),
-    lambda: lively(nn.Sequential(
-        ConvModule(3, 8, 3, norm_cfg=dict(type='BN')), nn.Conv2d(8, 8, 3, groups=4), FrozenBN(8)))])
+@pytest.mark.parametrize(
+    'model',
+    [
+        lambda: lively(resnet('BN')),
+        lambda: lively(resnet('FrozenBN', 18)),
+        lambda: all_bn(lively(resnet('SN'))),
+        lambda: lively(resnet('BN', deep_stem=True, avg_down=True)),
+        lambda: lively(nn.Sequential(resnet('SyncBN', 18))),
+        lambda: lively(
+            nn.Sequential(ConvModule(3, 8, 3, norm_cfg=dict(type='BN')), nn.Conv2d(8, 8, 3, groups=4), FrozenBN(8))
+        ),
+    ],
+)
 def test_everything_constant_is_folded_and_outputs_stay_equal(model):
     model, x = model(), torch.randn(2, 3, 64, 64)
     expected = [copy.deepcopy(model)(x)] if isinstance(model, nn.Sequential) else copy.deepcopy(model)(x)
@@ -51,15 +59,22 @@ def test_everything_constant_is_folded_and_outputs_stay_equal(model):
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     ours = [model(x)] if isinstance(model, nn.Sequential) else model(x)
     for one, other in zip(ours, expected):
-        for a, b in zip(*((v if isinstance(v, tuple) else (v, )) for v in (one, other))):
+        for a, b in zip(*((v if isinstance(v, tuple) else (v,)) for v in (one, other))):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('kind, reason', [
-    ('SN', 'SN is not hardened to BN'), ('RBN', 'RBN is not a constant affine map'),
-    ('EN', 'EN is not a constant affine map'), ('GW', 'GW is not a constant affine map'),
-    ('PN', 'PN is not a constant affine map'), ('IBN', 'IBN is not a constant affine map')])
+@pytest.mark.parametrize(
+    'kind, reason',
+    [
+        ('SN', 'SN is not hardened to BN'),
+        ('RBN', 'RBN is not a constant affine map'),
+        ('EN', 'EN is not a constant affine map'),
+        ('GW', 'GW is not a constant affine map'),
+        ('PN', 'PN is not a constant affine map'),
+        ('IBN', 'IBN is not a constant affine map'),
+    ],
+)
 def test_what_depends_on_the_sample_is_left_and_said(kind, reason):
     model = lively(ConvModule(3, 8, 3, norm_cfg=dict(type=kind)))
     x = torch.randn(2, 3, 9, 9)
@@ -87,12 +102,19 @@ def test_what_would_go_wrong_is_left():
     x = torch.randn(2, 3, 9, 9)
     cases = [
         (Shared(), 'BatchNorm2d or the convolution before it is used in several places'),
-        (ConvModule(3, 8, 3, norm_cfg=dict(type='BN'), order=('conv', 'act', 'norm')),
-         'BatchNorm2d is not known to follow a plain convolution'),
-        (ConvModule(3, 8, 3, conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='BN')),
-         'BatchNorm2d is not known to follow a plain convolution'),
-        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)),
-         'BatchNorm2d keeps no running statistics')]
+        (
+            ConvModule(3, 8, 3, norm_cfg=dict(type='BN'), order=('conv', 'act', 'norm')),
+            'BatchNorm2d is not known to follow a plain convolution',
+        ),
+        (
+            ConvModule(3, 8, 3, conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='BN')),
+            'BatchNorm2d is not known to follow a plain convolution',
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)),
+            'BatchNorm2d keeps no running statistics',
+        ),
+    ]
     for model, reason in cases:
         model = model.eval()
         expected = model(x)

@@ -1,4 +1,5 @@
 """What norms a network has, and putting others in their place."""
+
 import pytest
 import torch
 from mmcv.cnn import ConvModule
@@ -24,33 +25,53 @@ class FrozenBatchNorm2d(nn.Module):
     def __init__(self, num_features, eps=1e-5):
         super().__init__()
         self.num_features, self.eps = num_features, eps
-        for name, value in (('weight', 1.), ('bias', 0.), ('running_mean', 0.), ('running_var', 1.)):
-            self.register_buffer(name, torch.full((num_features, ), value))
+        for name, value in (('weight', 1.0), ('bias', 0.0), ('running_mean', 0.0), ('running_var', 1.0)):
+            self.register_buffer(name, torch.full((num_features,), value))
 
 
-@pytest.mark.parametrize('module, expected', [
-    (nn.BatchNorm1d(4), True), (nn.SyncBatchNorm(4), True), (nn.InstanceNorm2d(4), True), (nn.GroupNorm(2, 4), True),
-    (nn.LayerNorm(4), True), (FrozenBatchNorm2d(4), True), (nn.Conv2d(4, 4, 1), False), (nn.Dropout(), False),
-    (nn.Sequential(nn.BatchNorm2d(4)), False)])
+@pytest.mark.parametrize(
+    'module, expected',
+    [
+        (nn.BatchNorm1d(4), True),
+        (nn.SyncBatchNorm(4), True),
+        (nn.InstanceNorm2d(4), True),
+        (nn.GroupNorm(2, 4), True),
+        (nn.LayerNorm(4), True),
+        (FrozenBatchNorm2d(4), True),
+        (nn.Conv2d(4, 4, 1), False),
+        (nn.Dropout(), False),
+        (nn.Sequential(nn.BatchNorm2d(4)), False),
+    ],
+)
 def test_what_is_a_norm(module, expected):
     assert is_norm(module) is expected
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_every_norm_of_ours_is_listed_by_its_name(name):
-    found, = list_norms(nn.Sequential(NORMS[name](8)))
+    (found,) = list_norms(nn.Sequential(NORMS[name](8)))
     assert (found.name, found.type, found.channels) == ('0', name, 8)
     assert found.state == ('fixed' if name == 'FrozenBN' else 'trains')
 
 
 def test_states_are_those_of_the_mode_that_the_network_is_in():
-    model = nn.ModuleDict(dict(live=nn.BatchNorm2d(4), held=nn.BatchNorm2d(4).eval(), fixed=FrozenBN(4),
-                               by_batch=nn.BatchNorm2d(4).requires_grad_(False), free=nn.GroupNorm(2, 4),
-                               stopped=nn.GroupNorm(2, 4).requires_grad_(False), theirs=FrozenBatchNorm2d(4)))
+    model = nn.ModuleDict(
+        dict(
+            live=nn.BatchNorm2d(4),
+            held=nn.BatchNorm2d(4).eval(),
+            fixed=FrozenBN(4),
+            by_batch=nn.BatchNorm2d(4).requires_grad_(False),
+            free=nn.GroupNorm(2, 4),
+            stopped=nn.GroupNorm(2, 4).requires_grad_(False),
+            theirs=FrozenBatchNorm2d(4),
+        )
+    )
     assert {layer.name: layer.state for layer in list_norms(model)} == dict(
-        live='trains', held='held', fixed='fixed', by_batch='by batch', free='trains', stopped='fixed', theirs='fixed')
-    assert summarize_norms(model) == ('1 BN, 1 BN (held), 1 FrozenBN (fixed), 1 BN (by batch), 1 GN, 1 GN (fixed), '
-                                      '1 FrozenBatchNorm2d (fixed)')
+        live='trains', held='held', fixed='fixed', by_batch='by batch', free='trains', stopped='fixed', theirs='fixed'
+    )
+    assert summarize_norms(model) == (
+        '1 BN, 1 BN (held), 1 FrozenBN (fixed), 1 BN (by batch), 1 GN, 1 GN (fixed), 1 FrozenBatchNorm2d (fixed)'
+    )
     assert summarize_norms(nn.ReLU()) == 'no norm layers'
 
 
@@ -111,13 +132,21 @@ def test_a_whole_backbone():
     assert replace_norms(backbone, 'GN', num_groups=4) == names and len(names) == 20
 
 
-@pytest.mark.parametrize('model, arguments, message', [
-    (nn.Conv2d(3, 8, 1), dict(norm='SN'), 'Conv2d has no plain BN; its norms are: none'),
-    (nn.Sequential(nn.GroupNorm(2, 8)), dict(norm='SN'), 'Sequential has no plain BN; its norms are: GN'),
-    (network(), dict(norm='SN', where='backbone.*'), 'has no norm layer that matches where; its norms are: BN'),
-    (network(), dict(norm='Switchable'), "1: no norm is called 'Switchable'; choose one of FrozenBN, SN, "),
-    (network(), dict(norm='GN', num_groups=3), '1: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
-    (nn.BatchNorm2d(8), dict(norm='SN'), 'the model is itself a BN layer')])
+@pytest.mark.parametrize(
+    'model, arguments, message',
+    [
+        (nn.Conv2d(3, 8, 1), dict(norm='SN'), 'Conv2d has no plain BN; its norms are: none'),
+        (nn.Sequential(nn.GroupNorm(2, 8)), dict(norm='SN'), 'Sequential has no plain BN; its norms are: GN'),
+        (network(), dict(norm='SN', where='backbone.*'), 'has no norm layer that matches where; its norms are: BN'),
+        (network(), dict(norm='Switchable'), "1: no norm is called 'Switchable'; choose one of FrozenBN, SN, "),
+        (
+            network(),
+            dict(norm='GN', num_groups=3),
+            '1: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8',
+        ),
+        (nn.BatchNorm2d(8), dict(norm='SN'), 'the model is itself a BN layer'),
+    ],
+)
 def test_mistakes_are_named_and_change_nothing(model, arguments, message):
     before = list(map(type, model.modules()))
     with pytest.raises(ValueError, match=message.replace('(', r'\(')):

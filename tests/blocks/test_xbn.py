@@ -47,8 +47,9 @@ def test_placement_is_counted(name, position, every):
     kinds = Counter(type(m) for m in backbone.modules())
     assert kinds[nn.GroupNorm] == blocks // every
     assert kinds[nn.BatchNorm2d] == 1 + blocks * norms + downsamples - blocks // every
-    numbered = [(f'{stage}.{i}', block) for stage in backbone.res_layers
-                for i, block in enumerate(getattr(backbone, stage))]
+    numbered = [
+        (f'{stage}.{i}', block) for stage in backbone.res_layers for i, block in enumerate(getattr(backbone, stage))
+    ]
     for number, (block_name, block) in enumerate(numbered, start=1):
         placed = [p for p in range(1, norms + 1) if isinstance(getattr(block, f'bn{p}'), nn.GroupNorm)]
         assert placed == ([position] if number % every == 0 else []), block_name
@@ -66,14 +67,18 @@ def test_full_scope_replaces_every_norm():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
 
 
-@pytest.mark.parametrize('stages, stem, counted', [
-    ((3, ), False, 3 * 3 + 1),  # rbn, Table 4: one stage, its downsample included
-    ((0, 2), True, 1 + (3 + 6) * 3 + 2),
-    ((0, 1, 2, 3), False, 16 * 3 + 4),
-])
+@pytest.mark.parametrize(
+    'stages, stem, counted',
+    [
+        ((3,), False, 3 * 3 + 1),  # rbn, Table 4: one stage, its downsample included
+        ((0, 2), True, 1 + (3 + 6) * 3 + 2),
+        ((0, 1, 2, 3), False, 16 * 3 + 4),
+    ],
+)
 def test_full_scope_keeps_to_its_stages(stages, stem, counted):
-    backbone = build(dict(type='XBNResNet', depth=50),
-                     xbn=dict(scope='full', stages=stages, stem=stem, norm_cfg=dict(type='RBN')))
+    backbone = build(
+        dict(type='XBNResNet', depth=50), xbn=dict(scope='full', stages=stages, stem=stem, norm_cfg=dict(type='RBN'))
+    )
     assert sum(isinstance(m, RBN) for m in backbone.modules()) == len(backbone.xbn_layers) == counted
     layers = {name.partition('.')[0] for name in backbone.xbn_layers}
     assert layers == {f'layer{stage + 1}' for stage in stages} | ({'bn1'} if stem else set())
@@ -83,7 +88,7 @@ def test_full_scope_keeps_to_its_stages(stages, stem, counted):
 
 
 def test_full_scope_with_a_deep_stem_takes_all_of_its_norms():
-    names = build(dict(type='XBNResNetV1d', depth=18), xbn=dict(scope='full', stages=(1, ), stem=True)).xbn_layers
+    names = build(dict(type='XBNResNetV1d', depth=18), xbn=dict(scope='full', stages=(1,), stem=True)).xbn_layers
     assert [name for name in names if name.startswith('stem')] == ['stem.1', 'stem.4', 'stem.7']
     assert all(name.startswith(('stem', 'layer2')) for name in names)
 
@@ -100,8 +105,9 @@ def test_deep_stem_means_the_last_of_its_norms(registry):
     assert names[0] == 'stem.7' and not any(name.startswith('stem') for name in names[1:])
 
 
-@pytest.mark.parametrize('norm_cfg, kind', [(dict(type='IN'), nn.InstanceNorm2d),
-                                            (dict(type='GN', num_groups=32), nn.GroupNorm)])
+@pytest.mark.parametrize(
+    'norm_cfg, kind', [(dict(type='IN'), nn.InstanceNorm2d), (dict(type='GN', num_groups=32), nn.GroupNorm)]
+)
 def test_norm_cfg(norm_cfg, kind):
     backbone = build(dict(type='XBNResNetV1c', depth=50), SEG, xbn=dict(norm_cfg=norm_cfg))
     assert sum(isinstance(m, kind) for m in backbone.modules()) == 16
@@ -111,14 +117,19 @@ def test_more_groups_than_channels_means_as_many_as_channels():
     assert build(XBN_R18).layer1[0].bn1.num_groups == 8
 
 
-@pytest.mark.parametrize('xbn, message', [
-    (dict(norm_cfg=dict(type='GN', num_groups=6)),
-     r'xbn: layer1.0.bn1: num_groups=6 does not divide 8 channels; choose one of 1, 2, 4, 8'),
-    (dict(position=4), r'position must be 1, 2, 3 or a tuple of them, got 4'),
-    (dict(every=0), r'every must be a positive integer'),
-    (dict(stages=(4, )), r'stages must be indices below 4, got \(4,\)'),
-    (dict(scope='all'), r"scope must be None or 'full', got 'all'"),
-])
+@pytest.mark.parametrize(
+    'xbn, message',
+    [
+        (
+            dict(norm_cfg=dict(type='GN', num_groups=6)),
+            r'xbn: layer1.0.bn1: num_groups=6 does not divide 8 channels; choose one of 1, 2, 4, 8',
+        ),
+        (dict(position=4), r'position must be 1, 2, 3 or a tuple of them, got 4'),
+        (dict(every=0), r'every must be a positive integer'),
+        (dict(stages=(4,)), r'stages must be indices below 4, got \(4,\)'),
+        (dict(scope='all'), r"scope must be None or 'full', got 'all'"),
+    ],
+)
 def test_bad_arguments_are_named(xbn, message):
     with pytest.raises(ValueError, match=message):
         build(XBN_R18, xbn=xbn)
@@ -165,8 +176,14 @@ def test_bn_checkpoint_loads_key_by_key_in_silence_where_bns_are_live():
     assert all(torch.equal(value, theirs[key]) for key, value in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize('frozen', [dict(norm_eval=True), dict(norm_eval=False, frozen_stages=1),
-                                    dict(norm_eval=False, norm_cfg=dict(type='FrozenBN'))])
+@pytest.mark.parametrize(
+    'frozen',
+    [
+        dict(norm_eval=True),
+        dict(norm_eval=False, frozen_stages=1),
+        dict(norm_eval=False, norm_cfg=dict(type='FrozenBN')),
+    ],
+)
 def test_bn_checkpoint_under_frozen_bns_is_warned_of(frozen):
     with pytest.warns(UserWarning, match='a BN checkpoint is loaded while BNs are frozen'):
         load_bn_checkpoint(**frozen)
@@ -211,13 +228,18 @@ def test_missing_weights_name_three_ways_on():
     backbone = build(XBN_R18, init_cfg=dict(type='Pretrained', checkpoint='nowhere/resnet50_xbn.pth'))
     with pytest.raises(FileNotFoundError) as error:
         backbone.init_weights()
-    for way in ('nowhere/resnet50_xbn.pth', 'github.com/huangleiBuaa/XBNBlock', 'configs/mask_rcnn_xbn_r50_bn_init.py',
-                'configs/mask_rcnn_xbn_r50_scratch.py'):
+    for way in (
+        'nowhere/resnet50_xbn.pth',
+        'github.com/huangleiBuaa/XBNBlock',
+        'configs/mask_rcnn_xbn_r50_bn_init.py',
+        'configs/mask_rcnn_xbn_r50_scratch.py',
+    ):
         assert way in str(error.value)
 
 
 def test_frozen_bn_of_mmdets_scope_is_ours_and_computes_the_same():
     from mmdet.models.layers.brick_wrappers import FrozenBatchNorm2d
+
     assert DET.get('FrozenBN') is SEG.get('FrozenBN') is ROOT.get('FrozenBN') is FrozenBN
     ours, theirs = FrozenBN(6), FrozenBatchNorm2d(6)
     ours.running_mean.normal_()

@@ -9,8 +9,22 @@ sys.path.insert(0, str(ROOT / 'tools/claims'))
 
 import evalnorm as script  # noqa: E402
 
-SMALL = ('--arms', 'sgd2_norm2', '--seeds', '5', '--initial-epochs', '1', '--epochs', '1', '--train-images', '16',
-         '--val-images', '4', '--offline-batches', '6')
+SMALL = (
+    '--arms',
+    'sgd2_norm2',
+    '--seeds',
+    '5',
+    '--initial-epochs',
+    '1',
+    '--epochs',
+    '1',
+    '--train-images',
+    '16',
+    '--val-images',
+    '4',
+    '--offline-batches',
+    '6',
+)
 PLOTS = 'evalnorm.png', 'evalnorm_layers.png'
 
 
@@ -26,8 +40,9 @@ def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(forked_tool
     path = tmp_path / 'results/evalnorm.json'
     found = json.loads(path.read_text())
     assert found['about']['settings'] == dict(
-        initial_epochs=1, epochs=1, train_images=16, val_images=4, offline_batches=6)
-    row, = found['trainings']
+        initial_epochs=1, epochs=1, train_images=16, val_images=4, offline_batches=6
+    )
+    (row,) = found['trainings']
     assert set(found['initial']) == {'AP', 'AP50', 'AP75'}
     assert (row['arm'], row['seed'], row['sgd_batch'], row['norm_batch']) == ('sgd2_norm2', 5, 2, 2)
     assert (row['iterations'], row['images_seen']) == (8, 16)
@@ -71,11 +86,13 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_spreads_are_of_what_a_training_has_over_its_own_ema():
-    trainings = [dict(arm='sgd2_norm2', seed=seed, evaluations=dict(ema=dict(AP=ema), rule=dict(AP=ema + 1)))
-                 for seed, ema in enumerate((20., 30., 40.))]
-    assert script.ap_over_seeds(trainings, 'sgd2_norm2', 'rule') == (31., 10.)
-    assert script.ap_over_seeds(trainings, 'sgd2_norm2', 'rule', over_ema=True) == (1., 0.)
-    assert script.ap_over_seeds(trainings[:1], 'sgd2_norm2', 'ema') == (20., 0.)
+    trainings = [
+        dict(arm='sgd2_norm2', seed=seed, evaluations=dict(ema=dict(AP=ema), rule=dict(AP=ema + 1)))
+        for seed, ema in enumerate((20.0, 30.0, 40.0))
+    ]
+    assert script.ap_over_seeds(trainings, 'sgd2_norm2', 'rule') == (31.0, 10.0)
+    assert script.ap_over_seeds(trainings, 'sgd2_norm2', 'rule', over_ema=True) == (1.0, 0.0)
+    assert script.ap_over_seeds(trainings[:1], 'sgd2_norm2', 'ema') == (20.0, 0.0)
     assert script.ap_over_seeds(trainings, 'sgd8_norm8', 'ema') is None
 
 
@@ -87,15 +104,20 @@ def test_arms_differ_only_in_their_batches(digits):
         return {path: tree}
 
     args = script.parse_args(['--data', str(digits)])
-    configs = {arm: flat(script.training_config(args, arm, *batches, epochs=1, seed=0).to_dict())
-               for arm, batches in script.ARMS.items()}
+    configs = {
+        arm: flat(script.training_config(args, arm, *batches, epochs=1, seed=0).to_dict())
+        for arm, batches in script.ARMS.items()
+    }
     norms = {('model', part, 'norm_cfg', 'virtual_batch_size') for part in ('backbone', 'neck')}
     warmup, batch = ('param_scheduler', 0, 'end'), ('train_dataloader', 'batch_size')
     for arm, (sgd, size) in script.ARMS.items():
         config = configs[arm]
-        different = {key for key in config.keys() | configs['sgd8_norm8'].keys()
-                     if config.get(key) != configs['sgd8_norm8'].get(key)}
-        assert different <= norms | {warmup, batch, ('work_dir', ), ('experiment_name', )}
+        different = {
+            key
+            for key in config.keys() | configs['sgd8_norm8'].keys()
+            if config.get(key) != configs['sgd8_norm8'].get(key)
+        }
+        assert different <= norms | {warmup, batch, ('work_dir',), ('experiment_name',)}
         assert config[batch] == sgd and all(config.get(norm, sgd) == size for norm in norms)
         assert config[warmup] * sgd == 800
     assert configs['sgd8_norm8']['auto_scale_lr', 'enable']

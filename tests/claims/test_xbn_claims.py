@@ -1,4 +1,5 @@
 """The scripts behind xbn's claims at small scale: tools/claims/estimation_shift.py and perturbation.py."""
+
 import json
 import math
 import sys
@@ -50,7 +51,7 @@ def test_measured_shift_is_that_of_definition_2(digits):
 
 def test_no_shift_if_estimates_are_those_of_the_same_network_on_the_test_set(digits):
     images, labels = digits
-    frozen = shift.Experiment('', lr=0., alpha=1., layers=4, iterations=2)
+    frozen = shift.Experiment('', lr=0.0, alpha=1.0, layers=4, iterations=2)
     found = shift.run(frozen, 0, images, labels)
     assert found['layers'] == [1, 2, 3, 4] and found['measured'] == [1, 2]
     assert found['input_sigma'] == pytest.approx(0, abs=1e-5)
@@ -62,15 +63,17 @@ def test_no_shift_if_estimates_are_those_of_the_same_network_on_the_test_set(dig
     assert found['esm_sigma'][-1][0] == pytest.approx(bessel * first.std(0, correction=0).norm().item(), rel=1e-2)
     assert max(found['esm_sigma'][-1] + found['esm_mu'][-1]) < 0.02
     assert found['test_error'] == pytest.approx(found['train_error'], abs=0.2)
-    learning = shift.run(shift.Experiment('', alpha=1., layers=4, iterations=2), 0, images, labels)
+    learning = shift.run(shift.Experiment('', alpha=1.0, layers=4, iterations=2), 0, images, labels)
     assert learning['esm_mu'][-1][0] > 1e-3  # estimates are of the network before the step
 
 
 def test_shift_accumulates_with_bn_and_gn_blocks_it(digits):
     """Section 4.2.1 and 4.2.2, on fewer layers and iterations."""
-    results = {norm: shift.summarize(experiment, [shift.run(experiment, seed, *digits) for seed in (0, 1)])
-               for norm in ('BN', 'GNBN')
-               for experiment in [shift.Experiment('', norm=norm, train_size=32, layers=8, iterations=20)]}
+    results = {
+        norm: shift.summarize(experiment, [shift.run(experiment, seed, *digits) for seed in (0, 1)])
+        for norm in ('BN', 'GNBN')
+        for experiment in [shift.Experiment('', norm=norm, train_size=32, layers=8, iterations=20)]
+    }
     bn, gnbn = results['BN'], results['GNBN']
     assert bn['layers'] == list(range(1, 9)) and gnbn['layers'] == list(range(2, 9, 2))
     assert bn['train_error_end']['mean'] == gnbn['train_error_end']['mean'] == 0
@@ -100,8 +103,11 @@ def test_the_networks_are_the_papers():
 def test_arms_differ_only_in_the_second_norm_of_the_blocks():
     kinds = {}
     for arm, norm_cfg in perturbation.ARMS.items():
-        norms = {name: module for name, module in perturbation.build_classifier(norm_cfg).named_modules()
-                 if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d))}
+        norms = {
+            name: module
+            for name, module in perturbation.build_classifier(norm_cfg).named_modules()
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d))
+        }
         kinds[arm] = {name: type(module).__name__ for name, module in norms.items()}
         if arm == 'XBN-GN':
             assert norms['backbone.layer1.0.bn2'].num_groups == norms['backbone.layer4.2.bn2'].num_groups == 16
@@ -117,12 +123,12 @@ def test_noise_of_magnitude_0_changes_nothing_and_statistics_come_back():
     model = perturbation.train(perturbation.ARMS['BN'], 0, images, labels, **perturbation.RECIPE | dict(epochs=2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain = perturbation.accuracy(model, test_images, test_labels)
-    found = perturbation.accuracy_under_noise(model, 13, [0., 1.], 2, test_images, test_labels)
+    found = perturbation.accuracy_under_noise(model, 13, [0.0, 1.0], 2, test_images, test_labels)
     assert found[0] == plain
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         logits = model(test_images)
-        with perturbed(first_norms(model.backbone, 13).values(), 1.):
+        with perturbed(first_norms(model.backbone, 13).values(), 1.0):
             assert (model(test_images) - logits).abs().max() > 1e-2
 
 
@@ -133,9 +139,14 @@ def test_training_and_test_digits_are_disjoint(digits):
     assert torch.equal(torch.cat([labels, test_labels]).bincount(), digits[1].bincount())
 
 
-@pytest.mark.parametrize('script, plots', [
-    (shift, {'estimation_shift_setup_one.png', 'estimation_shift_appendix.png', 'estimation_shift_setup_two.png'}),
-    (perturbation, {'perturbation.png'})], ids=['estimation_shift', 'perturbation'])
+@pytest.mark.parametrize(
+    'script, plots',
+    [
+        (shift, {'estimation_shift_setup_one.png', 'estimation_shift_appendix.png', 'estimation_shift_setup_two.png'}),
+        (perturbation, {'perturbation.png'}),
+    ],
+    ids=['estimation_shift', 'perturbation'],
+)
 def test_scripts_write_results_and_plots_and_draw_them_again(script, plots, tmp_path):
     script.main(['--tiny', '--seeds', '0', '--out', str(tmp_path)])
     path = tmp_path / f'{script.NAME}.json'
@@ -158,8 +169,8 @@ def test_the_same_seed_gives_the_same_figures(digits):
 
 
 def test_numbers_are_rounded_and_lists_of_them_take_a_line(tmp_path):
-    assert common.mean_and_std([[1., 12345.], [2., 12345.]]) == dict(mean=[1.5, 12340.0], std=[0.7071, 0.])
-    assert common.mean_and_std([3.14159]) == dict(mean=3.142, std=0.)
+    assert common.mean_and_std([[1.0, 12345.0], [2.0, 12345.0]]) == dict(mean=[1.5, 12340.0], std=[0.7071, 0.0])
+    assert common.mean_and_std([3.14159]) == dict(mean=3.142, std=0.0)
     content = dict(a=[1, 2.5], b=[[1], [2, 3]], c=['x, y', 'z'], d=[])
     common.write_results(tmp_path / 'x.json', content)
     text = (tmp_path / 'x.json').read_text()

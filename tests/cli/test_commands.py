@@ -1,4 +1,5 @@
 """The commands of `mmnorm`, and that tools/ are doors to the same."""
+
 import os
 import re
 import subprocess
@@ -8,18 +9,25 @@ import pytest
 
 import mmnorm
 from mmnorm import cli
-from tests.conftest import ROOT, command, environment
+from tests.processes import ROOT, command, environment
 
-DOORS = dict(train='train.py', test='test.py', report='report.py', diagnose='diagnose.py',
-             statistics='bn_statistics.py', weights='norm_weights.py', zoo='zoo.py',
-             convert='convert_checkpoint.py', benchmark='benchmark_norms.py',
-             digits='make_digits.py')
+DOORS = dict(
+    train='train.py',
+    test='test.py',
+    report='report.py',
+    diagnose='diagnose.py',
+    statistics='bn_statistics.py',
+    weights='norm_weights.py',
+    zoo='zoo.py',
+    convert='convert_checkpoint.py',
+    benchmark='benchmark_norms.py',
+    digits='make_digits.py',
+)
 STEPS = [('statistics', step) for step in ('shift', 'recollect', 'evalnorm', 'perturb')]
 STEPS += [('weights', step) for step in ('show', 'harden')]
 STEPS += [('zoo', step) for step in ('list', 'show', 'check', 'table', 'sweep')]
 # --help of these asks for nothing that takes seconds to import, nor for OpenMMLab
-LIGHT = [('report', ), ('weights', ), ('weights', 'show'), ('weights', 'harden'), ('zoo', ), ('convert', ),
-         ('benchmark', )]
+LIGHT = [('report',), ('weights',), ('weights', 'show'), ('weights', 'harden'), ('zoo',), ('convert',), ('benchmark',)]
 
 
 def help_of(capsys, *argv):
@@ -34,12 +42,12 @@ def words(text):
     return ' '.join(text.split())
 
 
-@pytest.mark.parametrize('argv', [*((name, ) for name in cli.COMMANDS), *STEPS], ids=' '.join)
+@pytest.mark.parametrize('argv', [*((name,) for name in cli.COMMANDS), *STEPS], ids=' '.join)
 def test_help_has_an_example_that_the_command_takes(capsys, monkeypatch, argv):
     said = help_of(capsys, *argv)
     assert said.startswith(f'usage: mmnorm {" ".join(argv)} ')
-    example, = re.findall(rf'^(?:example:\s+)mmnorm ({argv[0]} .+)$', said, flags=re.M)
-    assert tuple(example.split()[:len(argv)]) == argv
+    (example,) = re.findall(rf'^(?:example:\s+)mmnorm ({argv[0]} .+)$', said, flags=re.M)
+    assert tuple(example.split()[: len(argv)]) == argv
     taken = []
     monkeypatch.setattr(sys.modules[f'mmnorm.cli.{argv[0]}'], 'run', taken.append)
     monkeypatch.setattr('mmnorm.cli.launch.launch', lambda name, module, args: taken.append(args))
@@ -84,12 +92,18 @@ def test_door_imports_nothing_heavy_for_help(capsys, tmp_path, argv):
     """And as a process it says what `mmnorm` says in this one."""
     for heavy in ('torch', 'mmengine', 'matplotlib'):
         (tmp_path / f'{heavy}.py').write_text(f'raise SystemExit("{heavy} was imported")')
-    done = subprocess.run(command(DOORS[argv[0]], *argv[1:], '--help'), capture_output=True, text=True, timeout=60,
-                          env=dict(environment(), PYTHONPATH=str(tmp_path)))
+    done = subprocess.run(
+        command(DOORS[argv[0]], *argv[1:], '--help'),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(environment(), PYTHONPATH=str(tmp_path)),
+    )
     assert done.returncode == 0, done.stderr
     usage = ' '.join(argv)
     assert words(done.stdout) == words(help_of(capsys, *argv)).replace(
-        f'mmnorm {usage} ', f'{" ".join((DOORS[argv[0]], *argv[1:]))} ', 1)
+        f'mmnorm {usage} ', f'{" ".join((DOORS[argv[0]], *argv[1:]))} ', 1
+    )
 
 
 def test_a_missing_package_is_told(capsys, monkeypatch):
@@ -132,8 +146,20 @@ def test_several_processes(started, digits_config, tmp_path, name):
     argv += ['--processes', '2', '--cfg-options', 'randomness.seed=1']
     with pytest.raises(Started):
         cli.main([name, *argv])
-    assert started == [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-                       '-m', 'mmnorm.cli', name, *argv, '--launcher', 'pytorch']
+    assert started == [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node',
+        '2',
+        '-m',
+        'mmnorm.cli',
+        name,
+        *argv,
+        '--launcher',
+        'pytorch',
+    ]
 
 
 def test_several_machines(started, digits_config, monkeypatch):
@@ -142,8 +168,19 @@ def test_several_machines(started, digits_config, monkeypatch):
     monkeypatch.setenv('MASTER_ADDR', '10.0.0.1')
     with pytest.raises(Started):
         cli.main(['train', str(digits_config()), '--processes', '8'])
-    assert started[3:14] == ['--nnodes', '2', '--node_rank', '1', '--master_addr', '10.0.0.1', '--master_port', '29500',
-                             '--nproc_per_node', '8', '-m']
+    assert started[3:14] == [
+        '--nnodes',
+        '2',
+        '--node_rank',
+        '1',
+        '--master_addr',
+        '10.0.0.1',
+        '--master_port',
+        '29500',
+        '--nproc_per_node',
+        '8',
+        '-m',
+    ]
 
 
 def test_several_processes_are_checked_once_before_they_start(started, digits_config, capsys):

@@ -1,8 +1,9 @@
 """`mmnorm norms`: what is where in the networks of configs, and what a norm_cfg left BN."""
+
 import pytest
 
 from mmnorm.cli import main
-from tests.conftest import ROOT
+from tests.processes import ROOT
 
 
 @pytest.fixture
@@ -46,9 +47,13 @@ def test_a_line_for_each_layer(norms):
     assert layers[1][0].startswith('backbone.stem')
 
 
-@pytest.mark.parametrize(('base', 'part', 'left'), [
-    ('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py', 'neck', 'DilatedEncoder'),
-    ('mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py', 'backbone.arms', '5 of STDCContextPathNet')])
+@pytest.mark.parametrize(
+    ('base', 'part', 'left'),
+    [
+        ('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py', 'neck', 'DilatedEncoder'),
+        ('mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py', 'backbone.arms', '5 of STDCContextPathNet'),
+    ],
+)
 def test_what_a_norm_cfg_left_bn(norms, tmp_path, base, part, left):
     config = tmp_path / 'config.py'
     parts = ('model.backbone', *['model.backbone.backbone_cfg'] * ('stdc' in base))
@@ -61,8 +66,11 @@ def test_what_a_norm_cfg_left_bn(norms, tmp_path, base, part, left):
 def test_mistakes_are_told_in_one_line(tmp_path, capsys):
     (tmp_path / 'empty.py').write_text('a = 1')
     (tmp_path / 'wrong.py').write_text("model = dict(type='NoSuchNetwork')")
-    for name, message in (('gone.py', 'gone.py does not exist'), ('empty.py', 'empty.py has no model'),
-                          ('wrong.py', 'the model of the config cannot be built')):
+    for name, message in (
+        ('gone.py', 'gone.py does not exist'),
+        ('empty.py', 'empty.py has no model'),
+        ('wrong.py', 'the model of the config cannot be built'),
+    ):
         assert main(['norms', str(tmp_path / name)]) == 2
         said = capsys.readouterr().err
         assert said.startswith('error: ') and message in said and said.count('\n') == 1

@@ -1,4 +1,5 @@
 """ResNet-50s in the layouts of other code, made up name by name, and what they compute, from the papers' formulas."""
+
 import torch
 from torch.nn import functional as F
 
@@ -7,9 +8,13 @@ WIDTH = 8
 
 
 def bn_tensors(channels):
-    return dict(weight=torch.rand(channels) + 0.5, bias=torch.randn(channels) / 4,
-                running_mean=torch.randn(channels) / 4, running_var=torch.rand(channels) * 1.5 + 0.5,
-                num_batches_tracked=torch.tensor(7))
+    return dict(
+        weight=torch.rand(channels) + 0.5,
+        bias=torch.randn(channels) / 4,
+        running_mean=torch.randn(channels) / 4,
+        running_var=torch.rand(channels) * 1.5 + 0.5,
+        num_batches_tracked=torch.tensor(7),
+    )
 
 
 def gn_tensors(channels):
@@ -18,8 +23,12 @@ def gn_tensors(channels):
 
 def sn_tensors(channels, sources=3):
     bn = bn_tensors(channels)
-    tensors = dict(weight=bn['weight'].view(1, -1, 1, 1), bias=bn['bias'].view(1, -1, 1, 1),
-                   mean_weight=torch.randn(sources), var_weight=torch.randn(sources))
+    tensors = dict(
+        weight=bn['weight'].view(1, -1, 1, 1),
+        bias=bn['bias'].view(1, -1, 1, 1),
+        mean_weight=torch.randn(sources),
+        var_weight=torch.randn(sources),
+    )
     if sources == 3:
         tensors.update(running_mean=bn['running_mean'].view(1, -1, 1), running_var=bn['running_var'].view(1, -1, 1))
     return tensors
@@ -33,8 +42,10 @@ def rbn_tensors(channels):
 
 def ibn_tensors(channels):
     first = gn_tensors(channels // 2)
-    return {**{f'IN.{leaf}': value for leaf, value in first.items()},
-            **{f'BN.{leaf}': value for leaf, value in bn_tensors(channels - channels // 2).items()}}
+    return {
+        **{f'IN.{leaf}': value for leaf, value in first.items()},
+        **{f'BN.{leaf}': value for leaf, value in bn_tensors(channels - channels // 2).items()},
+    }
 
 
 def resnet50(tensors_of, width=WIDTH, blocks=BLOCKS):
@@ -51,11 +62,12 @@ def resnet50(tensors_of, width=WIDTH, blocks=BLOCKS):
     norm('bn1', width)
     into = width
     for stage, number in enumerate(blocks):
-        planes = width * 2 ** stage
+        planes = width * 2**stage
         for block in range(number):
             name = f'layer{stage + 1}.{block}'
             for i, (out, into_conv, size) in enumerate(
-                    [(planes, into, 1), (planes, planes, 3), (4 * planes, planes, 1)], start=1):
+                [(planes, into, 1), (planes, planes, 3), (4 * planes, planes, 1)], start=1
+            ):
                 conv(f'{name}.conv{i}', out, into_conv, size)
                 norm(f'{name}.bn{i}', out)
             if block == 0:
@@ -71,12 +83,14 @@ def with_classifier(state):
 
 def forward(state, x, norm):
     """Output of each stage; ``norm(tensors, x)`` is the formula of the norms."""
+
     def conv(x, name, stride=1, padding=0):
         return F.conv2d(x, state[f'{name}.weight'], stride=stride, padding=padding)
 
     def normed(x, name):
-        return norm({key.removeprefix(f'{name}.'): value for key, value in state.items()
-                     if key.startswith(f'{name}.')}, x)
+        return norm(
+            {key.removeprefix(f'{name}.'): value for key, value in state.items() if key.startswith(f'{name}.')}, x
+        )
 
     x = F.max_pool2d(normed(conv(x, 'conv1', 2, 3), 'bn1').relu(), 3, 2, 1)
     outputs = []
@@ -109,7 +123,7 @@ def sn(t, x, correction=0):
     m, v = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=correction, keepdim=True)
     m_ln = m.mean(1, keepdim=True)
     means = [m, m_ln]
-    variances = [v, (v + m ** 2).mean(1, keepdim=True) - m_ln ** 2]
+    variances = [v, (v + m**2).mean(1, keepdim=True) - m_ln**2]
     if 'running_mean' in t:
         means.append(t['running_mean'].view(1, -1, 1, 1))
         variances.append(t['running_var'].view(1, -1, 1, 1))
@@ -131,7 +145,9 @@ def bn_or_ibn(t, x):
     if 'IN.weight' not in t:
         return bn(t, x)
     half = len(t['IN.weight'])
-    halves = {part: {leaf.removeprefix(f'{part}.'): value for leaf, value in t.items() if leaf.startswith(part)}
-              for part in ('IN', 'BN')}
+    halves = {
+        part: {leaf.removeprefix(f'{part}.'): value for leaf, value in t.items() if leaf.startswith(part)}
+        for part in ('IN', 'BN')
+    }
     first = F.instance_norm(x[:, :half], weight=halves['IN']['weight'], bias=halves['IN']['bias'])
     return torch.cat([first, bn(halves['BN'], x[:, half:])], dim=1)

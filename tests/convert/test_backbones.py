@@ -1,4 +1,5 @@
 """The backbone that the converter prints: pasted into a config, it computes what the source computed."""
+
 import re
 
 import pytest
@@ -31,6 +32,7 @@ def name_of(cfg):
 @pytest.fixture
 def save(tmp_path):
     """Save a network of a config whose norms have something of everything; return it and the file."""
+
     def run(cfg):
         torch.manual_seed(0)
         network = MODELS.build(dict(cfg))
@@ -44,31 +46,64 @@ def save(tmp_path):
         network.load_state_dict(weights)  # EN makes its alpha and beta
         torch.save(network.state_dict(), tmp_path / 'source.pth')
         return network, str(tmp_path / 'source.pth')
+
     return run
 
 
 def pasted(report):
     """What a model has after the printed line is pasted into it."""
-    line, = re.findall(r'^    (backbone=.*)$', report.text(), re.MULTILINE)
+    (line,) = re.findall(r'^    (backbone=.*)$', report.text(), re.MULTILINE)
     return eval(f'dict({line})')['backbone']
 
 
-@pytest.mark.parametrize('cfg', [
-    xbn(), xbn(18), xbn(18, position=2), xbn(stem=True), xbn(position=1, stem=True), xbn(position=3),
-    xbn(position=(1, 3), every=2), xbn(every=2), xbn(every=4), xbn(every=8), xbn(stages=(2, 3)),
-    xbn(every=2, stages=(0, 2)), xbn(stem=True, stages=()), xbn(norm_cfg=IN, stem=True), xbn(position=1, norm_cfg=IN),
-    xbn(scope='full'), xbn(18, scope='full'), xbn(norm_cfg=IN, scope='full'), xbn(stages=(1, 3), scope='full'),
-    xbn(stem=True, stages=(0, ), scope='full'), xbn(stages=(0, 1, 2, 3), scope='full'),
-    dict(xbn(18, norm_cfg=dict(type='GN', num_groups=32)), base_channels=96, stem_channels=96),
-    dict(xbn(stem=True), deep_stem=True), dict(xbn(every=2), **THREE_STAGES),
-    dict(xbn(norm_cfg=IN, scope='full'), avg_down=True),
-    dict(xbn(stem=True), type='XBNResNeXt', groups=4, base_width=2), resnet('SN'),
-    resnet('SN', groups=2), resnet('SN', hard=True), resnet('SyncSN', batch_stat=False), resnet('RBN'),
-    resnet('RBN', center=False), resnet('SyncRBN', scale=False), resnet('EN'), resnet('EN', mode='simple'),
-    resnet('EN', mode='offline'), resnet('SyncEN'), resnet('FrozenBN'), resnet('BRN'),
-    dict(type='ResNet', depth=18, **NARROW),
-    dict(resnet('SN'), deep_stem=True, avg_down=True, in_channels=4), dict(resnet('SN'), stem_channels=64),
-], ids=name_of)
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        xbn(),
+        xbn(18),
+        xbn(18, position=2),
+        xbn(stem=True),
+        xbn(position=1, stem=True),
+        xbn(position=3),
+        xbn(position=(1, 3), every=2),
+        xbn(every=2),
+        xbn(every=4),
+        xbn(every=8),
+        xbn(stages=(2, 3)),
+        xbn(every=2, stages=(0, 2)),
+        xbn(stem=True, stages=()),
+        xbn(norm_cfg=IN, stem=True),
+        xbn(position=1, norm_cfg=IN),
+        xbn(scope='full'),
+        xbn(18, scope='full'),
+        xbn(norm_cfg=IN, scope='full'),
+        xbn(stages=(1, 3), scope='full'),
+        xbn(stem=True, stages=(0,), scope='full'),
+        xbn(stages=(0, 1, 2, 3), scope='full'),
+        dict(xbn(18, norm_cfg=dict(type='GN', num_groups=32)), base_channels=96, stem_channels=96),
+        dict(xbn(stem=True), deep_stem=True),
+        dict(xbn(every=2), **THREE_STAGES),
+        dict(xbn(norm_cfg=IN, scope='full'), avg_down=True),
+        dict(xbn(stem=True), type='XBNResNeXt', groups=4, base_width=2),
+        resnet('SN'),
+        resnet('SN', groups=2),
+        resnet('SN', hard=True),
+        resnet('SyncSN', batch_stat=False),
+        resnet('RBN'),
+        resnet('RBN', center=False),
+        resnet('SyncRBN', scale=False),
+        resnet('EN'),
+        resnet('EN', mode='simple'),
+        resnet('EN', mode='offline'),
+        resnet('SyncEN'),
+        resnet('FrozenBN'),
+        resnet('BRN'),
+        dict(type='ResNet', depth=18, **NARROW),
+        dict(resnet('SN'), deep_stem=True, avg_down=True, in_channels=4),
+        dict(resnet('SN'), stem_channels=64),
+    ],
+    ids=name_of,
+)
 @torch.no_grad()
 def test_what_is_printed_computes_what_the_source_computed(save, tmp_path, cfg):
     network, source = save(cfg)
@@ -88,8 +123,11 @@ def test_what_is_printed_computes_what_the_source_computed(save, tmp_path, cfg):
 
 def test_only_what_differs_from_the_defaults_is_printed(tmp_path):
     torch.save(ResNet(18).state_dict(), tmp_path / 'source.pth')
-    for norm, stated in (('BN', "type='ResNet', depth=18"), ('XBN', "type='XBNResNet', depth=18"),
-                         ('SN', "type='ResNet', depth=18, norm_cfg=dict(type='SN')")):
+    for norm, stated in (
+        ('BN', "type='ResNet', depth=18"),
+        ('XBN', "type='XBNResNet', depth=18"),
+        ('SN', "type='ResNet', depth=18, norm_cfg=dict(type='SN')"),
+    ):
         out = tmp_path / f'{norm}.pth'
         text = convert_file(str(tmp_path / 'source.pth'), out, norm).text()
         line = f"    backbone=dict({stated}, init_cfg=dict(type='Pretrained', checkpoint='{out}'))"
@@ -105,8 +143,9 @@ def test_the_prefix_is_printed_with_its_dot(save, tmp_path):
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in ours.state_dict().items())
 
 
-@pytest.mark.parametrize('norm_cfg', [dict(type='GW'), dict(type='IN', affine=True), dict(type='GN', num_groups=32)],
-                         ids=name_of)
+@pytest.mark.parametrize(
+    'norm_cfg', [dict(type='GW'), dict(type='IN', affine=True), dict(type='GN', num_groups=32)], ids=name_of
+)
 def test_what_tensors_do_not_tell_is_said(save, tmp_path, norm_cfg):
     report = convert_file(save(xbn(18, norm_cfg=norm_cfg))[1], tmp_path / 'out.pth', 'XBN')
     assert 'xbn' not in pasted(report)
@@ -138,22 +177,31 @@ def test_placements_that_no_arguments_give(save, tmp_path):
     weights = network.state_dict()
     weights.update({f'layer2.1.bn2.running_{what}': torch.ones(16) for what in ('mean', 'var')})
     torch.save(weights, source)
-    with pytest.raises(ValueError, match=r'batch-free norms are 16 \(bn1, .*, those of XBN ResNet-50 \(width 8\) 17 '
-                                         r'\(bn1, .*; for another network give its --config$'):
+    with pytest.raises(
+        ValueError,
+        match=r'batch-free norms are 16 \(bn1, .*, those of XBN ResNet-50 \(width 8\) 17 '
+        r'\(bn1, .*; for another network give its --config$',
+    ):
         convert_file(source, tmp_path / 'out.pth', 'XBN')
 
 
-@pytest.mark.parametrize('change, message', [
-    # wide_resnet50_2: twice as wide inside as ResNet-50
-    (dict(conv1=(32, 16, 1, 1), conv2=(32, 32, 3, 3), conv3=(64, 32, 1, 1)),
-     'its bottlenecks are 32 channels wide, where .* have 16: mmdet and mmseg have no Wide ResNet; .* its --config'),
-    (dict(downsample=(3, 3)), 'tensors differ in shape: size mismatch .*; for another network give its --config'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        # wide_resnet50_2: twice as wide inside as ResNet-50
+        (
+            dict(conv1=(32, 16, 1, 1), conv2=(32, 32, 3, 3), conv3=(64, 32, 1, 1)),
+            'its bottlenecks are 32 channels wide, where .* have 16: mmdet and mmseg have no Wide ResNet; '
+            '.* its --config',
+        ),
+        (dict(downsample=(3, 3)), 'tensors differ in shape: size mismatch .*; for another network give its --config'),
+    ],
+)
 def test_other_networks_need_their_config(save, tmp_path, change, message):
     network, source = save(dict(type='ResNet', depth=50, base_channels=16, stem_channels=16))
     weights = network.state_dict()
     for name, shape in change.items():
-        key, = [key for key in weights if key.startswith(f'layer1.0.{name}.') and weights[key].dim() == 4]
+        (key,) = [key for key in weights if key.startswith(f'layer1.0.{name}.') and weights[key].dim() == 4]
         weights[key] = torch.zeros(shape)
     torch.save(weights, source)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """Checkpoints in the layouts of other code, converted, loaded strictly, and compared in what they compute."""
+
 import argparse
 import functools
 import os
@@ -30,12 +31,14 @@ def seeded():
 @pytest.fixture
 def convert(tmp_path):
     """Save what a checkpoint holds, convert it, and return the report and the new state dict."""
+
     def run(checkpoint, norm, **options):
         number = len(list(tmp_path.iterdir()))
         source, out = tmp_path / f'source_{number}.pth', tmp_path / f'out_{number}.pth'
         torch.save(checkpoint, source)
         report = convert_file(str(source), out, norm, **options)
         return report, read_checkpoint(out)['state_dict']
+
     return run
 
 
@@ -82,7 +85,7 @@ def test_float32_is_as_near_as_its_rounding(convert):
     for norm in ('RBN', 'SN'):
         weights = convert(bn, norm)[1]
         if norm == 'SN':
-            assert torch.equal(weights['bn1.mean_weight'].softmax(0), torch.tensor([0., 0., 1.]))
+            assert torch.equal(weights['bn1.mean_weight'].softmax(0), torch.tensor([0.0, 0.0, 1.0]))
         model = ResNet(50, base_channels=WIDTH, norm_cfg=dict(type=norm))
         model.load_state_dict(weights)
         model.eval()
@@ -90,24 +93,50 @@ def test_float32_is_as_near_as_its_rounding(convert):
             assert_same([y.double() for y in model(X.float())], expected, 1e-5)
 
 
-@pytest.mark.parametrize('layout, name, first', [
-    ('sn', lambda key: f'module.{key.replace("bn", "sn")}', 'module.layer1.0.sn1.weight'),
-    ('sn', lambda key: key.replace('bn', 'sn') if 'layer' in key else f'layer0.{0 if "conv" in key else 1}.'
-     + key.partition('.')[2], 'layer0.1.mean_weight'),
-    ('sn-detectron', lambda key: detectron(key, 'Conv_Body.conv_body.', 'Conv_Body.conv_body.'),
-     'Conv_Body.conv_body.res5.2.sn3.running_var'),
-    ('sn-detectron', lambda key: detectron(key, 'Conv_Body.', 'Box_Head.'), 'Box_Head.res5.0.downsample.1.mean_weight'),
-], ids=['classifier', 'segmenter', 'detector, FPN', 'detector, C4'])
+@pytest.mark.parametrize(
+    'layout, name, first',
+    [
+        ('sn', lambda key: f'module.{key.replace("bn", "sn")}', 'module.layer1.0.sn1.weight'),
+        (
+            'sn',
+            lambda key: (
+                key.replace('bn', 'sn')
+                if 'layer' in key
+                else f'layer0.{0 if "conv" in key else 1}.' + key.partition('.')[2]
+            ),
+            'layer0.1.mean_weight',
+        ),
+        (
+            'sn-detectron',
+            lambda key: detectron(key, 'Conv_Body.conv_body.', 'Conv_Body.conv_body.'),
+            'Conv_Body.conv_body.res5.2.sn3.running_var',
+        ),
+        (
+            'sn-detectron',
+            lambda key: detectron(key, 'Conv_Body.', 'Box_Head.'),
+            'Box_Head.res5.0.downsample.1.mean_weight',
+        ),
+    ],
+    ids=['classifier', 'segmenter', 'detector, FPN', 'detector, C4'],
+)
 def test_sn_of_the_authors(convert, layout, name, first):
     sn = resnet50(lambda _, channels: networks.sn_tensors(channels))
     theirs = {name(key): value for key, value in sn.items()}
     assert first in theirs
-    heads = {'sn': ['module.fc.weight', 'cls.0.weight', 'aux.1.mean_weight'],
-             'sn-detectron': ['Conv_Body.conv_top.1.mean_weight', 'Conv_Body.posthoc_modules.0.0.weight',
-                              'RPN.FPN_RPN_conv.weight', 'Box_Outs.cls_score.bias', 'Mask_Head.conv_fcn.0.weight']}
+    heads = {
+        'sn': ['module.fc.weight', 'cls.0.weight', 'aux.1.mean_weight'],
+        'sn-detectron': [
+            'Conv_Body.conv_top.1.mean_weight',
+            'Conv_Body.posthoc_modules.0.0.weight',
+            'RPN.FPN_RPN_conv.weight',
+            'Box_Outs.cls_score.bias',
+            'Mask_Head.conv_fcn.0.weight',
+        ],
+    }
     theirs.update({key: torch.ones(3) for key in heads[layout]})
-    report, weights = convert(dict(model='resnetv1sn50', state_dict=theirs) if layout == 'sn' else dict(model=theirs),
-                              'SN')
+    report, weights = convert(
+        dict(model='resnetv1sn50', state_dict=theirs) if layout == 'sn' else dict(model=theirs), 'SN'
+    )
     assert report.layout == layout and report.norms == {'SN -> SN': 53}
     dropped = [key for keys in report.dropped.values() for key in keys]
     assert sorted(dropped) == sorted(key.removeprefix('module.') for key in heads[layout])
@@ -137,19 +166,19 @@ def test_unbiased_variances_of_sn_differ_by_the_order_of_one_over_the_positions(
         with torch.no_grad():
             ours = layer(x)
         torch.testing.assert_close(ours, networks.sn(state, x))
-        differences.append(float((ours / networks.sn(state, x, correction=1) - 1).abs().median()) * size ** 2)
+        differences.append(float((ours / networks.sn(state, x, correction=1) - 1).abs().median()) * size**2)
         assert differences[-1] < 1
     assert max(differences) < 2 * min(differences)
 
 
 def test_running_var_of_the_authors_is_within_one_over_the_positions_of_ours():
     n, positions = 4, 49
-    x = torch.randn(n, 6, 7, 7, dtype=torch.float64) + torch.tensor([0., 1, 2, 3]).view(4, 1, 1, 1)
-    layer = SN(6, momentum=1.).double()
+    x = torch.randn(n, 6, 7, 7, dtype=torch.float64) + torch.tensor([0.0, 1, 2, 3]).view(4, 1, 1, 1)
+    layer = SN(6, momentum=1.0).double()
     layer(x)
     # what the authors' code pools: unbiased variances of instances, then E[x^2] - mean^2
     mean = x.mean((2, 3))
-    theirs = (x.var((2, 3)) + mean ** 2).mean(0) - mean.mean(0) ** 2
+    theirs = (x.var((2, 3)) + mean**2).mean(0) - mean.mean(0) ** 2
     ratio = theirs / layer.running_var
     assert (ratio < 1 + 1 / (positions - 1)).all() and (ratio > 1 - 1 / (n * positions)).all()
     assert not torch.allclose(ratio, torch.ones_like(ratio), rtol=1e-4)
@@ -178,7 +207,7 @@ def test_rbn_of_the_authors(convert):
     rbn = resnet50(lambda _, channels: networks.rbn_tensors(channels))
     # as their training script writes it
     report, weights = convert(dict(model=with_classifier(rbn), epoch=99, args=argparse.Namespace(lr=0.1)), 'RBN')
-    assert report.layout == 'rbn' and weights['layer1.0.bn1.center_weight'].shape == (WIDTH, )
+    assert report.layout == 'rbn' and weights['layer1.0.bn1.center_weight'].shape == (WIDTH,)
     assert_same(outputs(weights, norm_cfg=dict(type='RBN')), forward(rbn, X, networks.rbn))
 
 
@@ -202,8 +231,13 @@ def test_xbn_of_the_authors(convert):
 
 
 def ibn_resnet50(stages='123'):
-    return resnet50(lambda name, channels: networks.ibn_tensors(channels) if name.endswith('.bn1')
-                    and name[len('layer')] in stages else networks.bn_tensors(channels))
+    return resnet50(
+        lambda name, channels: (
+            networks.ibn_tensors(channels)
+            if name.endswith('.bn1') and name[len('layer')] in stages
+            else networks.bn_tensors(channels)
+        )
+    )
 
 
 def test_ibn_of_the_authors(convert):
@@ -225,8 +259,10 @@ def test_ibn_of_the_authors(convert):
 
 def test_ibn_fits_the_config_of_its_row_or_not(convert, tmp_path):
     config = tmp_path / 'narrow.py'
-    config.write_text("_base_ = 'mmnorm::xbn/faster_rcnn_ibn_r50.py'\nmodel = dict(backbone=dict(base_channels=8, "
-                      "stem_channels=8), neck=dict(in_channels=[32, 64, 128, 256]))\n")
+    config.write_text(
+        "_base_ = 'mmnorm::xbn/faster_rcnn_ibn_r50.py'\nmodel = dict(backbone=dict(base_channels=8, "
+        'stem_channels=8), neck=dict(in_channels=[32, 64, 128, 256]))\n'
+    )
     report, _ = convert(ibn_resnet50(), 'IBN', config=str(config))
     assert report.norms['IBN -> IBN'] == 13
     with pytest.raises(ValueError, match=r'become IBN: BN, which has no instance-normalized half: 6 \(layer3.0.bn1, '):
@@ -249,16 +285,22 @@ def bn_checkpoint_in_xbn(bn):
 
 
 @pytest.mark.parametrize('norm', ['SN', 'XBN', 'RBN'])
-@pytest.mark.parametrize('host, cfg, name', [
-    (ResNet, dict(depth=18, base_channels=8), 'ResNet-18 (width 8)'),
-    (ResNet, dict(depth=101, base_channels=4), 'ResNet-101 (width 4)'),
-    (ResNet, dict(depth=50, base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, )),
-     'ResNet-50 (3 of 4 stages, width 8)'),
-    (ResNet, dict(depth=50, base_channels=8, deep_stem=True, stem_channels=16),
-     'ResNet-50 (deep stem, width 8)'),
-    (ResNetV1d, dict(depth=50, base_channels=8), 'ResNet-50 (deep stem, width 8)'),
-    (ResNeXt, dict(depth=50, base_channels=8, groups=4, base_width=2), 'ResNeXt-50 4x2d (width 8)'),
-], ids=['18', '101', 'three stages', 'V1c', 'V1d', 'ResNeXt'])
+@pytest.mark.parametrize(
+    'host, cfg, name',
+    [
+        (ResNet, dict(depth=18, base_channels=8), 'ResNet-18 (width 8)'),
+        (ResNet, dict(depth=101, base_channels=4), 'ResNet-101 (width 4)'),
+        (
+            ResNet,
+            dict(depth=50, base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)),
+            'ResNet-50 (3 of 4 stages, width 8)',
+        ),
+        (ResNet, dict(depth=50, base_channels=8, deep_stem=True, stem_channels=16), 'ResNet-50 (deep stem, width 8)'),
+        (ResNetV1d, dict(depth=50, base_channels=8), 'ResNet-50 (deep stem, width 8)'),
+        (ResNeXt, dict(depth=50, base_channels=8, groups=4, base_width=2), 'ResNeXt-50 4x2d (width 8)'),
+    ],
+    ids=['18', '101', 'three stages', 'V1c', 'V1d', 'ResNeXt'],
+)
 def test_backbones_are_found_by_their_shapes(convert, host, cfg, name, norm):
     state = host(**cfg).state_dict()
     report, weights = convert(state, norm)
@@ -289,11 +331,12 @@ def test_sn_with_groups_gets_ratios_for_each():
     reference = SN(4, groups=2)
     converted = convert_norms(networks.bn_tensors(4), reference.state_dict())[0]
     reference.load_state_dict(converted)
-    assert torch.equal(reference.ratios()[0], torch.tensor([[0., 0., 1.]] * 2))
+    assert torch.equal(reference.ratios()[0], torch.tensor([[0.0, 0.0, 1.0]] * 2))
 
 
-@pytest.mark.parametrize('cfg, own', [(dict(center=False), ['scale_bias', 'scale_weight']),
-                                      (dict(scale=False), ['center_weight'])], ids=str)
+@pytest.mark.parametrize(
+    'cfg, own', [(dict(center=False), ['scale_bias', 'scale_weight']), (dict(scale=False), ['center_weight'])], ids=str
+)
 def test_rbn_with_one_calibration(cfg, own):
     bn, layer, x = networks.bn_tensors(4), RBN(4, **cfg).eval(), torch.randn(2, 4, 5, 5)
     converted = convert_norms(bn, layer.state_dict())[0]
@@ -305,7 +348,7 @@ def test_rbn_with_one_calibration(cfg, own):
 
 def test_only_what_computes_bn_becomes_bn(convert):
     sn = convert(bn_resnet50(), 'SN')[1]
-    soft = {**sn, 'layer2.0.bn3.var_weight': torch.tensor([0., 3., 4.])}
+    soft = {**sn, 'layer2.0.bn3.var_weight': torch.tensor([0.0, 3.0, 4.0])}
     with pytest.raises(ValueError, match=r'cannot become BN: SN whose ratios .*--hard .*: 1 \(layer2.0.bn3\)$'):
         convert(soft, 'BN')
     hard = convert(soft, 'BN', hard=True)[1]
@@ -313,14 +356,15 @@ def test_only_what_computes_bn_becomes_bn(convert):
     picked = dict(meta=dict(mmnorm=dict(picks={})), state_dict=soft)  # as harden_files writes it
     assert convert(picked, 'BN')[1].keys() == hard.keys()
     with pytest.raises(ValueError, match='layer2.0.bn3'):
-        convert({**soft, 'layer2.0.bn3.var_weight': torch.tensor([0., 5., 4.])}, 'BN', hard=True)
+        convert({**soft, 'layer2.0.bn3.var_weight': torch.tensor([0.0, 5.0, 4.0])}, 'BN', hard=True)
     again = convert(picked, 'SN')[0]  # what is made of them is still hardened, and says so
     assert again.backbone['norm_cfg'] == dict(type='SN', hard=True) and 'hard=True' in again.notes[0]
     assert convert(read_checkpoint(again.backbone['init_cfg']['checkpoint']), 'BN')[1].keys() == hard.keys()
     rbn = convert(bn_resnet50(), 'RBN')[1]
     biased = {**rbn, 'bn1.scale_bias': torch.randn(WIDTH)}
-    torch.testing.assert_close(convert(biased, 'BN')[1]['bn1.weight'],
-                               rbn['bn1.weight'] * torch.sigmoid(biased['bn1.scale_bias']))
+    torch.testing.assert_close(
+        convert(biased, 'BN')[1]['bn1.weight'], rbn['bn1.weight'] * torch.sigmoid(biased['bn1.scale_bias'])
+    )
     for leaf in ('center_weight', 'scale_weight'):
         with pytest.raises(ValueError, match=r'BN: RBN whose center_weight or scale_weight is not 0.*: 1 \(bn1\)$'):
             convert({**rbn, f'bn1.{leaf}': torch.eye(WIDTH)[0]}, 'BN')
@@ -335,8 +379,9 @@ def test_refusals_name_three_layers_or_all(convert):
     assert len(str(few.value)) < 300 and str(all_of_them.value).count('.bn') == 48
 
 
-@pytest.mark.parametrize('norm, kind', dict(SyncSN='SN', SyncRBN='RBN', SyncEN='EN', SyncBN='BN', FrozenBN='BN',
-                                            BRN='BN').items())
+@pytest.mark.parametrize(
+    'norm, kind', dict(SyncSN='SN', SyncRBN='RBN', SyncEN='EN', SyncBN='BN', FrozenBN='BN', BRN='BN').items()
+)
 def test_norms_that_take_the_files_of_another(convert, norm, kind):
     bn = bn_resnet50()
     report, weights = convert(bn, norm.lower())
@@ -347,8 +392,13 @@ def test_norms_that_take_the_files_of_another(convert, norm, kind):
 
 def test_en_to_bn_says_what_goes(convert):
     bn = bn_resnet50()
-    en = {**bn, 'bn1.alpha': torch.tensor(0.25), 'bn1.beta': torch.tensor(0.), 'layer1.0.bn2.alpha': torch.tensor(0.),
-          'layer1.0.bn2.beta': torch.tensor(0.)}
+    en = {
+        **bn,
+        'bn1.alpha': torch.tensor(0.25),
+        'bn1.beta': torch.tensor(0.0),
+        'layer1.0.bn2.alpha': torch.tensor(0.0),
+        'layer1.0.bn2.beta': torch.tensor(0.0),
+    }
     report, weights = convert(en, 'BN')
     assert 'alpha and beta of 1 EN layers are not 0 (up to 0.25)' in report.notes[0]
     assert report.dropped['not in the new norm'] == ['bn1.alpha', 'bn1.beta', 'layer1.0.bn2.alpha', 'layer1.0.bn2.beta']
@@ -358,13 +408,18 @@ def test_en_to_bn_says_what_goes(convert):
 def test_detectors_of_mmdet_and_prefixes(convert):
     bn = bn_resnet50()
     detector = {f'module.backbone.{key}': value for key, value in bn.items()}
-    detector.update({f'module.{key}': torch.ones(1)
-                     for key in ('neck.fpn_convs.0.conv.weight', 'ema_backbone_conv1_weight')})
-    report, weights = convert(dict(meta=dict(epoch=3), state_dict=detector, ema_state_dict={}, optimizer={}), 'BN',
-                              prefix='backbone.')
+    detector.update(
+        {f'module.{key}': torch.ones(1) for key in ('neck.fpn_convs.0.conv.weight', 'ema_backbone_conv1_weight')}
+    )
+    report, weights = convert(
+        dict(meta=dict(epoch=3), state_dict=detector, ema_state_dict={}, optimizer={}), 'BN', prefix='backbone.'
+    )
     assert report.layout == 'mmdet' and weights.keys() == {f'backbone.{key}' for key in bn}
     assert sorted(key for keys in report.dropped.values() for key in keys) == [
-        'ema_backbone_conv1_weight', 'ema_state_dict', 'neck.fpn_convs.0.conv.weight']
+        'ema_backbone_conv1_weight',
+        'ema_state_dict',
+        'neck.fpn_convs.0.conv.weight',
+    ]
     both = {f'{who}.{key}': value for who in ('student', 'teacher') for key, value in detector.items()}
     both = {key.replace('module.', ''): value for key, value in both.items()}
     with pytest.raises(ValueError, match='2 backbones, under student.backbone. and teacher.backbone.; choose one'):
@@ -376,8 +431,9 @@ def test_detectors_of_mmdet_and_prefixes(convert):
 @pytest.mark.parametrize('prefix', ['teacher', 'teacher.', 'teacher.backbone'])
 def test_a_classifier_is_dropped_wherever_the_backbone_is(convert, prefix):
     bn = bn_resnet50()
-    both = {f'{who}.backbone.{key}': value for who in ('student', 'teacher')
-            for key, value in with_classifier(bn).items()}
+    both = {
+        f'{who}.backbone.{key}': value for who in ('student', 'teacher') for key, value in with_classifier(bn).items()
+    }
     report, weights = convert(both, 'BN', source_prefix=prefix)
     assert weights.keys() == bn.keys()
     inside = '' if prefix == 'teacher.backbone' else 'backbone.'
@@ -410,26 +466,54 @@ def test_where_weights_come_from_stays_known(convert, tmp_path):
     assert [path.rpartition('_')[2] for path in note['through']] == ['2.pth', '4.pth']
 
 
-@pytest.mark.parametrize('checkpoint, norm, license', [
-    (lambda: resnet50(lambda _, channels: networks.sn_tensors(channels)), 'SN', 'that of its source, which the file '),
-    (lambda: {key.replace('bn', 'sn'): value for key, value in resnet50(
-        lambda _, channels: networks.sn_tensors(channels)).items()}, 'SN', "if it is the authors' release: CC-BY-NC"),
-    (lambda: resnet50(lambda _, channels: networks.rbn_tensors(channels)), 'RBN', "if it is the authors' release: re"),
-    (lambda: ibn_resnet50(), 'IBN', "if it is the authors' release: MIT"),
-    (lambda: resnet50(lambda name, channels: networks.gn_tensors(channels)), 'XBN', "if it is the authors' release: "),
-    # IN of XBN's authors has no tensors
-    (lambda: resnet50(lambda name, channels: {} if name.endswith('.bn2') else networks.bn_tensors(channels)), 'XBN',
-     "if it is the authors' release: they state none"),
-], ids=['ours', 'sn', 'rbn', 'ibn', 'xbn', 'xbn, IN'])
+@pytest.mark.parametrize(
+    'checkpoint, norm, license',
+    [
+        (
+            lambda: resnet50(lambda _, channels: networks.sn_tensors(channels)),
+            'SN',
+            'that of its source, which the file ',
+        ),
+        (
+            lambda: {
+                key.replace('bn', 'sn'): value
+                for key, value in resnet50(lambda _, channels: networks.sn_tensors(channels)).items()
+            },
+            'SN',
+            "if it is the authors' release: CC-BY-NC",
+        ),
+        (
+            lambda: resnet50(lambda _, channels: networks.rbn_tensors(channels)),
+            'RBN',
+            "if it is the authors' release: re",
+        ),
+        (lambda: ibn_resnet50(), 'IBN', "if it is the authors' release: MIT"),
+        (
+            lambda: resnet50(lambda name, channels: networks.gn_tensors(channels)),
+            'XBN',
+            "if it is the authors' release: ",
+        ),
+        # IN of XBN's authors has no tensors
+        (
+            lambda: resnet50(lambda name, channels: {} if name.endswith('.bn2') else networks.bn_tensors(channels)),
+            'XBN',
+            "if it is the authors' release: they state none",
+        ),
+    ],
+    ids=['ours', 'sn', 'rbn', 'ibn', 'xbn', 'xbn, IN'],
+)
 def test_licenses_are_conditional(convert, checkpoint, norm, license):
     assert f'\n  license: {license}' in convert(checkpoint(), norm)[0].text()
 
 
-@pytest.mark.parametrize('layout, says', [
-    ('xbn', r'layout xbn, which has batch-free norms and names such as layer1.0.conv1.weight'),
-    ('sn', r'layout sn, which has SN norms and names such as layer1.0.sn1.mean_weight'),
-    ('rbn', r'layout rbn, which has RBN norms and names such as layer1.0.bn1.scale_bias'),
-])
+@pytest.mark.parametrize(
+    'layout, says',
+    [
+        ('xbn', r'layout xbn, which has batch-free norms and names such as layer1.0.conv1.weight'),
+        ('sn', r'layout sn, which has SN norms and names such as layer1.0.sn1.mean_weight'),
+        ('rbn', r'layout rbn, which has RBN norms and names such as layer1.0.bn1.scale_bias'),
+    ],
+)
 def test_a_wrong_layout_is_told_from_the_right_one(convert, layout, says):
     with pytest.raises(ValueError, match=f'it is not in the {says}; it looks like torchvision: --from torchvision$'):
         convert(bn_resnet50(), 'SN', layout=layout)
@@ -437,8 +521,10 @@ def test_a_wrong_layout_is_told_from_the_right_one(convert, layout, says):
 
 def test_variances_of_the_authors_of_sn_are_told_of(convert):
     sn = resnet50(lambda _, channels: networks.sn_tensors(channels))
-    for theirs in ({key.replace('bn', 'sn'): value for key, value in sn.items()},
-                   {detectron(key, 'Conv_Body.', 'Conv_Body.'): value for key, value in sn.items()}):
+    for theirs in (
+        {key.replace('bn', 'sn'): value for key, value in sn.items()},
+        {detectron(key, 'Conv_Body.', 'Conv_Body.'): value for key, value in sn.items()},
+    ):
         assert 'divide by unbiased variances, ours by the biased' in convert(theirs, 'SN')[0].notes[-1]
     assert not convert(sn, 'SN')[0].notes  # trained here
 
@@ -465,42 +551,82 @@ def convert_to(norm, bn):
 
 
 def sn_names(bn):
-    return {key.replace('bn', 'sn'): value for key, value in resnet50(
-        lambda _, channels: networks.sn_tensors(channels)).items()} | {'layer1.0.bn1.weight': bn['bn1.weight']}
+    return {
+        key.replace('bn', 'sn'): value
+        for key, value in resnet50(lambda _, channels: networks.sn_tensors(channels)).items()
+    } | {'layer1.0.bn1.weight': bn['bn1.weight']}
 
 
-@pytest.mark.parametrize('change, options, message', [
-    (lambda bn: {key: value for key, value in bn.items() if 'layer3.5' not in key}, {},
-     r'its stages have \(3, 4, 5, 3\) bottleneck blocks; known are .*\(3, 4, 6, 3\) of ResNet-50'),
-    (lambda bn: {**bn, 'layer1.0.se.weight': bn['bn1.weight']}, {},
-     '1 of its tensors not used; first: layer1.0.se.weight'),
-    (lambda bn: {**bn, 'extra': bn['bn1.weight']}, {}, 'first: extra'),
-    (lambda bn: {key: value for key, value in bn.items() if key != 'layer2.1.conv2.weight'}, {},
-     'missing 1 of 424 tensors; first: layer2.1.conv2.weight'),
-    (lambda bn: {**bn, 'layer2.1.conv2.weight': torch.ones(3)}, {},
-     r'1 tensors differ in shape: size mismatch for layer2.1.conv2.weight'),
-    (lambda bn: {key: value for key, value in bn.items() if key != 'conv1.weight'}, {},
-     'it has no convolution stem.0.weight, a part of every ResNet with a deep stem'),
-    (lambda bn: {'features.0.weight': torch.ones(2)}, {}, 'in none of the known layouts.* features.0.weight'),
-    (lambda bn: dict(state_dict=bn, model=bn), {}, 'a network as state_dict and another as model'),
-    (lambda bn: dict(epoch=3), {}, 'it holds no tensors by name, only epoch'),
-    (lambda bn: [bn], {}, 'it holds a list'),
-    (lambda bn: {**bn, 'module.conv1.weight': bn['conv1.weight']}, {}, 'some names both with module. and without'),
-    (lambda bn: {**bn, 'layer1.0.conv2.weight': bn['bn1.weight']}, {}, 'it has no convolution layer1.0.conv2.weight'),
-    # nothing that a network depends on is made up
-    (lambda bn: {key: value for key, value in bn.items() if key != 'bn1.running_var'}, {}, 'first: bn1.running_var'),
-    (sn_names, {}, 'layer1.0.sn1.weight and layer1.0.bn1.weight would both become layer1.0.bn1.weight'),
-    (lambda bn: {**bn, **{detectron(key, 'Conv_Body.', 'Conv_Body.'): value for key, value in resnet50(
-        lambda _, channels: networks.sn_tensors(channels)).items()}}, {},
-     'it is ambiguous: conv1.weight and Conv_Body.res1.conv1.weight would both'),
-    (lambda bn: bn, dict(layout='sn-detectron', source_prefix='gone.'), 'no tensor whose name starts with gone.'),
-    (lambda bn: bn, dict(bn_share=0), 'share of BN must be above 0'),
-    (lambda bn: bn, dict(norm='BN', bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
-    (lambda bn: convert_to('SN', bn), dict(bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
-    (lambda bn: bn, dict(hard=True), '--hard is for SN layers: it has none'),
-    (lambda bn: bn, dict(norm='GN'), '--to GN: not a norm to convert to; choose one of BN, EN, RBN, SN, XBN, IBN, '),
-    (lambda bn: bn, dict(whole=True), '--whole converts the whole network of a config'),
-])
+@pytest.mark.parametrize(
+    'change, options, message',
+    [
+        (
+            lambda bn: {key: value for key, value in bn.items() if 'layer3.5' not in key},
+            {},
+            r'its stages have \(3, 4, 5, 3\) bottleneck blocks; known are .*\(3, 4, 6, 3\) of ResNet-50',
+        ),
+        (
+            lambda bn: {**bn, 'layer1.0.se.weight': bn['bn1.weight']},
+            {},
+            '1 of its tensors not used; first: layer1.0.se.weight',
+        ),
+        (lambda bn: {**bn, 'extra': bn['bn1.weight']}, {}, 'first: extra'),
+        (
+            lambda bn: {key: value for key, value in bn.items() if key != 'layer2.1.conv2.weight'},
+            {},
+            'missing 1 of 424 tensors; first: layer2.1.conv2.weight',
+        ),
+        (
+            lambda bn: {**bn, 'layer2.1.conv2.weight': torch.ones(3)},
+            {},
+            r'1 tensors differ in shape: size mismatch for layer2.1.conv2.weight',
+        ),
+        (
+            lambda bn: {key: value for key, value in bn.items() if key != 'conv1.weight'},
+            {},
+            'it has no convolution stem.0.weight, a part of every ResNet with a deep stem',
+        ),
+        (lambda bn: {'features.0.weight': torch.ones(2)}, {}, 'in none of the known layouts.* features.0.weight'),
+        (lambda bn: dict(state_dict=bn, model=bn), {}, 'a network as state_dict and another as model'),
+        (lambda bn: dict(epoch=3), {}, 'it holds no tensors by name, only epoch'),
+        (lambda bn: [bn], {}, 'it holds a list'),
+        (lambda bn: {**bn, 'module.conv1.weight': bn['conv1.weight']}, {}, 'some names both with module. and without'),
+        (
+            lambda bn: {**bn, 'layer1.0.conv2.weight': bn['bn1.weight']},
+            {},
+            'it has no convolution layer1.0.conv2.weight',
+        ),
+        # nothing that a network depends on is made up
+        (
+            lambda bn: {key: value for key, value in bn.items() if key != 'bn1.running_var'},
+            {},
+            'first: bn1.running_var',
+        ),
+        (sn_names, {}, 'layer1.0.sn1.weight and layer1.0.bn1.weight would both become layer1.0.bn1.weight'),
+        (
+            lambda bn: {
+                **bn,
+                **{
+                    detectron(key, 'Conv_Body.', 'Conv_Body.'): value
+                    for key, value in resnet50(lambda _, channels: networks.sn_tensors(channels)).items()
+                },
+            },
+            {},
+            'it is ambiguous: conv1.weight and Conv_Body.res1.conv1.weight would both',
+        ),
+        (lambda bn: bn, dict(layout='sn-detectron', source_prefix='gone.'), 'no tensor whose name starts with gone.'),
+        (lambda bn: bn, dict(bn_share=0), 'share of BN must be above 0'),
+        (lambda bn: bn, dict(norm='BN', bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
+        (lambda bn: convert_to('SN', bn), dict(bn_share=0.5), '--bn-share is for norms that become SN: none does here'),
+        (lambda bn: bn, dict(hard=True), '--hard is for SN layers: it has none'),
+        (
+            lambda bn: bn,
+            dict(norm='GN'),
+            '--to GN: not a norm to convert to; choose one of BN, EN, RBN, SN, XBN, IBN, ',
+        ),
+        (lambda bn: bn, dict(whole=True), '--whole converts the whole network of a config'),
+    ],
+)
 def test_what_is_refused(convert, tmp_path, change, options, message):
     with pytest.raises(ValueError, match=message):
         convert(change(bn_resnet50()), **{'norm': 'SN', **options})
@@ -509,7 +635,7 @@ def test_what_is_refused(convert, tmp_path, change, options, message):
 
 class Malicious:
     def __reduce__(self):
-        return os.mkdir, ('ran', )
+        return os.mkdir, ('ran',)
 
 
 def test_files_that_run_something_or_are_damaged(tmp_path, monkeypatch):
@@ -517,9 +643,11 @@ def test_files_that_run_something_or_are_damaged(tmp_path, monkeypatch):
     torch.save(dict(state_dict=bn_resnet50(), extra=Malicious()), 'malicious.pth')
     with open('malicious.pth', 'rb') as file:
         whole = file.read()
-    (tmp_path / 'truncated.pth').write_bytes(whole[:len(whole) // 2])
-    for name, what in (('malicious', 'refused, because it would run posix.mkdir;'),
-                       ('truncated', 'its end is missing')):
+    (tmp_path / 'truncated.pth').write_bytes(whole[: len(whole) // 2])
+    for name, what in (
+        ('malicious', 'refused, because it would run posix.mkdir;'),
+        ('truncated', 'its end is missing'),
+    ):
         with pytest.raises(ValueError, match=f'{name}.pth cannot be loaded as a checkpoint: {what}'):
             convert_file(f'{name}.pth', 'out.pth', 'SN')
     with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):

@@ -1,4 +1,5 @@
 """tools/convert_checkpoint.py, and conversion against the network of a config."""
+
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
@@ -11,7 +12,7 @@ from mmnorm.openmmlab.mmdet_models import XBNResNet
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
 
-RETINANET = '''
+RETINANET = """
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
 norm = dict(type={norm!r})
@@ -19,22 +20,22 @@ model = dict(
     backbone=dict(depth=18, base_channels=8, norm_cfg=norm, init_cfg=None),
     neck=dict(in_channels=[8, 16, 32, 64], out_channels=16, norm_cfg=norm),
     bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1, norm_cfg=norm))
-'''
-C4 = '''
+"""
+C4 = """
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
 custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
 norm = dict(type='SN')
 model = dict(
     backbone=dict(depth=18, norm_cfg=norm, init_cfg=None), rpn_head=dict(in_channels=256),
     roi_head=dict(shared_head=dict(depth=18, norm_cfg=norm, init_cfg=None)))
-'''
-SEGMENTER = '''
+"""
+SEGMENTER = """
 default_scope = 'mmseg'
 custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
 model = dict(
     type='EncoderDecoder', backbone=dict({backbone}),
     decode_head=dict(type='FCNHead', in_channels=64, channels=8, num_classes=2, in_index=3, norm_cfg=dict(type='BN')))
-'''
+"""
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def config(tmp_path):
         path = tmp_path / name
         path.write_text(text.format(**fields))
         return str(path)
+
     return write
 
 
@@ -72,14 +74,16 @@ def test_backbone_of_a_config(config, source, tmp_path):
     with pytest.raises(ValueError, match='config.py has no SN layers; its norm layers are of kind RBN'):
         convert_file(path, tmp_path / 'other.pth', 'SN', config=detector)
     with pytest.raises(ValueError, match='does not fit .*config.py: missing 80 of 324 tensors; first: layer1.2.conv1'):
-        convert_file(path, tmp_path / 'other.pth', 'RBN',
-                     config=config(RETINANET.replace('depth=18', 'depth=34'), norm='RBN'))
+        convert_file(
+            path, tmp_path / 'other.pth', 'RBN', config=config(RETINANET.replace('depth=18', 'depth=34'), norm='RBN')
+        )
     assert not (tmp_path / 'other.pth').exists()
 
 
 def test_norms_follow_the_config_layer_by_layer(config, source, tmp_path):
-    xbn = config(RETINANET.replace('depth=18', "type='XBNResNet', xbn=dict(stem=True, position=2, every=2), depth=18"),
-                 norm='EN')
+    xbn = config(
+        RETINANET.replace('depth=18', "type='XBNResNet', xbn=dict(stem=True, position=2, every=2), depth=18"), norm='EN'
+    )
     report = convert_file(source[0], tmp_path / 'out.pth', 'XBN', config=xbn)
     assert report.norms == {'BN -> batch-free': 5, 'BN -> EN': 15}
     free = [key for key in source[1] if key not in read_checkpoint(tmp_path / 'out.pth')['state_dict']]
@@ -94,8 +98,10 @@ def test_batch_free_norms_have_to_be_where_the_config_has_them(config, tmp_path)
     report = convert_file(source, tmp_path / 'out.pth', 'XBN', config=config(placed, norm='BN', xbn='stem=True'))
     assert report.network.startswith('the backbone of') and 'backbone=' not in report.text()
     assert 'backbone' not in read_checkpoint(tmp_path / 'out.pth')['meta']['mmnorm']
-    says = (r'batch-free norms are 9 \(bn1, layer1.0.bn1, .*, those of .*config.py \d+ .*; '
-            'without --config the xbn=... of SOURCE is printed$')
+    says = (
+        r'batch-free norms are 9 \(bn1, layer1.0.bn1, .*, those of .*config.py \d+ .*; '
+        'without --config the xbn=... of SOURCE is printed$'
+    )
     for other in ('', 'stem=True, position=2', 'stem=True, every=2', "scope='full'"):
         with pytest.raises(ValueError, match=says):
             convert_file(source, tmp_path / 'no.pth', 'XBN', config=config(placed, norm='BN', xbn=other))
@@ -122,8 +128,9 @@ def test_c4_has_the_last_stage_in_its_head(config, tmp_path):
     weights = read_checkpoint(tmp_path / 'out.pth')['state_dict']
     # as a detector's checkpoint has it, it comes back
     trained = {f'backbone.{key}': value for key, value in network.backbone.state_dict().items()}
-    trained.update({f'roi_head.shared_head.{key}': value
-                    for key, value in network.roi_head.shared_head.state_dict().items()})
+    trained.update(
+        {f'roi_head.shared_head.{key}': value for key, value in network.roi_head.shared_head.state_dict().items()}
+    )
     torch.save(dict(state_dict=trained), tmp_path / 'trained.pth')
     report = convert_file(str(tmp_path / 'trained.pth'), tmp_path / 'back.pth', 'SN', config=detector)
     assert report.layout == 'mmdet' and read_checkpoint(tmp_path / 'back.pth')['state_dict'].keys() == weights.keys()
@@ -163,8 +170,11 @@ def flat(outputs):
 def test_deep_stems_of_mmseg(config, source, tmp_path):
     pytest.importorskip('mmseg')
     deep = "type='ResNetV1c', depth=18, base_channels=8, stem_channels=8, norm_cfg=dict(type='SN')"
-    with pytest.raises(ValueError, match='first: stem.0.weight; .*; first: conv1.weight. The stem of the network '
-                                         'has three convolutions, a deep stem, that of the checkpoint one of 7 x 7'):
+    with pytest.raises(
+        ValueError,
+        match='first: stem.0.weight; .*; first: conv1.weight. The stem of the network '
+        'has three convolutions, a deep stem, that of the checkpoint one of 7 x 7',
+    ):
         convert_file(source[0], tmp_path / 'out.pth', 'SN', config=config(SEGMENTER, backbone=deep))
     flat_stem = config(SEGMENTER, 'flat.py', backbone=deep.replace('V1c', ''))
     convert_file(source[0], tmp_path / 'out.pth', 'SN', config=flat_stem)
@@ -176,15 +186,18 @@ def test_deep_stems_of_mmseg(config, source, tmp_path):
         convert_file(str(tmp_path / 'deep.pth'), tmp_path / 'other.pth', 'SN', config=flat_stem)
 
 
-def test_command_line(tool, source, tmp_path):
-    done = tool('convert_checkpoint.py', source[0], 'new/sn.pth', '--to', 'SN', '--bn-share', 0.9)
+def test_command_line(forked_tool, source, tmp_path):
+    done = forked_tool('convert_checkpoint.py', source[0], 'new/sn.pth', '--to', 'SN', '--bn-share', 0.9)
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     assert 'source.pth: layout torchvision, ' in lines[0]
     assert lines[1] == '  fits SN ResNet-18 (width 8), every tensor used; norm layers: 20 BN -> SN'
     assert '  tensors mapped: 120 (conv1.weight, bn1.weight, bn1.bias ...)' in lines
-    assert lines[-2:] == ["    backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, norm_cfg=dict("
-                          "type='SN'), init_cfg=dict(type='Pretrained', checkpoint='new/sn.pth'))", 'new/sn.pth']
+    assert lines[-2:] == [
+        "    backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, norm_cfg=dict("
+        "type='SN'), init_cfg=dict(type='Pretrained', checkpoint='new/sn.pth'))",
+        'new/sn.pth',
+    ]
     assert (tmp_path / 'new/sn.pth').is_file()
 
 
@@ -202,16 +215,17 @@ def test_mistakes_are_told_in_one_line(main, source, tmp_path, capsys):
     named = tmp_path / 'named.pth'  # for the terminal of whoever converts it
     torch.save({**source[1], 'layer1.\x1b[31m': torch.ones(1)}, named)
     for args, message in (
-            (['gone.pth', out, '--to', 'SN'], 'checkpoint gone.pth does not exist'),
-            ([source[0], source[0], '--to', 'SN'], 'is not overwritten'),
-            ([source[0], str(tmp_path / 'out.pt'), '--to', 'SN'], 'must end in .pth'),
-            ([source[0], out, '--to', 'SN', '--from', 'sn'], 'source.pth: it is not in the layout sn, which has'),
-            ([source[0], out, '--to', 'SN', '--config', 'gone.py'], 'config gone.py does not exist'),
-            ([source[0], out, '--to', 'SN', '--config', source[0]], f'error: {source[0]} cannot be read as a config: '),
-            ([str(tmp_path), out, '--to', 'SN'], 'is a folder: give the checkpoint file in it'),
-            ([source[0], out, '--to', 'PN'], 'error: --to PN: not a norm to convert to; choose one of BN, EN, '),
-            ([str(named), out, '--to', 'SN'], 'first: layer1.?[31m'),
-            ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: SN whose ratios do not')):
+        (['gone.pth', out, '--to', 'SN'], 'checkpoint gone.pth does not exist'),
+        ([source[0], source[0], '--to', 'SN'], 'is not overwritten'),
+        ([source[0], str(tmp_path / 'out.pt'), '--to', 'SN'], 'must end in .pth'),
+        ([source[0], out, '--to', 'SN', '--from', 'sn'], 'source.pth: it is not in the layout sn, which has'),
+        ([source[0], out, '--to', 'SN', '--config', 'gone.py'], 'config gone.py does not exist'),
+        ([source[0], out, '--to', 'SN', '--config', source[0]], f'error: {source[0]} cannot be read as a config: '),
+        ([str(tmp_path), out, '--to', 'SN'], 'is a folder: give the checkpoint file in it'),
+        ([source[0], out, '--to', 'PN'], 'error: --to PN: not a norm to convert to; choose one of BN, EN, '),
+        ([str(named), out, '--to', 'SN'], 'first: layer1.?[31m'),
+        ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: SN whose ratios do not'),
+    ):
         assert main(args) == 2, args
         said = capsys.readouterr().err.strip()
         assert said.startswith('error: ') and message in said and '\n' not in said, said

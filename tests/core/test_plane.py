@@ -18,18 +18,20 @@ def instance_norm(x, eps=1e-3):
 @pytest.mark.parametrize('shape', [(3, 2, 5), (2, 3, 4, 5), (2, 3, 2, 3, 4), (3, 4)])
 def test_gradcheck_of_x_and_of_all_that_statistics_return(shape):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    weight, bias, shared = (torch.randn(s, dtype=torch.float64, requires_grad=True)
-                            for s in (shape[:2], (shape[1], ), (1, shape[1])))
+    weight, bias, shared = (
+        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape[:2], (shape[1],), (1, shape[1]))
+    )
 
     def layer(x, weight, bias, shared):
-        return normalize(x, lambda m, v, _: (0.5 * m + shared, v + shared.square(), weight, bias), 1e-3,
-                         (weight, bias, shared))
+        return normalize(
+            x, lambda m, v, _: (0.5 * m + shared, v + shared.square(), weight, bias), 1e-3, (weight, bias, shared)
+        )
 
     assert torch.autograd.gradcheck(layer, (x, weight, bias, shared))
     assert torch.autograd.gradcheck(lambda x: layer(x, weight.detach(), bias.detach(), shared.detach()), x)
 
 
-@pytest.mark.parametrize('shape', [(), (1, ), (1, 1), (3, ), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize('shape', [(), (1,), (1, 1), (3,), (1, 3), (2, 1), (2, 3)])
 @pytest.mark.parametrize('constant', [False, True])
 def test_whatever_statistics_return_broadcasts(shape, constant):
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
@@ -45,8 +47,15 @@ def test_whatever_statistics_return_broadcasts(shape, constant):
 
 
 @settings(deadline=None, max_examples=50)
-@given(n=st.integers(1, 4), c=st.integers(1, 5), h=st.integers(1, 9), w=st.integers(1, 9),
-       offset=st.sampled_from([0, 1, 100]), channels_last=st.booleans(), dtype=st.sampled_from(['float32', 'float64']))
+@given(
+    n=st.integers(1, 4),
+    c=st.integers(1, 5),
+    h=st.integers(1, 9),
+    w=st.integers(1, 9),
+    offset=st.sampled_from([0, 1, 100]),
+    channels_last=st.booleans(),
+    dtype=st.sampled_from(['float32', 'float64']),
+)
 def test_moments_and_result_match_torch(n, c, h, w, offset, channels_last, dtype):
     x = (torch.randn(n, c, h, w) + offset).to(getattr(torch, dtype))
     if channels_last:
@@ -83,7 +92,7 @@ def test_large_mean_costs_no_precision():
 
 
 def test_constant_channels_have_finite_gradients():
-    x = torch.full((2, 3, 8, 8), 7., requires_grad=True)
+    x = torch.full((2, 3, 8, 8), 7.0, requires_grad=True)
     y = instance_norm(x)
     y.backward(torch.randn_like(y))
     assert y.abs().max() < 1e-3
@@ -101,8 +110,8 @@ def test_empty_input_gives_an_empty_result_and_gradient(shape):
 def test_backward_twice_through_one_forward():
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     y, grad = instance_norm(x), torch.randn(2, 3, 4, 4)
-    first, = torch.autograd.grad(y, x, grad, retain_graph=True)
-    second, = torch.autograd.grad(y, x, grad)
+    (first,) = torch.autograd.grad(y, x, grad, retain_graph=True)
+    (second,) = torch.autograd.grad(y, x, grad)
     assert torch.equal(first, second)
 
 
@@ -110,6 +119,7 @@ def test_nothing_outlives_the_result():
     """The two functions share plane-sized tensors; that must not make a cycle that keeps x alive."""
     import gc
     import weakref
+
     gc.collect()
     gc.disable()
     try:

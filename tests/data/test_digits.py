@@ -90,7 +90,7 @@ def test_digits_have_their_size_stay_visible_and_do_not_overlap(monkeypatch):
     for index in range(30):
         coverages.clear()
         sample = painter.draw(index)
-        assert sample.masks.shape == (4, 64, 64) and sample.labels.shape == (4, )
+        assert sample.masks.shape == (4, 64, 64) and sample.labels.shape == (4,)
         assert sample.masks.sum(0).max() == 1
         assert not (sample.rim & sample.masks.any(0)).any()
         for mask, coverage in zip(sample.masks, coverages):
@@ -173,7 +173,10 @@ def test_panoptic_segments_are_the_instances_and_the_background(root, split, fol
     instances = COCO(root / f'coco/annotations/instances_{split}2017.json')
     assert content['images'] == instances.dataset['images']
     assert [(category['id'], category['name'], category['isthing']) for category in content['categories']] == [
-        *((i, name, 1) for i, name in enumerate('0123456789', 1)), (11, 'temple', 0), (12, 'flower', 0)]
+        *((i, name, 1) for i, name in enumerate('0123456789', 1)),
+        (11, 'temple', 0),
+        (12, 'flower', 0),
+    ]
     ids = [segment['id'] for annotation in content['annotations'] for segment in annotation['segments_info']]
     assert len(set(ids)) == len(ids) and 0 not in ids
     for image, annotation in zip(content['images'], content['annotations']):
@@ -225,8 +228,11 @@ def test_only_the_chosen_layouts_are_written(tmp_path):
 def test_mmdet_reads_coco(root):
     coco_dataset = pytest.importorskip('mmdet.datasets').CocoDataset
     dataset = coco_dataset(
-        data_root=str(root), ann_file='coco/annotations/instances_val2017.json',
-        data_prefix=dict(img='coco/val2017/'), metainfo=dict(classes=CLASSES[1:]))
+        data_root=str(root),
+        ann_file='coco/annotations/instances_val2017.json',
+        data_prefix=dict(img='coco/val2017/'),
+        metainfo=dict(classes=CLASSES[1:]),
+    )
     assert len(dataset) == SMALL.num_val
     label = digits.DigitsPainter(SMALL, 'val').draw(1).labels[0]
     assert dataset.get_data_info(1)['instances'][0]['bbox_label'] == label
@@ -236,12 +242,15 @@ def test_mmdet_reads_panoptic(root):
     mmdet_datasets = pytest.importorskip('mmdet.datasets')
     from mmcv.transforms import LoadImageFromFile
     from mmdet.datasets.transforms import LoadPanopticAnnotations
+
     things, stuff = tuple('0123456789'), ('temple', 'flower')
     dataset = mmdet_datasets.CocoPanopticDataset(
-        data_root=str(root), ann_file='coco/annotations/panoptic_val2017.json',
+        data_root=str(root),
+        ann_file='coco/annotations/panoptic_val2017.json',
         data_prefix=dict(img='coco/val2017/', seg='coco/annotations/panoptic_val2017/'),
         metainfo=dict(classes=things + stuff, thing_classes=things, stuff_classes=stuff),
-        pipeline=[LoadImageFromFile(), LoadPanopticAnnotations()])
+        pipeline=[LoadImageFromFile(), LoadPanopticAnnotations()],
+    )
     assert len(dataset) == SMALL.num_val
     sample, loaded = digits.DigitsPainter(SMALL, 'val').draw(1), dataset[1]
     assert np.array_equal(loaded['gt_bboxes_labels'], sample.labels)
@@ -256,18 +265,22 @@ ADE = dict(data_prefix=dict(img_path='ade/images/validation', seg_map_path='ade/
 CITYSCAPES = dict(data_prefix=dict(img_path='cityscapes/leftImg8bit/val', seg_map_path='cityscapes/gtFine/val'))
 
 
-@pytest.mark.parametrize('name, arguments', [
-    ('BaseSegDataset', dict(ADE, reduce_zero_label=True)),
-    ('ADE20KDataset', ADE),
-    ('BaseSegDataset', dict(CITYSCAPES, img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png')),
-    ('CityscapesDataset', CITYSCAPES),
-])
+@pytest.mark.parametrize(
+    'name, arguments',
+    [
+        ('BaseSegDataset', dict(ADE, reduce_zero_label=True)),
+        ('ADE20KDataset', ADE),
+        ('BaseSegDataset', dict(CITYSCAPES, img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png')),
+        ('CityscapesDataset', CITYSCAPES),
+    ],
+)
 def test_mmseg_reads_maps(root, name, arguments):
     mmseg_datasets = pytest.importorskip('mmseg.datasets')
     kind = getattr(mmseg_datasets, name)
-    classes = kind.METAINFO.get('classes', CLASSES)[:len(CLASSES)]
+    classes = kind.METAINFO.get('classes', CLASSES)[: len(CLASSES)]
     dataset = kind(
-        data_root=str(root), metainfo=dict(classes=classes), pipeline=[mmseg_datasets.LoadAnnotations()], **arguments)
+        data_root=str(root), metainfo=dict(classes=classes), pipeline=[mmseg_datasets.LoadAnnotations()], **arguments
+    )
     assert len(dataset) == SMALL.num_val
     assert dataset.metainfo['classes'] == classes
     sample = digits.DigitsPainter(SMALL, 'val').draw(1)
@@ -280,21 +293,24 @@ def test_mmseg_reads_maps(root, name, arguments):
 # What is refused
 
 
-@pytest.mark.parametrize('arguments, error, message', [
-    (dict(num_train=0), ValueError, 'num_train=0: must be at least 1'),
-    (dict(num_val=2.5), TypeError, 'num_val=2.5: expected an int, got float'),
-    (dict(image_size=16), ValueError, 'image_size=16: must be at least 32'),
-    (dict(image_size=64), ValueError, 'digit_size=.16, 77.: a digit of 77 pixels does not fit into image_size=64'),
-    (dict(digit_size=(4, 9)), ValueError, 'digit_size=4: must be at least 8'),
-    (dict(digits_per_image=(3, 2)), ValueError, 'digits_per_image=.3, 2.: expected .low, high. with low <= high'),
-    (dict(digits_per_image=3), TypeError, 'digits_per_image=3: expected two ints'),
-    (dict(seed=-1), ValueError, 'seed=-1: must be from 0 to 4294967295'),
-    (dict(corruption='fog'), ValueError, "corruption='fog': choose from noise, blur, contrast or None"),
-    (dict(corruption='blur', severity=6), ValueError, 'severity=6: must be from 0 to 5'),
-    (dict(severity=1), ValueError, 'severity=1 needs a corruption: choose from noise, blur, contrast'),
-    (dict(layouts=()), ValueError, 'layouts=.*choose one or more from'),
-    (dict(layouts=('coco', 'voc')), ValueError, "layouts=.'coco', 'voc'.: choose one or more from"),
-])
+@pytest.mark.parametrize(
+    'arguments, error, message',
+    [
+        (dict(num_train=0), ValueError, 'num_train=0: must be at least 1'),
+        (dict(num_val=2.5), TypeError, 'num_val=2.5: expected an int, got float'),
+        (dict(image_size=16), ValueError, 'image_size=16: must be at least 32'),
+        (dict(image_size=64), ValueError, 'digit_size=.16, 77.: a digit of 77 pixels does not fit into image_size=64'),
+        (dict(digit_size=(4, 9)), ValueError, 'digit_size=4: must be at least 8'),
+        (dict(digits_per_image=(3, 2)), ValueError, 'digits_per_image=.3, 2.: expected .low, high. with low <= high'),
+        (dict(digits_per_image=3), TypeError, 'digits_per_image=3: expected two ints'),
+        (dict(seed=-1), ValueError, 'seed=-1: must be from 0 to 4294967295'),
+        (dict(corruption='fog'), ValueError, "corruption='fog': choose from noise, blur, contrast or None"),
+        (dict(corruption='blur', severity=6), ValueError, 'severity=6: must be from 0 to 5'),
+        (dict(severity=1), ValueError, 'severity=1 needs a corruption: choose from noise, blur, contrast'),
+        (dict(layouts=()), ValueError, 'layouts=.*choose one or more from'),
+        (dict(layouts=('coco', 'voc')), ValueError, "layouts=.'coco', 'voc'.: choose one or more from"),
+    ],
+)
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         DigitsOptions(**arguments)
@@ -379,13 +395,43 @@ def run(capsys):
 
 
 def test_tool_passes_every_option(run, tmp_path):
-    arguments = (tmp_path, '--train', 2, '--val', 1, '--image-size', 48, '--digits-per-image', 1, 2, '--digit-size', 9,
-                 20, '--seed', 3, '--corruption', 'noise', '--severity', 2, '--layouts', 'ade', 'coco')
+    arguments = (
+        tmp_path,
+        '--train',
+        2,
+        '--val',
+        1,
+        '--image-size',
+        48,
+        '--digits-per-image',
+        1,
+        2,
+        '--digit-size',
+        9,
+        20,
+        '--seed',
+        3,
+        '--corruption',
+        'noise',
+        '--severity',
+        2,
+        '--layouts',
+        'ade',
+        'coco',
+    )
     assert run(*arguments) == (0, f'{tmp_path}: written\n', '')
     assert run(*arguments) == (0, f'{tmp_path}: already there, made with the same options\n', '')
     assert json.loads((tmp_path / 'digits.json').read_text())['options'] == dict(
-        num_train=2, num_val=1, image_size=48, digits_per_image=[1, 2], digit_size=[9, 20], seed=3, corruption='noise',
-        severity=2, layouts=['coco', 'ade'])
+        num_train=2,
+        num_val=1,
+        image_size=48,
+        digits_per_image=[1, 2],
+        digit_size=[9, 20],
+        seed=3,
+        corruption='noise',
+        severity=2,
+        layouts=['coco', 'ade'],
+    )
 
 
 def test_tool_overwrites_on_request(run, tmp_path):

@@ -1,4 +1,5 @@
 """Files that are no checkpoints, or would run something, are told from each other."""
+
 import os
 
 import pytest
@@ -15,12 +16,15 @@ class Malicious:
         return self.of
 
 
-@pytest.mark.parametrize('written, message', [
-    (b'', 'it is empty'),
-    (b'<!DOCTYPE html><html>', r"it begins with b'<!DOCTYPE html><html>', which torch.save does not write"),
-    (b'PK\x03\x04 and no more', 'its end is missing, as after an interrupted download'),
-    (b'\x80\x02 and no more', 'it is damaged, or holds more than tensors and plain values'),
-])
+@pytest.mark.parametrize(
+    'written, message',
+    [
+        (b'', 'it is empty'),
+        (b'<!DOCTYPE html><html>', r"it begins with b'<!DOCTYPE html><html>', which torch.save does not write"),
+        (b'PK\x03\x04 and no more', 'its end is missing, as after an interrupted download'),
+        (b'\x80\x02 and no more', 'it is damaged, or holds more than tensors and plain values'),
+    ],
+)
 def test_files_that_torch_did_not_save(tmp_path, written, message):
     (tmp_path / 'a.pth').write_bytes(written)
     with pytest.raises(ValueError, match=f'a.pth cannot be loaded as a checkpoint: {message}$'):
@@ -40,8 +44,10 @@ def test_what_would_be_run_is_named_and_not_run(tmp_path, monkeypatch, zipped):
     torch.save(dict(state_dict={}, a=Malicious(os.mkdir, 'ran')), 'a.pth', _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError) as refused:
         read_checkpoint('a.pth')
-    assert str(refused.value) == ('a.pth cannot be loaded as a checkpoint: refused, because it would run posix.mkdir; '
-                                  'ask whoever made it for a file of the state dict alone')
+    assert str(refused.value) == (
+        'a.pth cannot be loaded as a checkpoint: refused, because it would run posix.mkdir; '
+        'ask whoever made it for a file of the state dict alone'
+    )
     assert not os.path.exists('ran')
 
 

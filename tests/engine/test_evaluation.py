@@ -1,4 +1,5 @@
 """Checkpoints that must fit, and files that must not be lost."""
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -35,8 +36,13 @@ def test_files_that_are_no_checkpoints(tmp_path):
 
 def test_network_and_config_are_written_together(tmp_path):
     weights = nn.Linear(2, 2).state_dict()
-    written = save_network(weights, dict(meta=dict(epoch=3), optimizer={}), tmp_path / 'new/a.pth', dict(repair='x'),
-                           Config(dict(model=dict(type='Linear'))))
+    written = save_network(
+        weights,
+        dict(meta=dict(epoch=3), optimizer={}),
+        tmp_path / 'new/a.pth',
+        dict(repair='x'),
+        Config(dict(model=dict(type='Linear'))),
+    )
     assert written == [tmp_path / 'new/a.pth', tmp_path / 'new/a.py']
     saved = torch.load(written[0], weights_only=True)
     assert saved.keys() == {'meta', 'state_dict'}

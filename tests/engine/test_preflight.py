@@ -22,34 +22,45 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_missing_coco_is_listed_with_the_way_to_the_embedded_data():
     message = '\n'.join(problems(Config.fromfile(TABLE_4), 1, ('train', 'val')))
-    for part in ('data/coco/annotations/instances_train2017.json', 'data/coco/val2017/', 'tools/make_digits.py',
-                 'configs/mask_rcnn_xbn_r50_digits.py'):
+    for part in (
+        'data/coco/annotations/instances_train2017.json',
+        'data/coco/val2017/',
+        'tools/make_digits.py',
+        'configs/mask_rcnn_xbn_r50_digits.py',
+    ):
         assert part in message
 
 
 def test_missing_weights_name_the_three_ways_on():
-    message = '\n'.join(problems(Config.fromfile(TABLE_4), 1, ('train', )))
-    for part in ('pretrained/resnet50_xbn.pth are missing', 'github.com/huangleiBuaa/XBNBlock',
-                 'configs/mask_rcnn_xbn_r50_bn_init.py', 'configs/mask_rcnn_xbn_r50_scratch.py'):
+    message = '\n'.join(problems(Config.fromfile(TABLE_4), 1, ('train',)))
+    for part in (
+        'pretrained/resnet50_xbn.pth are missing',
+        'github.com/huangleiBuaa/XBNBlock',
+        'configs/mask_rcnn_xbn_r50_bn_init.py',
+        'configs/mask_rcnn_xbn_r50_scratch.py',
+    ):
         assert part in message
     for other in ('mask_rcnn_xbn_r50_bn_init.py', 'mask_rcnn_xbn_r50_scratch.py'):
-        found = problems(Config.fromfile(ROOT / 'configs' / other), 1, ('train', ))
+        found = problems(Config.fromfile(ROOT / 'configs' / other), 1, ('train',))
         assert 'pretrained weights' not in '\n'.join(found)
 
 
 def test_missing_weights_of_other_backbones_are_named_without_xbns_ways():
     model = dict(backbone=dict(type='ResNet', init_cfg=dict(type='Pretrained', checkpoint='gone.pth')))
-    message, = problems(Config(dict(model=model)), 1, ('train', ))
+    (message,) = problems(Config(dict(model=model)), 1, ('train',))
     assert 'ResNet: the pretrained weights gone.pth are missing' in message and 'XBN' not in message
 
 
-@pytest.mark.parametrize('name, shape, norm', [
-    ('module.layer1.0.sn1.mean_weight', (3, ), 'SN'),
-    ('layer1.0.bn1.mean_weight', (3, ), None),
-    ('layer1.0.bn1.IN.weight', (4, ), 'IBN'),
-    ('layer1.0.bn1.scale_bias', (1, 8, 1, 1), 'RBN'),
-    ('layer1.0.bn1.scale_bias', (8, ), None),
-])
+@pytest.mark.parametrize(
+    'name, shape, norm',
+    [
+        ('module.layer1.0.sn1.mean_weight', (3,), 'SN'),
+        ('layer1.0.bn1.mean_weight', (3,), None),
+        ('layer1.0.bn1.IN.weight', (4,), 'IBN'),
+        ('layer1.0.bn1.scale_bias', (1, 8, 1, 1), 'RBN'),
+        ('layer1.0.bn1.scale_bias', (8,), None),
+    ],
+)
 def test_weights_in_the_layout_of_a_norms_authors(tmp_path, name, shape, norm):
     path = tmp_path / 'authors.pth'
     model = dict(type='FasterRCNN', backbone=dict(type='ResNet', init_cfg=dict(checkpoint=str(path))))
@@ -61,16 +72,21 @@ def test_weights_in_the_layout_of_a_norms_authors(tmp_path, name, shape, norm):
     assert missing_weights(model) == []
 
 
-@pytest.mark.parametrize('base, changes, found', [
-    ('scratch_norm', '', 1),
-    ('scratch_norm', ", norm_cfg=dict(type='BN')", 0),
-    ('frozen_norm', ", init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')", 0),
-    ('frozen_norm', ', init_cfg=None', 1),
-])
+@pytest.mark.parametrize(
+    'base, changes, found',
+    [
+        ('scratch_norm', '', 1),
+        ('scratch_norm', ", norm_cfg=dict(type='BN')", 0),
+        ('frozen_norm', ", init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')", 0),
+        ('frozen_norm', ', init_cfg=None', 1),
+    ],
+)
 def test_frozen_norms_of_no_weights(tmp_path, base, changes, found):
     path = tmp_path / 'project.py'
-    path.write_text(f"_base_ = ['mmnorm::xbn/faster_rcnn_xbn_r50.py', 'mmnorm::_base_/{base}.py']\n"
-                    f'model = dict(backbone=dict(_base_.{base}{changes}))')
+    path.write_text(
+        f"_base_ = ['mmnorm::xbn/faster_rcnn_xbn_r50.py', 'mmnorm::_base_/{base}.py']\n"
+        f'model = dict(backbone=dict(_base_.{base}{changes}))'
+    )
     if base == 'frozen_norm':  # its parent has it already
         path.write_text(path.read_text().replace(", 'mmnorm::_base_/frozen_norm.py'", ''))
     said = [message for message in told_of(path) if 'keeps the statistics' in message]
@@ -85,14 +101,14 @@ def told_of(config, *options):
     add_run_arguments(parser)
     with warnings.catch_warnings(record=True) as said, pytest.raises(SystemExit):
         warnings.simplefilter('always')
-        load_config(parser.parse_args([str(config), *options]), ('train', ))
+        load_config(parser.parse_args([str(config), *options]), ('train',))
     return [str(warning.message) for warning in said]
 
 
 def test_a_base_that_a_parent_has_is_told_of(tmp_path):
     path = tmp_path / 'project.py'
     path.write_text("_base_ = ['mmnorm::rbn/deeplabv3_rbn_r50_ade20k.py', 'mmnorm::_base_/live_norm.py']")
-    with pytest.raises(ValueError, match="Duplicate keys.*live_norm.*leave that out"):
+    with pytest.raises(ValueError, match='Duplicate keys.*live_norm.*leave that out'):
         parse_config(path)
 
 
@@ -112,32 +128,50 @@ def test_torchvision_weights_need_torchvision(installed, monkeypatch):
 def test_data_and_weights_that_are_there_are_no_problem(tmp_path):
     for folder in ('train2017', 'val2017', 'annotations'):
         (tmp_path / 'data/coco' / folder).mkdir(parents=True)
-    for file in ('data/coco/annotations/instances_train2017.json', 'data/coco/annotations/instances_val2017.json',
-                 'pretrained/resnet50_xbn.pth'):
+    for file in (
+        'data/coco/annotations/instances_train2017.json',
+        'data/coco/annotations/instances_val2017.json',
+        'pretrained/resnet50_xbn.pth',
+    ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     assert problems(Config.fromfile(TABLE_4), 1, ('train', 'val')) == []
 
 
 def test_wrapped_data_sets_are_looked_into():
-    dataset = dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=[
-        dict(type='CocoDataset', data_root='a', ann_file='b.json'), dict(type='CocoDataset', ann_file='c.json')]))
-    message, = problems(Config(dict(train_dataloader=dict(dataset=dataset))), 1, ('train', ))
+    dataset = dict(
+        type='RepeatDataset',
+        dataset=dict(
+            type='ConcatDataset',
+            datasets=[
+                dict(type='CocoDataset', data_root='a', ann_file='b.json'),
+                dict(type='CocoDataset', ann_file='c.json'),
+            ],
+        ),
+    )
+    (message,) = problems(Config(dict(train_dataloader=dict(dataset=dataset))), 1, ('train',))
     assert 'a/b.json' in message and '  c.json' in message
 
 
 @pytest.mark.parametrize('gpus, asked, problem', [(0, 8, False), (8, 8, False), (2, 8, True)])
 def test_fewer_gpus_than_asked_is_said(monkeypatch, gpus, asked, problem):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-    found = problems(Config(dict(model=dict(type='X'))), asked, ('train', ))
+    found = problems(Config(dict(model=dict(type='X'))), asked, ('train',))
     assert found == ([] if not problem else [found[0]])
     if problem:
         assert '8 processes need as many GPUs, but there are 2: use at most 2' in found[0]
 
 
 def test_sync_bn_becomes_bn_on_a_cpu_with_one_warning():
-    cfg = Config(dict(launcher='pytorch', sync_bn='torch', model=dict(
-        backbone=dict(type='ResNet', norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='SyncBN'))])))
+    cfg = Config(
+        dict(
+            launcher='pytorch',
+            sync_bn='torch',
+            model=dict(
+                backbone=dict(type='ResNet', norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='SyncBN'))]
+            ),
+        )
+    )
     with pytest.warns(UserWarning, match='SyncBN needs GPUs') as caught:
         fit_to_cpu(cfg)
     assert len(caught) == 1

@@ -1,4 +1,5 @@
 """What a diagnosis comes to."""
+
 import math
 
 import numpy as np
@@ -8,8 +9,15 @@ from mmnorm.engine.recommend import headline, recommend
 
 
 def layer(name, by_batch=True, relative=0.1, domain=0.05):
-    return dict(name=name, type='BatchNorm2d', by_batch=by_batch, relative_mu=relative, relative_sigma=relative,
-                domain_mu=domain, domain_sigma=domain)
+    return dict(
+        name=name,
+        type='BatchNorm2d',
+        by_batch=by_batch,
+        relative_mu=relative,
+        relative_sigma=relative,
+        domain_mu=domain,
+        domain_sigma=domain,
+    )
 
 
 def advise(headlines, layers=None, **more):
@@ -18,60 +26,67 @@ def advise(headlines, layers=None, **more):
 
 
 def test_headlines_are_in_percent():
-    assert headline({'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'data_time': 3.}) == {'coco/bbox_mAP': 25}
+    assert headline({'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'data_time': 3.0}) == {'coco/bbox_mAP': 25}
     assert headline({'mIoU': np.float32(30.5), 'aAcc': np.float32(90)}) == {'mIoU': 30.5}  # as mmseg has them
     assert headline({'lvis/bbox_AP': 0.25, 'lvis/bbox_AP50': 0.5}) == {'lvis/bbox_AP': 25}
     assert headline({'own': 0.5, 'table': 'x'}) == {'own': 0.5}
 
 
 def test_the_best_repair_is_recommended_with_its_command():
-    advice = advise({'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}, 'evalnorm_rule': {'mIoU': 30.5}})
+    advice = advise({'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 31.0}, 'evalnorm_rule': {'mIoU': 30.5}})
     assert advice['repair'] == 'recollect'
     assert advice['sentence'] == 'Recollect the running statistics: mIoU 30.0 to 31.0.'
-    assert advice['command'] == ("python tools/bn_statistics.py recollect c.py 'dir with space/k.pth' "
-                                 "--out 'dir with space/k_recollect.pth'")
-    assert advise({'as it is': {'mIoU': 30.}, 'evalnorm_rule': {'mIoU': 31.}})['command'].startswith(
-        'python tools/bn_statistics.py evalnorm --mode rule c.py')
+    assert advice['command'] == (
+        "python tools/bn_statistics.py recollect c.py 'dir with space/k.pth' --out 'dir with space/k_recollect.pth'"
+    )
+    assert advise({'as it is': {'mIoU': 30.0}, 'evalnorm_rule': {'mIoU': 31.0}})['command'].startswith(
+        'python tools/bn_statistics.py evalnorm --mode rule c.py'
+    )
 
 
 def test_small_gains_are_none():
-    advice = advise({'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 30.2}, 'evalnorm_rule': {'mIoU': 20.}})
+    advice = advise({'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 30.2}, 'evalnorm_rule': {'mIoU': 20.0}})
     assert advice['repair'] is None and advice['command'] is None
     assert advice['sentence'].startswith('Leave it as it is: no repair gains 0.3 points (the best, to recollect')
 
 
 def test_several_headlines_count_equally():
-    metrics = {'as it is': {'bbox_mAP': 30., 'segm_mAP': 30., 'APl': math.nan},
-               'recollect': {'bbox_mAP': 31., 'segm_mAP': 28., 'APl': math.nan}}
+    metrics = {
+        'as it is': {'bbox_mAP': 30.0, 'segm_mAP': 30.0, 'APl': math.nan},
+        'recollect': {'bbox_mAP': 31.0, 'segm_mAP': 28.0, 'APl': math.nan},
+    }
     assert advise(metrics)['repair'] is None
 
 
 @pytest.mark.parametrize('domain, finding', [(0.1, 'it is the data that differ'), (0.02, 'are off by more')])
 def test_finding_tells_estimation_from_data(domain, finding):
-    metrics = {'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}}
+    metrics = {'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 31.0}}
     assert finding in advise(metrics, [layer('a', domain=domain), layer('b', by_batch=False)])['finding']
 
 
-@pytest.mark.parametrize('domain, says', [
-    (0.1, 'training and test images look alike'), (0.5, 'train on images more like')])
+@pytest.mark.parametrize(
+    'domain, says', [(0.1, 'training and test images look alike'), (0.5, 'train on images more like')]
+)
 def test_fixed_statistics_have_no_repair(domain, says):
-    advice = advise({'as it is': {'mIoU': 30.}}, [layer('a', by_batch=False, domain=domain)])
+    advice = advise({'as it is': {'mIoU': 30.0}}, [layer('a', by_batch=False, domain=domain)])
     assert advice['repair'] is None and says in advice['sentence'] and f'{domain:.2f}' in advice['sentence']
     assert 'norm_eval=True' in advice['finding'] and 'EvalNorm has no batch size' in advice['finding']
 
 
 def test_a_network_without_detections_has_no_figures():
-    assert advise({'as it is': {}, 'recollect': {'bbox_mAP': 30.}})['repair'] == 'recollect'
-    assert advise({'as it is': {'bbox_mAP': 30.}, 'recollect': {}})['repair'] is None
+    assert advise({'as it is': {}, 'recollect': {'bbox_mAP': 30.0}})['repair'] == 'recollect'
+    assert advise({'as it is': {'bbox_mAP': 30.0}, 'recollect': {}})['repair'] is None
 
 
 def test_the_command_repeats_what_was_judged():
-    command = advise({'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}},
-                     options=['--batch-size', '16', '--cfg-options', 'a=1'])['command']
+    command = advise(
+        {'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 31.0}},
+        options=['--batch-size', '16', '--cfg-options', 'a=1'],
+    )['command']
     assert '--batch-size 16 --cfg-options a=1 --out' in command
-    result = dict(layers=[layer('a')], headline={'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.}}, failed={})
+    result = dict(layers=[layer('a')], headline={'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 31.0}}, failed={})
     assert recommend(result, 'c.py', 'https://x.org/k.pth')['command'].endswith('--out k_recollect.pth')
 
 
 def test_when_no_repair_was_possible():
-    assert 'no repair could be tried' in advise({'as it is': {'mIoU': 30.}})['sentence']
+    assert 'no repair could be tried' in advise({'as it is': {'mIoU': 30.0}})['sentence']

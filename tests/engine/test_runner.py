@@ -12,7 +12,6 @@ from mmnorm.engine.runner import newest_checkpoint
 
 
 class Model(BaseModel):
-
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(2, 1)
@@ -29,10 +28,15 @@ def forbidden(monkeypatch):
 
 def build(work_dir, epochs, **kwargs):
     return Runner(
-        model=Model(), work_dir=str(work_dir), experiment_name=f'{work_dir.name}_{epochs}',
+        model=Model(),
+        work_dir=str(work_dir),
+        experiment_name=f'{work_dir.name}_{epochs}',
         train_dataloader=DataLoader([dict(inputs=torch.ones(2)) for _ in range(4)]),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)), **kwargs)
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        **kwargs,
+    )
 
 
 def test_resumes_own_checkpoints_with_weights_only(tmp_path):
@@ -50,7 +54,7 @@ def test_resumes_own_checkpoints_with_weights_only(tmp_path):
 def test_passes_over_what_does_not_load_and_says_so(tmp_path):
     build(tmp_path, 2).train()
     whole = (tmp_path / 'epoch_2.pth').read_bytes()
-    (tmp_path / 'epoch_10.pth').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'epoch_10.pth').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'epoch_9.pth').write_bytes(b'')
     torch.save(dict(state_dict={}), tmp_path / 'epoch_8.pth')
     said = []
@@ -84,12 +88,11 @@ def test_an_interrupted_write_leaves_the_old_checkpoint_whole(tmp_path, monkeypa
 
 
 class Malicious:
-
     def __init__(self, marker):
         self.marker = marker
 
     def __reduce__(self):
-        return exec, (f'open({str(self.marker)!r}, "w")', )
+        return exec, (f'open({str(self.marker)!r}, "w")',)
 
 
 def test_a_checkpoint_that_wants_to_run_code_is_refused(tmp_path):
@@ -105,7 +108,6 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(tmp_path):
 
 
 class Reaching:
-
     def __reduce__(self):
         return getattr, (MessageHub, 'get_instance')
 

@@ -1,4 +1,5 @@
 """Every registered normalizer, and the variants that its arguments make: what all promises are tested over."""
+
 import torch
 from mmcv.cnn import build_norm_layer
 
@@ -6,16 +7,29 @@ from mmnorm.norms import NORMS
 
 CHANNELS = 8
 VARIANTS = [
-    dict(type='SN', groups=2), dict(type='SN', batch_stat=False), dict(type='SN', hard=True),
-    dict(type='RBN', scale_stat='channel_std'), dict(type='RBN', center_stat='channel_std', scale=False),
+    dict(type='SN', groups=2),
+    dict(type='SN', batch_stat=False),
+    dict(type='SN', hard=True),
+    dict(type='RBN', scale_stat='channel_std'),
+    dict(type='RBN', center_stat='channel_std', scale=False),
     dict(type='RBN', center_stat='spatial_mean', scale_stat='spatial_std'),
-    dict(type='RBN', center_stat='spatial_std', scale_stat='spatial_mean'), dict(type='RBN', center=False),
-    dict(type='EN', mode='simple', batch_size=4), dict(type='EN', mode='online'), dict(type='EN', mode='offline'),
-    dict(type='EN', virtual_batch_size=2), dict(type='EN', mode='online', virtual_batch_size=2),
-    dict(type='BGN', num_groups=4), dict(type='BGN', num_groups=3), dict(type='BGN', num_groups=16),
-    dict(type='BGN', num_groups='auto', batch_size=8), dict(type='GBGN', batch_groups=2, channel_groups=4),
-    dict(type='GBGN', batch_groups='sample', channel_groups=2), dict(type='BRN', warmup=0),
-    dict(type='GW', num_groups=4), dict(type='GW', num_groups=4, method='zca')]
+    dict(type='RBN', center_stat='spatial_std', scale_stat='spatial_mean'),
+    dict(type='RBN', center=False),
+    dict(type='EN', mode='simple', batch_size=4),
+    dict(type='EN', mode='online'),
+    dict(type='EN', mode='offline'),
+    dict(type='EN', virtual_batch_size=2),
+    dict(type='EN', mode='online', virtual_batch_size=2),
+    dict(type='BGN', num_groups=4),
+    dict(type='BGN', num_groups=3),
+    dict(type='BGN', num_groups=16),
+    dict(type='BGN', num_groups='auto', batch_size=8),
+    dict(type='GBGN', batch_groups=2, channel_groups=4),
+    dict(type='GBGN', batch_groups='sample', channel_groups=2),
+    dict(type='BRN', warmup=0),
+    dict(type='GW', num_groups=4),
+    dict(type='GW', num_groups=4, method='zca'),
+]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 
 

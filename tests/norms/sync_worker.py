@@ -1,4 +1,5 @@
 """What test_sync.py runs on every rank of a gloo group."""
+
 import copy
 from unittest import mock
 
@@ -16,8 +17,10 @@ SHAPE = (CHANNELS, 4, 3)
 
 def batch(total, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(total, *SHAPE, generator=generator, dtype=torch.float64) * 2 + 1,
-            torch.randn(total, *SHAPE, generator=generator, dtype=torch.float64))
+    return (
+        torch.randn(total, *SHAPE, generator=generator, dtype=torch.float64) * 2 + 1,
+        torch.randn(total, *SHAPE, generator=generator, dtype=torch.float64),
+    )
 
 
 def layer_of(cfg):
@@ -30,12 +33,16 @@ def trained(layer, x, grad, requires_grad=True):
     x = x.clone().requires_grad_(requires_grad)
     y = layer(x)
     (y * grad).sum().backward()
-    return dict(y=y.detach(), dx=x.grad, state=copy.deepcopy(layer.state_dict()),
-                gradients={name: p.grad for name, p in layer.named_parameters()})
+    return dict(
+        y=y.detach(),
+        dx=x.grad,
+        state=copy.deepcopy(layer.state_dict()),
+        gradients={name: p.grad for name, p in layer.named_parameters()},
+    )
 
 
 def share_of(shares, rank):
-    return slice(sum(shares[:rank]), sum(shares[:rank + 1]))
+    return slice(sum(shares[:rank]), sum(shares[: rank + 1]))
 
 
 def without_graph(cfg, shares, rank):
@@ -45,8 +52,10 @@ def without_graph(cfg, shares, rank):
 
 def with_shares(cfg, shares, rank, empty_requires_grad=True):
     layer = layer_of(cfg)
-    with mock.patch.object(distributed, 'all_gather_into_tensor', wraps=distributed.all_gather_into_tensor) as gather, \
-            mock.patch.object(distributed, 'all_reduce', wraps=distributed.all_reduce) as reduce:
+    with (
+        mock.patch.object(distributed, 'all_gather_into_tensor', wraps=distributed.all_gather_into_tensor) as gather,
+        mock.patch.object(distributed, 'all_reduce', wraps=distributed.all_reduce) as reduce,
+    ):
         x, grad = (t[share_of(shares, rank)] for t in batch(sum(shares)))
         result = trained(layer, x, grad, empty_requires_grad or len(x) > 0)
         result['collectives'] = gather.call_count, reduce.call_count
@@ -57,7 +66,7 @@ def with_shares(cfg, shares, rank, empty_requires_grad=True):
 
 def of_different_sizes(rank):
     """Ranks with images of different sizes: statistics are weighted by elements."""
-    layer = build(dict(type='SyncSN', momentum=1.)).double()
+    layer = build(dict(type='SyncSN', momentum=1.0)).double()
     generator = torch.Generator().manual_seed(rank)
     x = torch.randn(rank + 1, CHANNELS, 3 + rank, 4, generator=generator, dtype=torch.float64) + rank
     layer(x)
@@ -66,8 +75,8 @@ def of_different_sizes(rank):
 
 def of_groups_without_equal_sizes(rank):
     """BGN's general way, whose groups differ in size."""
-    layer, x = SyncBGN(CHANNELS, num_groups=7, momentum=1.).double(), batch(4)[0][2 * rank:2 * rank + 2]
-    whole = BGN(CHANNELS, num_groups=7, momentum=1.).double()
+    layer, x = SyncBGN(CHANNELS, num_groups=7, momentum=1.0).double(), batch(4)[0][2 * rank : 2 * rank + 2]
+    whole = BGN(CHANNELS, num_groups=7, momentum=1.0).double()
     whole(batch(4)[0])
     layer(x)
     return dict(ours=layer.running_var, expected=whole.running_var)
@@ -77,7 +86,7 @@ def data_parallel(cfg, find_unused_parameters, rank):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), layer_of(cfg), nn.ReLU(), layer_of(cfg)).double()
     model = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
-    x, grad = (t[2 * rank:2 * rank + 2] for t in batch(4))
+    x, grad = (t[2 * rank : 2 * rank + 2] for t in batch(4))
     for _ in range(2):
         # DDP averages over ranks what one process sums
         (model(x) * grad).sum().mul(distributed.get_world_size()).backward()
@@ -88,11 +97,11 @@ def fully_sharded(cfg, rank):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), build(cfg), nn.ReLU(), nn.Conv2d(CHANNELS, 1, 1))
     torch.manual_seed(0)
-    fully_shard(model, mesh=distributed.device_mesh.init_device_mesh('cpu', (distributed.get_world_size(), )))
+    fully_shard(model, mesh=distributed.device_mesh.init_device_mesh('cpu', (distributed.get_world_size(),)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses = []
     for _ in range(3):
-        loss = model(batch(4)[0][2 * rank:2 * rank + 2].float()).square().mean()
+        loss = model(batch(4)[0][2 * rank : 2 * rank + 2].float()).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,5 @@
 """Files of earlier versions: state dicts load as they are, and layers compute what they computed."""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,5 @@
 """BN's place in other people's code: its arguments in its order, missing parts, torch.func, second derivatives."""
+
 import copy
 import inspect
 
@@ -12,14 +13,19 @@ from .cases import CHANNELS, VARIANTS, build, described, randomized
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
 SHAPE = (4, CHANNELS, 4, 6)
-WITH_STATISTICS = [cfg for cfg in [dict(type=name) for name in NORMS] + VARIANTS
-                   if issubclass(NORMS[cfg['type']], nn.BatchNorm2d)]
+WITH_STATISTICS = [
+    cfg for cfg in [dict(type=name) for name in NORMS] + VARIANTS if issubclass(NORMS[cfg['type']], nn.BatchNorm2d)
+]
 
 
 def is_without_batch(cfg):
     """Whether a variant takes no batch statistics, or must not be without running ones."""
-    return cfg['type'] == 'FrozenBN' or cfg.get('hard') or cfg.get('batch_stat') is False or cfg.get(
-        'batch_groups') == 'sample'
+    return (
+        cfg['type'] == 'FrozenBN'
+        or cfg.get('hard')
+        or cfg.get('batch_stat') is False
+        or cfg.get('batch_groups') == 'sample'
+    )
 
 
 @pytest.mark.parametrize('name', NORMS)
@@ -130,7 +136,7 @@ def test_torch_func_takes_gradients_of_evaluated_layers(name):
     x = torch.randn(SHAPE)
 
     def loss(parameters):
-        return torch.func.functional_call(layer, (parameters, buffers), (x, )).square().sum()
+        return torch.func.functional_call(layer, (parameters, buffers), (x,)).square().sum()
 
     found = torch.func.grad(loss)(parameters)
     if parameters:

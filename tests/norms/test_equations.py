@@ -1,4 +1,5 @@
 """Each normalizer against its paper's equations spelled out on the full tensor, forward and backward, in float64."""
+
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def sn(layer, x, training):
 
 def rbn(layer, x, training):
     def statistic(kind, x):
-        mean, var = over(x, *(spatial(x) if kind.startswith('channel') else (1, )))
+        mean, var = over(x, *(spatial(x) if kind.startswith('channel') else (1,)))
         return mean if kind.endswith('mean') else (var + layer.eps).sqrt()
 
     if layer.center:
@@ -142,8 +143,18 @@ def gw(layer, x, training):
     return torch.stack(out) * spread(layer.weight, x) + spread(layer.bias, x)
 
 
-REFERENCES = dict(SN=sn, RBN=rbn, EN=bn, BGN=bgn, GBGN=gbgn, PN=pn, BRN=brn, IBN=ibn, GW=gw,
-                  FrozenBN=lambda layer, x, training: bn(layer, x, False))
+REFERENCES = dict(
+    SN=sn,
+    RBN=rbn,
+    EN=bn,
+    BGN=bgn,
+    GBGN=gbgn,
+    PN=pn,
+    BRN=brn,
+    IBN=ibn,
+    GW=gw,
+    FrozenBN=lambda layer, x, training: bn(layer, x, False),
+)
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
@@ -188,14 +199,21 @@ def test_running_statistics_are_kept_as_torch_keeps_them(kind, momentum):
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
-@pytest.mark.parametrize('single, cfg_of_ours, x', [
-    (nn.BatchNorm2d(CHANNELS), dict(type='BGN', num_groups=CHANNELS), torch.randn(3, CHANNELS, 5, 5)),
-    (nn.GroupNorm(1, CHANNELS), dict(type='BGN', num_groups=1), torch.randn(1, CHANNELS, 5, 5)),
-    (nn.BatchNorm2d(CHANNELS), dict(type='GBGN', channel_groups=CHANNELS), torch.randn(3, CHANNELS, 5, 5)),
-    (nn.GroupNorm(4, CHANNELS), dict(type='GBGN', batch_groups='sample', channel_groups=4),
-     torch.randn(3, CHANNELS, 5, 5)),
-    (nn.BatchNorm2d(CHANNELS), dict(type='BRN', r_max=1., d_max=0.), torch.randn(3, CHANNELS, 5, 5))],
-    ids=lambda v: described(v) if isinstance(v, dict) else '')
+@pytest.mark.parametrize(
+    'single, cfg_of_ours, x',
+    [
+        (nn.BatchNorm2d(CHANNELS), dict(type='BGN', num_groups=CHANNELS), torch.randn(3, CHANNELS, 5, 5)),
+        (nn.GroupNorm(1, CHANNELS), dict(type='BGN', num_groups=1), torch.randn(1, CHANNELS, 5, 5)),
+        (nn.BatchNorm2d(CHANNELS), dict(type='GBGN', channel_groups=CHANNELS), torch.randn(3, CHANNELS, 5, 5)),
+        (
+            nn.GroupNorm(4, CHANNELS),
+            dict(type='GBGN', batch_groups='sample', channel_groups=4),
+            torch.randn(3, CHANNELS, 5, 5),
+        ),
+        (nn.BatchNorm2d(CHANNELS), dict(type='BRN', r_max=1.0, d_max=0.0), torch.randn(3, CHANNELS, 5, 5)),
+    ],
+    ids=lambda v: described(v) if isinstance(v, dict) else '',
+)
 def test_identities(single, cfg_of_ours, x):
     layer = build(cfg_of_ours)
     for _ in range(3):
@@ -207,7 +225,10 @@ def test_identities(single, cfg_of_ours, x):
 @pytest.mark.parametrize('groups', [3, 5, 16, 24, 100])
 def test_bgn_has_one_answer_for_every_way_to_cut(groups):
     """The running statistics, too, are those of the elements that floor(d G / D) says."""
-    layer, x = build(dict(type='BGN', num_groups=groups, momentum=1.)).double(), torch.randn(3, CHANNELS, 5, 6).double()
+    layer, x = (
+        build(dict(type='BGN', num_groups=groups, momentum=1.0)).double(),
+        torch.randn(3, CHANNELS, 5, 6).double(),
+    )
     layer(x)
     flat = x.flatten(1)
     group_of = torch.arange(flat.shape[1]) * groups // flat.shape[1]
@@ -243,36 +264,49 @@ def test_gw_zca_stays_finite_on_a_singular_covariance():
 def test_gw_whitens():
     x = torch.randn(2, CHANNELS, 16, 16)
     x = torch.einsum('dc,nchw->ndhw', torch.randn(CHANNELS, CHANNELS) / 2 + torch.eye(CHANNELS), x)
-    for cfg, tolerance in ((dict(type='GW', num_groups=4, method='zca'), 1e-3),
-                           (dict(type='GW', num_groups=4, iterations=12), 1e-2)):
+    for cfg, tolerance in (
+        (dict(type='GW', num_groups=4, method='zca'), 1e-3),
+        (dict(type='GW', num_groups=4, iterations=12), 1e-2),
+    ):
         groups = build(cfg)(x).reshape(2, 4, -1)
         covariance = groups @ groups.mT / groups.shape[2]
         torch.testing.assert_close(covariance, torch.eye(4).expand(2, 4, 4), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize('cfg_of_ours, message', [
-    (dict(type='SN', groups=3), 'SN: groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
-    (dict(type='RBN', center_stat='mean'), "RBN: unknown center_stat='mean'; choose one of channel_mean, channel"),
-    (dict(type='EN', mode='on'), "EN: unknown mode='on'; choose one of rule, simple, online, offline"),
-    (dict(type='EN', batch_size=0), 'EN: batch_size must be a positive integer, got 0'),
-    (dict(type='SyncEN', virtual_batch_size=2), 'SyncEN: virtual_batch_size makes normalization batches smaller'),
-    (dict(type='BGN', num_groups='auto'), "BGN: num_groups='auto' needs batch_size"),
-    (dict(type='BGN', num_groups=0), 'BGN: num_groups must be a positive integer, got 0'),
-    (dict(type='GBGN', channel_groups=3), 'GBGN: channel_groups=3 does not divide 8 channels; choose one of 1, 2'),
-    (dict(type='GBGN', batch_groups=0), "GBGN: unless it is 'sample', batch_groups must be a positive integer, got 0"),
-    (dict(type='BRN', r_max=0.5), 'BRN: r_max=0.5, d_max=1.0, warmup=5000; r_max must be at least 1'),
-    (dict(type='GW', num_groups=3), 'GW: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
-    (dict(type='GW', method='pca'), "GW: unknown method='pca'; choose one of iterative, zca")])
+@pytest.mark.parametrize(
+    'cfg_of_ours, message',
+    [
+        (dict(type='SN', groups=3), 'SN: groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
+        (dict(type='RBN', center_stat='mean'), "RBN: unknown center_stat='mean'; choose one of channel_mean, channel"),
+        (dict(type='EN', mode='on'), "EN: unknown mode='on'; choose one of rule, simple, online, offline"),
+        (dict(type='EN', batch_size=0), 'EN: batch_size must be a positive integer, got 0'),
+        (dict(type='SyncEN', virtual_batch_size=2), 'SyncEN: virtual_batch_size makes normalization batches smaller'),
+        (dict(type='BGN', num_groups='auto'), "BGN: num_groups='auto' needs batch_size"),
+        (dict(type='BGN', num_groups=0), 'BGN: num_groups must be a positive integer, got 0'),
+        (dict(type='GBGN', channel_groups=3), 'GBGN: channel_groups=3 does not divide 8 channels; choose one of 1, 2'),
+        (
+            dict(type='GBGN', batch_groups=0),
+            "GBGN: unless it is 'sample', batch_groups must be a positive integer, got 0",
+        ),
+        (dict(type='BRN', r_max=0.5), 'BRN: r_max=0.5, d_max=1.0, warmup=5000; r_max must be at least 1'),
+        (dict(type='GW', num_groups=3), 'GW: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
+        (dict(type='GW', method='pca'), "GW: unknown method='pca'; choose one of iterative, zca"),
+    ],
+)
 def test_bad_arguments_are_named(cfg_of_ours, message):
     with pytest.raises(ValueError) as error:
         build(cfg_of_ours)
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize('cfg_of_ours, shape, message', [
-    (dict(type='BGN', num_groups=9), (2, CHANNELS), 'BGN: num_groups=9, but a sample of shape (8,) has only 8'),
-    (dict(type='GW'), (2, CHANNELS), 'GW with num_groups=8 has one value per group'),
-    (dict(type='IBN'), (2, CHANNELS), 'IBN normalizes half of the channels over the positions of a sample')])
+@pytest.mark.parametrize(
+    'cfg_of_ours, shape, message',
+    [
+        (dict(type='BGN', num_groups=9), (2, CHANNELS), 'BGN: num_groups=9, but a sample of shape (8,) has only 8'),
+        (dict(type='GW'), (2, CHANNELS), 'GW with num_groups=8 has one value per group'),
+        (dict(type='IBN'), (2, CHANNELS), 'IBN normalizes half of the channels over the positions of a sample'),
+    ],
+)
 def test_input_without_what_the_method_needs_is_named(cfg_of_ours, shape, message):
     with pytest.raises(ValueError) as error:
         build(cfg_of_ours)(torch.randn(shape))

@@ -13,14 +13,30 @@ from .cases import randomized
 
 def network(norm):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3), norm(8),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        norm(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        norm(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize('norm_eval', [False, True])
-@pytest.mark.parametrize('norm', [EN, lambda c: EN(c, mode='online'), lambda c: EN(c, momentum=None, mode='online'),
-                                  lambda c: EN(c, momentum=None), SyncEN])
+@pytest.mark.parametrize(
+    'norm',
+    [
+        EN,
+        lambda c: EN(c, mode='online'),
+        lambda c: EN(c, momentum=None, mode='online'),
+        lambda c: EN(c, momentum=None),
+        SyncEN,
+    ],
+)
 def test_training_is_bit_identical_to_bn(norm, norm_eval):
     momentum = norm(1).momentum
     models = [network(lambda c: nn.BatchNorm2d(c, momentum=momentum)), network(norm)]
@@ -33,7 +49,7 @@ def test_training_is_bit_identical_to_bn(norm, norm_eval):
                 for m in model.modules():
                     if isinstance(m, nn.modules.batchnorm._BatchNorm):
                         m.eval()
-            x, y = torch.randn(4, 3, 12, 12) + 1, torch.randint(4, (4, ))
+            x, y = torch.randn(4, 3, 12, 12) + 1, torch.randint(4, (4,))
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
@@ -70,15 +86,15 @@ def test_batch_size_is_what_training_saw_and_is_kept(mode, power):
     layer = EN(8, mode=mode)
     for _ in range(3):
         layer(torch.randn(4, 8, 5, 5))
-    assert layer.mean_batch_size == 4 and layer.alpha == layer.beta == 4 ** -power
+    assert layer.mean_batch_size == 4 and layer.alpha == layer.beta == 4**-power
     layer(torch.randn(2, 8, 5, 5))
-    assert layer.mean_batch_size == pytest.approx(3.8) and float(layer.alpha) == pytest.approx(3.8 ** -power)
+    assert layer.mean_batch_size == pytest.approx(3.8) and float(layer.alpha) == pytest.approx(3.8**-power)
     other = EN(8, mode='simple')
     other.load_state_dict(layer.state_dict(), strict=True)
     assert float(other.beta) == pytest.approx(1 / 3.8)
     given = EN(8, mode=mode, batch_size=2)
     given.load_state_dict(layer.state_dict(), strict=True)
-    assert given.alpha == 2. ** -power
+    assert given.alpha == 2.0**-power
     assert EN(8, virtual_batch_size=2).mean_batch_size == 0
 
 
@@ -122,7 +138,7 @@ def batches(number, size, spread_of_samples, seed=0):
 
 
 @pytest.mark.parametrize('how', ['online', 'offline'])
-@pytest.mark.parametrize('size, spread_of_samples', [(2, 0.3), (2, 1.), (4, 0.7), (16, 0.5)])
+@pytest.mark.parametrize('size, spread_of_samples', [(2, 0.3), (2, 1.0), (4, 0.7), (16, 0.5)])
 def test_estimation_finds_the_minimum_of_a_brute_force_grid(how, size, spread_of_samples):
     layer = EN(8, mode=how)
     for x in batches(2400 if how == 'online' else 100, size, spread_of_samples):
@@ -152,8 +168,9 @@ def test_online_starts_from_the_rule():
 
 
 def test_offline_estimation_changes_only_alpha_and_beta():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), EN(8, mode='offline'), nn.Dropout(), nn.Conv2d(8, 8, 3),
-                          EN(8, mode='offline'))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), EN(8, mode='offline'), nn.Dropout(), nn.Conv2d(8, 8, 3), EN(8, mode='offline')
+    )
     model(torch.randn(4, 3, 12, 12))
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     found = estimate_offline(model, [torch.randn(4, 3, 12, 12) for _ in range(5)])
@@ -186,7 +203,7 @@ def test_offline_estimation_says_what_is_missing():
 
 
 def test_virtual_batches_take_the_mean_of_their_statistics():
-    layer, x = EN(8, virtual_batch_size=2, momentum=1.), torch.randn(4, 8, 5, 5)
+    layer, x = EN(8, virtual_batch_size=2, momentum=1.0), torch.randn(4, 8, 5, 5)
     layer(x)
     torch.testing.assert_close(layer.running_mean, x.mean((0, 2, 3)))
     torch.testing.assert_close(layer.running_var, (x[:2].var((0, 2, 3)) + x[2:].var((0, 2, 3))) / 2)

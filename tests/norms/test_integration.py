@@ -1,4 +1,5 @@
 """Promises 6 and 10 against the tools that people use: compilers, exporters, checkpointing, hosts."""
+
 import copy
 import io
 
@@ -22,10 +23,16 @@ pytestmark = [pytest.mark.filterwarnings(f'ignore::{kind}') for kind in ('UserWa
 SHAPES = (4, CHANNELS, 4, 6), (3, CHANNELS, 10, 12)
 # the variants whose operations differ from those of the plain names
 EXPORTED = [dict(type=name) for name in NORMS if not name.startswith('Sync')] + [
-    dict(type='SN', groups=2), dict(type='SN', hard=True), dict(type='RBN', scale_stat='channel_std'),
-    dict(type='RBN', center_stat='spatial_mean', scale_stat='spatial_std'), dict(type='EN', batch_size=2),
-    dict(type='BGN', num_groups=4), dict(type='BGN', num_groups=16), dict(type='BGN', num_groups=7),
-    dict(type='GBGN', batch_groups='sample', channel_groups=2)]
+    dict(type='SN', groups=2),
+    dict(type='SN', hard=True),
+    dict(type='RBN', scale_stat='channel_std'),
+    dict(type='RBN', center_stat='spatial_mean', scale_stat='spatial_std'),
+    dict(type='EN', batch_size=2),
+    dict(type='BGN', num_groups=4),
+    dict(type='BGN', num_groups=16),
+    dict(type='BGN', num_groups=7),
+    dict(type='GBGN', batch_groups='sample', channel_groups=2),
+]
 
 
 def evaluating(cfg):
@@ -72,7 +79,7 @@ def test_compiled_training_equals_eager(cfg):
 @torch.no_grad()
 def test_torch_export_of_any_image_size(cfg):
     layer = evaluating(cfg)
-    program = torch.export.export(layer, (torch.randn(SHAPES[0]), ), dynamic_shapes=(dynamic(), ))
+    program = torch.export.export(layer, (torch.randn(SHAPES[0]),), dynamic_shapes=(dynamic(),))
     for shape in SHAPES:
         x = torch.randn(shape)
         torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-4, atol=1e-4)
@@ -82,21 +89,27 @@ def test_torch_export_of_any_image_size(cfg):
 @pytest.mark.parametrize('exported_cfg', EXPORTED, ids=described)
 def test_onnx_of_any_image_size_equals_pytorch(exported_cfg, exporter, tmp_path, capsys):
     layer = evaluating(exported_cfg)
-    example = (torch.randn(SHAPES[0]), )
+    example = (torch.randn(SHAPES[0]),)
     if exporter == 'dynamo':
-        torch.onnx.export(layer, example, dynamic_shapes=(dynamic(), ), dynamo=True).save(tmp_path / 'norm.onnx')
+        torch.onnx.export(layer, example, dynamic_shapes=(dynamic(),), dynamo=True).save(tmp_path / 'norm.onnx')
         model = (tmp_path / 'norm.onnx').read_bytes()
     else:
         target = io.BytesIO()
-        torch.onnx.export(layer, example, target, input_names=['x'], dynamo=False,
-                          dynamic_axes=dict(x={0: 'batch', 2: 'height', 3: 'width'}))
+        torch.onnx.export(
+            layer,
+            example,
+            target,
+            input_names=['x'],
+            dynamo=False,
+            dynamic_axes=dict(x={0: 'batch', 2: 'height', 3: 'width'}),
+        )
         model = target.getvalue()
     session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
     for shape in SHAPES:
         x = torch.randn(shape)
         with torch.no_grad():
             expected = layer(x)
-        result, = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         np.testing.assert_allclose(result, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
@@ -104,8 +117,16 @@ def test_activation_checkpointing_gives_the_same_gradients(cfg):
     if cfg['type'] == 'BRN':
         pytest.skip('recomputes r and d by running statistics that it has updated; its docstring says so')
     torch.manual_seed(0)
-    plain = ResNet(18, base_channels=CHANNELS, num_stages=1, strides=(1, ), dilations=(1, ), out_indices=(0, ),
-                   norm_cfg=cfg, norm_eval=False)
+    plain = ResNet(
+        18,
+        base_channels=CHANNELS,
+        num_stages=1,
+        strides=(1,),
+        dilations=(1,),
+        out_indices=(0,),
+        norm_cfg=cfg,
+        norm_eval=False,
+    )
     saving = copy.deepcopy(plain)
     for module in saving.modules():
         if hasattr(module, 'with_cp'):
@@ -123,8 +144,16 @@ def running_statistics(model):
 
 @pytest.mark.parametrize('name', NORMS)
 def test_norm_eval_holds_statistics_in_backbones_and_c4_heads(name):
-    backbone = ResNet(18, base_channels=8, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1),
-                      norm_cfg=dict(type=name), norm_eval=True)
+    backbone = ResNet(
+        18,
+        base_channels=8,
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(0, 1),
+        norm_cfg=dict(type=name),
+        norm_eval=True,
+    )
     head = ResLayer(50, stage=1, style='pytorch', norm_cfg=dict(type=name), norm_eval=True)
     for model, x in ((backbone, torch.randn(2, 3, 32, 32)), (head, torch.randn(2, 256, 8, 8))):
         model.train()
@@ -136,8 +165,9 @@ def test_norm_eval_holds_statistics_in_backbones_and_c4_heads(name):
 
 @pytest.mark.parametrize('name', NORMS)
 def test_trains_under_autocast(name):
-    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), build(dict(type=name)), nn.ReLU(inplace=True),
-                          nn.Conv2d(CHANNELS, 1, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, CHANNELS, 3), build(dict(type=name)), nn.ReLU(inplace=True), nn.Conv2d(CHANNELS, 1, 3)
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     x, losses = torch.randn(4, 3, 12, 12), []
     for _ in range(5):
@@ -163,6 +193,7 @@ def test_complexity_is_counted(name):
 def test_hosts_build_and_run_a_model_with_it_everywhere(name, digits_config):
     from mmdet.apis import inference_detector, init_detector
     from mmengine.config import Config
+
     cfg = Config.fromfile(digits_config())
     norm_cfg = dict(type=name, requires_grad=True)
     cfg.model.backbone.update(norm_cfg=norm_cfg, norm_eval=False)
@@ -179,6 +210,7 @@ def test_hosts_build_and_run_a_model_with_it_everywhere(name, digits_config):
 def test_mmseg_builds_and_runs_a_model_with_it_everywhere(name):
     from mmengine.config import Config
     from mmseg.apis import inference_model, init_model
+
     cfg = Config.fromfile(ROOT / 'configs/pspnet_xbn_r50_digits.py')
     norm_cfg = dict(type=name, requires_grad=True)
     cfg.model.backbone.update(norm_cfg=norm_cfg, norm_eval=False)

@@ -1,4 +1,5 @@
 """What every layer promises, over the whole registry: a normalizer that is added later is held to all of it."""
+
 import copy
 import pickle
 import warnings
@@ -34,11 +35,14 @@ def same_buffers(before, layer):
 
 # 1. gradients, types, memory formats
 
+
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('shape', [(3, CHANNELS, 6), (3, CHANNELS, 2, 3), (2, CHANNELS, 2, 1, 2)])
 def test_gradcheck(cfg, shape, training):
     if cfg['type'] == 'BRN':
-        cfg = dict(cfg, r_max=1., d_max=0.)  # no gradient passes r and d, which gradcheck would see; see test_equations
+        cfg = dict(
+            cfg, r_max=1.0, d_max=0.0
+        )  # no gradient passes r and d, which gradcheck would see; see test_equations
     layer = randomized(build(cfg).double()).train(training)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     parameters = [p for p in layer.parameters() if p.requires_grad]
@@ -66,7 +70,7 @@ def test_half_precision_input_keeps_its_type_and_is_normalised_in_float32(cfg, d
     assert ours.grad.dtype == dtype
     eps = torch.finfo(dtype).eps
     assert (y.double() - expected).abs().max() < 4 * eps * expected.abs().max()
-    gain = (layer.weight.abs().max() / 0.1) if training else 10.  # what the layer multiplies a gradient by
+    gain = (layer.weight.abs().max() / 0.1) if training else 10.0  # what the layer multiplies a gradient by
     assert (ours.grad.double() - theirs.grad).abs().max() < 4 * eps * gain * grad.abs().max()
     for name, value in layer.named_buffers():
         assert not value.is_floating_point() or value.dtype == torch.float32, name
@@ -98,13 +102,22 @@ def test_spatial_axes_are_only_positions(cfg):
 
 
 @settings(deadline=None, max_examples=400)
-@given(cfg=st.sampled_from(EVERY), channels=st.sampled_from([4, 8, 12]), n=st.integers(1, 4), h=st.integers(1, 6),
-       w=st.integers(1, 6), offset=st.sampled_from([0, 50]), kind=st.sampled_from(['random', 'constant', 'strided']),
-       training=st.booleans(), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+@given(
+    cfg=st.sampled_from(EVERY),
+    channels=st.sampled_from([4, 8, 12]),
+    n=st.integers(1, 4),
+    h=st.integers(1, 6),
+    w=st.integers(1, 6),
+    offset=st.sampled_from([0, 50]),
+    kind=st.sampled_from(['random', 'constant', 'strided']),
+    training=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
 def test_any_input_gives_a_finite_result_and_gradient_or_says_why_not(
-        cfg, channels, n, h, w, offset, kind, training, dtype):
+    cfg, channels, n, h, w, offset, kind, training, dtype
+):
     layer = build(cfg, channels).to(torch.float64 if dtype == torch.float64 else torch.float32).train(training)
-    x = torch.full((n, channels, h, w), 2.) if kind == 'constant' else torch.randn(n, channels, h, w)
+    x = torch.full((n, channels, h, w), 2.0) if kind == 'constant' else torch.randn(n, channels, h, w)
     x = (x + offset).to(dtype)
     if kind == 'strided':
         x = x.repeat_interleave(2, 3)[..., ::2]
@@ -128,12 +141,13 @@ def test_constant_input_gives_the_bias_in_training(cfg):
         pytest.skip('normalizes by running statistics in training')
     if cfg['type'] == 'BRN':
         layer.running_mean.fill_(2)  # else r and d say how far the batch is from them
-    y = layer(torch.full(SHAPE, 2.))
+    y = layer(torch.full(SHAPE, 2.0))
     expected = layer.bias.view(-1, 1, 1).expand_as(y)
     torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
 
 
 # 2. empty batches
+
 
 @pytest.mark.parametrize('shape', [(0, CHANNELS, 4, 6), (0, CHANNELS, 5)])
 @pytest.mark.parametrize('training', [True, False])
@@ -149,6 +163,7 @@ def test_empty_batch_leaves_statistics_alone_and_gives_zero_gradients(cfg, shape
 
 
 # 3. one value per channel
+
 
 def test_one_value_per_statistic_raises_torchs_error(cfg):
     layer = build(cfg).train()
@@ -167,6 +182,7 @@ def test_one_value_per_statistic_raises_torchs_error(cfg):
 
 # 4. the input
 
+
 @pytest.mark.parametrize('training', [True, False])
 def test_input_is_never_modified_and_an_in_place_activation_may_follow(cfg, training):
     layer = randomized(build(cfg)).train(training)
@@ -182,6 +198,7 @@ def test_input_is_never_modified_and_an_in_place_activation_may_follow(cfg, trai
 # 5. ranks: test_sync.py
 
 # 6. norm_eval and frozen: also tests/blocks
+
 
 def test_evaluation_mode_with_gradients_keeps_batch_statistics(cfg):
     layer = build(cfg).eval()
@@ -202,13 +219,15 @@ def test_frozen_survives_build_norm_layer_and_training(cfg):
 
 # 7. weight decay
 
+
 def test_norm_decay_mult_covers_all_parameters(cfg):
     layer = build(cfg)
     if not list(layer.parameters()):
         pytest.skip('has none')
     wrapper = build_optim_wrapper(
         nn.Sequential(layer),
-        dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=1e-4), paramwise_cfg=dict(norm_decay_mult=0)))
+        dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=1e-4), paramwise_cfg=dict(norm_decay_mult=0)),
+    )
     groups = wrapper.optimizer.param_groups
     assert sum(len(group['params']) for group in groups) == len(list(layer.parameters()))
     assert all(group['weight_decay'] == 0 for group in groups)
@@ -216,10 +235,18 @@ def test_norm_decay_mult_covers_all_parameters(cfg):
 
 # 8. other people's functions
 
+
 @torch.no_grad()
-@pytest.mark.parametrize('change', [
-    convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm, revert_sync_batchnorm, fuse_conv_bn,
-    lambda model: revert_sync_batchnorm(convert_sync_batchnorm(model))])
+@pytest.mark.parametrize(
+    'change',
+    [
+        convert_sync_batchnorm,
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+        revert_sync_batchnorm,
+        fuse_conv_bn,
+        lambda model: revert_sync_batchnorm(convert_sync_batchnorm(model)),
+    ],
+)
 def test_conversions_do_not_change_what_is_computed(cfg, change):
     model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), randomized(build(cfg))).eval()
     x = torch.randn(2, 3, 6, 8)
@@ -239,10 +266,11 @@ def test_efficient_conv_bn_eval_changes_no_result(cfg):
 
 # 9. state dicts
 
+
 def test_bn_checkpoint_loads_strictly(cfg):
     layer = build(cfg)
     if not isinstance(layer, nn.BatchNorm2d):
-        pytest.skip('batch-free: GroupNorm\'s keys')
+        pytest.skip("batch-free: GroupNorm's keys")
     bn = randomized(nn.BatchNorm2d(CHANNELS))
     layer.load_state_dict(bn.state_dict(), strict=True)
     torch.testing.assert_close(layer.bias, bn.bias)
@@ -272,6 +300,7 @@ def test_released_shapes_load(cfg):
 
 
 # 10. everything else that handles modules: exports are in test_integration.py
+
 
 @torch.no_grad()
 def test_deepcopy_and_pickle(cfg):
@@ -303,7 +332,7 @@ def test_update_bn_gives_plain_averages(cfg):
     one_by_one = []
     for batch in batches:
         single = copy.deepcopy(layer)
-        single.momentum = 1.
+        single.momentum = 1.0
         single(batch)
         one_by_one.append(single.running_mean)
     torch.optim.swa_utils.update_bn(batches, layer)
@@ -340,6 +369,7 @@ def test_no_positions_make_no_nan(cfg):
 
 
 # bad input
+
 
 def test_bad_input_is_named(cfg):
     layer = build(cfg)

@@ -10,8 +10,16 @@ from .cases import randomized
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('arguments', [dict(), dict(scale_stat='channel_std'), dict(center=False), dict(scale=False),
-                                       dict(center_stat='spatial_std', scale_stat='spatial_mean')])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(),
+        dict(scale_stat='channel_std'),
+        dict(center=False),
+        dict(scale=False),
+        dict(center_stat='spatial_std', scale_stat='spatial_mean'),
+    ],
+)
 def test_rbn_and_frozen_bn_compute_what_the_bn_checkpoint_computed(arguments):
     bn, x = randomized(nn.BatchNorm2d(6)).eval(), torch.randn(2, 6, 5, 5)
     for layer in (FrozenBN(6), RBN(6, **arguments).eval()):

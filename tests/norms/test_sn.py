@@ -19,8 +19,10 @@ def one_hot(layer, mean, var):
 
 
 @pytest.mark.parametrize('hard', [False, True])
-@pytest.mark.parametrize('pick, single', [
-    (IN, lambda: nn.InstanceNorm2d(6)), (LN, lambda: nn.GroupNorm(1, 6)), (BN, lambda: nn.BatchNorm2d(6))])
+@pytest.mark.parametrize(
+    'pick, single',
+    [(IN, lambda: nn.InstanceNorm2d(6)), (LN, lambda: nn.GroupNorm(1, 6)), (BN, lambda: nn.BatchNorm2d(6))],
+)
 def test_one_hot_ratios_are_in_ln_or_bn(pick, single, hard):
     layer, single = one_hot(SN(6), pick, pick), single()
     if hard:
@@ -34,8 +36,8 @@ def test_one_hot_ratios_are_in_ln_or_bn(pick, single, hard):
 def test_without_positions_only_ln_and_bn_are_mixed():
     layer, x = SN(6), torch.randn(5, 6)
     with torch.no_grad():
-        layer.mean_weight.copy_(torch.tensor([9., 1., 2.]))  # IN's weight plays no part
-        layer.var_weight.copy_(torch.tensor([9., -1., 0.]))
+        layer.mean_weight.copy_(torch.tensor([9.0, 1.0, 2.0]))  # IN's weight plays no part
+        layer.var_weight.copy_(torch.tensor([9.0, -1.0, 0.0]))
     w, u = layer.mean_weight[1:].softmax(0), layer.var_weight[1:].softmax(0)
     mean = w[0] * x.mean(1, keepdim=True) + w[1] * x.mean(0)
     var = u[0] * x.var(1, correction=0, keepdim=True) + u[1] * x.var(0, correction=0)
@@ -57,7 +59,7 @@ def test_groups_have_weights_of_their_own():
     assert layer.mean_weight.shape == layer.var_weight.shape == (2, 3)
     with torch.no_grad():
         for weight in (layer.mean_weight, layer.var_weight):
-            weight.copy_(torch.tensor([[100., 0, 0], [0, 0, 100.]]))
+            weight.copy_(torch.tensor([[100.0, 0, 0], [0, 0, 100.0]]))
     y = layer(x)
     torch.testing.assert_close(y[:, :3], F.instance_norm(x[:, :3]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(y[:, 3:], F.batch_norm(x[:, 3:], None, None, training=True), rtol=1e-4, atol=1e-5)
@@ -66,11 +68,11 @@ def test_groups_have_weights_of_their_own():
 def test_ratios_of_a_network():
     model = nn.Sequential(SN(6), nn.ReLU(), SN(6, groups=2), SN(6, batch_stat=False))
     with torch.no_grad():
-        model[0].mean_weight.copy_(torch.tensor([1., 2., 3.]))
+        model[0].mean_weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
     found = ratios(model)
     assert list(found) == ['0', '2', '3']
-    torch.testing.assert_close(found['0']['mean'], torch.tensor([1., 2., 3.]).softmax(0))
-    assert found['2']['var'].shape == (2, 3) and found['3']['var'].shape == (2, )
+    torch.testing.assert_close(found['0']['mean'], torch.tensor([1.0, 2.0, 3.0]).softmax(0))
+    assert found['2']['var'].shape == (2, 3) and found['3']['var'].shape == (2,)
     for of_layer in found.values():
         for values in of_layer.values():
             torch.testing.assert_close(values.sum(-1), torch.ones(values.shape[:-1]))
@@ -83,7 +85,7 @@ def test_hardened_layer_computes_the_argmax_and_keeps_its_state():
     assert not any('_weight' in name for name, _ in model.named_parameters())
     x = torch.randn(3, 6, 5, 5)
     torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-5)
-    assert torch.equal(ratios(model)['0']['mean'], torch.tensor([1., 0., 0.]))
+    assert torch.equal(ratios(model)['0']['mean'], torch.tensor([1.0, 0.0, 0.0]))
     # a hard layer takes what a trained network has learned
     other = nn.Sequential(SN(6, hard=True), SN(6, groups=2, hard=True))
     other.load_state_dict(model.state_dict(), strict=True)
@@ -106,5 +108,6 @@ def test_all_bn_is_a_constant_affine_in_evaluation():
     layer(x)
     with torch.no_grad():
         # a constant affine: what it does to a sample does not depend on the sample
-        torch.testing.assert_close(layer.eval()(x) - layer(x - 1), (layer(x * 0 + 1) - layer(x * 0)), rtol=1e-3,
-                                   atol=1e-4)
+        torch.testing.assert_close(
+            layer.eval()(x) - layer(x - 1), (layer(x * 0 + 1) - layer(x * 0)), rtol=1e-3, atol=1e-4
+        )

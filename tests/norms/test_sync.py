@@ -1,4 +1,5 @@
 """Promises 2 and 5 on real processes: ranks with shares of a batch equal one process with the whole batch."""
+
 import pytest
 import torch
 from torch import multiprocessing, nn
@@ -9,8 +10,12 @@ from .cases import CHANNELS, described
 from .sync_worker import batch, layer_of, share_of, trained, work
 
 SYNC = [dict(type=name) for name in NORMS if name.startswith('Sync')] + [
-    dict(type='SyncSN', groups=2), dict(type='SyncBGN', num_groups=4), dict(type='SyncBGN', num_groups=3),
-    dict(type='SyncBGN', num_groups=7), dict(type='SyncRBN', scale_stat='channel_std')]
+    dict(type='SyncSN', groups=2),
+    dict(type='SyncBGN', num_groups=4),
+    dict(type='SyncBGN', num_groups=3),
+    dict(type='SyncBGN', num_groups=7),
+    dict(type='SyncRBN', scale_stat='channel_std'),
+]
 SHARES = [(2, 2), (3, 1), (4, 0), (0, 3), (1, 1), (0, 0), (2, 1, 1), (1, 0, 3), (0, 0, 4), (0, 0, 0)]
 LOCAL = [dict(type=name) for name in NORMS if not name.startswith('Sync') and name != 'FrozenBN']
 
@@ -25,7 +30,7 @@ def results(tmp_path_factory):
     tasks[3].append(('of_different_sizes', ()))
     tasks[2].append(('of_groups_without_equal_sizes', ()))
     tasks[2] += [('data_parallel', (cfg, unused)) for cfg in SYNC for unused in (False, True)]
-    tasks[2] += [('fully_sharded', (cfg, )) for cfg in SYNC + LOCAL]
+    tasks[2] += [('fully_sharded', (cfg,)) for cfg in SYNC + LOCAL]
     found = {}
     for world, of_world in tasks.items():
         folder = tmp_path_factory.mktemp(f'world{world}')
@@ -102,5 +107,5 @@ def test_ddp_equals_one_process(results, sync_cfg, find_unused_parameters):
 
 @pytest.mark.parametrize('fsdp_cfg', SYNC + LOCAL, ids=described)
 def test_fsdp_trains(results, fsdp_cfg):
-    for losses in get(results, 'fully_sharded', (fsdp_cfg, )):
+    for losses in get(results, 'fully_sharded', (fsdp_cfg,)):
         assert losses[-1] < losses[0] < float('inf')

@@ -1,4 +1,5 @@
 """A training's batches and its forward pass outside of a training."""
+
 import pytest
 import torch
 from mmdet.structures import DetDataSample
@@ -14,8 +15,12 @@ from mmnorm.statistics import collect_moments, evaluating
 NARROW = {
     'yolox/yolox_tiny_8xb8-300e_coco.py': {},
     'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': {
-        'model.backbone.init_cfg': None, 'model.backbone.norm_eval': False, 'model.num_queries': 10,
-        'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1},
+        'model.backbone.init_cfg': None,
+        'model.backbone.norm_eval': False,
+        'model.num_queries': 10,
+        'model.encoder.num_layers': 1,
+        'model.decoder.num_layers': 1,
+    },
     'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': {'model.backbone.init_cfg': None},
 }
 
@@ -30,9 +35,12 @@ def test_detectors_that_train_in_another_way_than_they_test(path):
         MessageHub.get_current_instance().update_info(key, 1)
     model = MODELS.build(cfg.model)
     model.init_weights()  # Deformable DETR's level embedding is whatever was in the memory before
-    sample = DetDataSample(metainfo=dict(img_shape=(64, 64), batch_input_shape=(64, 64), ori_shape=(64, 64),
-                                         scale_factor=(1, 1), pad_shape=(64, 64)))
-    sample.gt_instances = InstanceData(bboxes=torch.tensor([[8., 8., 40., 40.]]), labels=torch.tensor([1]))
+    sample = DetDataSample(
+        metainfo=dict(
+            img_shape=(64, 64), batch_input_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1, 1), pad_shape=(64, 64)
+        )
+    )
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]), labels=torch.tensor([1]))
     batch = dict(inputs=[torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)], data_samples=[sample])
     with evaluating(model), collect_moments(model) as collected:
         training_forward(model, batch)

@@ -1,4 +1,5 @@
 """Panoptic FPN that also gives instances: what it predicts, at what cost, and that both metrics read it."""
+
 import copy
 from collections import Counter
 
@@ -25,12 +26,14 @@ def cfg():
 @pytest.fixture
 def network(cfg):
     from mmdet.registry import MODELS
+
     torch.manual_seed(0)
     return MODELS.build(cfg.model).eval()
 
 
 def batch(size=2):
     from mmdet.testing import demo_mm_inputs
+
     return demo_mm_inputs(size, [(3, SIDE, SIDE)] * size, num_classes=10, with_mask=True, with_semantic=True)
 
 
@@ -40,8 +43,11 @@ def instances(boxes, labels, scores):
     for mask, (x1, y1, x2, y2) in zip(masks, boxes):
         mask[y1:y2, x1:x2] = True
     return InstanceData(
-        bboxes=torch.tensor(boxes, dtype=torch.float).reshape(-1, 4), labels=torch.tensor(labels, dtype=torch.long),
-        scores=torch.tensor(scores, dtype=torch.float), masks=masks)
+        bboxes=torch.tensor(boxes, dtype=torch.float).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.long),
+        scores=torch.tensor(scores, dtype=torch.float),
+        masks=masks,
+    )
 
 
 def segments(panoptic):
@@ -52,7 +58,8 @@ def segments(panoptic):
 
 def test_instances_are_all_and_the_map_is_of_the_confident_ones(network, monkeypatch):
     found = instances(
-        [(0, 0, 20, 20), (0, 0, 20, 18), (30, 30, 60, 60), (0, 40, 20, 60)], [3, 5, 7, 3], [0.9, 0.8, 0.7, 0.5])
+        [(0, 0, 20, 20), (0, 0, 20, 18), (30, 30, 60, 60), (0, 40, 20, 60)], [3, 5, 7, 3], [0.9, 0.8, 0.7, 0.5]
+    )
     nothing = instances([], [], [])
     monkeypatch.setattr(network.roi_head, 'predict', lambda *args, **kwargs: [found, nothing])
     # Stuff 0 ("temple") everywhere: logits of two kinds of stuff and of things
@@ -69,8 +76,7 @@ def test_instances_are_all_and_the_map_is_of_the_confident_ones(network, monkeyp
     with torch.no_grad():
         one, _ = network.test_step(batch())
     # as mmdet's own: masks of which half is covered are left out, nothing else
-    assert segments(one.pred_panoptic_seg) == {
-        (3, 1): 400, (7, 2): 900, (3, 3): 400, (10, 0): SIDE**2 - 1700}
+    assert segments(one.pred_panoptic_seg) == {(3, 1): 400, (7, 2): 900, (3, 3): 400, (10, 0): SIDE**2 - 1700}
 
 
 def test_every_part_runs_once(network):
@@ -92,6 +98,7 @@ def test_every_part_runs_once(network):
 def test_the_map_is_mmdets(cfg, network):
     """Under the same thresholds, mmdet's own detector makes the same map of the same weights."""
     from mmdet.registry import MODELS
+
     for settings in (cfg.model.test_cfg.rcnn, cfg.model.test_cfg.panoptic):
         settings.update(score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5))  # classes apart: the same twice over
     ours = MODELS.build(cfg.model).eval()
@@ -107,6 +114,7 @@ def test_the_map_is_mmdets(cfg, network):
 def test_both_metrics_in_one_evaluation(digits, cfg, network, monkeypatch):
     """The ground truth as prediction is perfect in both."""
     from mmdet.registry import DATASETS
+
     root = str(digits / 'coco') + '/'
     cfg.val_dataloader.dataset.data_root = root
     panoptic, coco = cfg.val_evaluator
@@ -120,9 +128,11 @@ def test_both_metrics_in_one_evaluation(digits, cfg, network, monkeypatch):
     for data in dataset:
         truth = data['data_samples']
         found = InstanceData(
-            bboxes=truth.gt_instances.bboxes.tensor, labels=truth.gt_instances.labels,
+            bboxes=truth.gt_instances.bboxes.tensor,
+            labels=truth.gt_instances.labels,
             scores=torch.ones(len(truth.gt_instances)),
-            masks=torch.from_numpy(truth.gt_instances.masks.masks).bool())
+            masks=torch.from_numpy(truth.gt_instances.masks.masks).bool(),
+        )
         semantic = torch.stack([truth.gt_sem_seg.sem_seg[0] == label for label in (10, 11)]).float()
         maps = torch.cat([semantic, torch.full((1, SIDE, SIDE), 0.5)])  # the third: things, and unlabeled
         monkeypatch.setattr(network.roi_head, 'predict', lambda *args, found=found, **kwargs: [found])

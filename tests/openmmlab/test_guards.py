@@ -43,7 +43,7 @@ def test_sync_conversion_makes_the_twin_and_back(norm, convert):
     with pytest.warns(UserWarning, match=f'convert_sync_batchnorm turns {norm.__name__} to Sync{norm.__name__}'):
         model = convert(model)
     assert type(model[1]) is getattr(norms, f'Sync{norm.__name__}') and isinstance(model[4], nn.SyncBatchNorm)
-    assert [id(p) for p in model[:2].parameters()] == parameters[:len(list(model[:2].parameters()))]
+    assert [id(p) for p in model[:2].parameters()] == parameters[: len(list(model[:2].parameters()))]
     assert torch.equal(model[:2](X), expected)
     model = revert_sync_batchnorm(model)
     assert type(model[1]) is norm and not isinstance(model[4], nn.SyncBatchNorm)
@@ -82,8 +82,10 @@ def test_fusing_leaves_ours_alone_and_folds_bn(norm):
 @torch.no_grad()
 def test_fusing_takes_no_norm_for_one_behind_it_or_for_its_twin():
     shared = network(SN)[1]
-    for model in (nn.Sequential(nn.Conv2d(3, 6, 3), shared, nn.Conv2d(6, 6, 3), shared),
-                  nn.Sequential(nn.Conv2d(3, 6, 3), shared, nn.ReLU(), network(SN)[4])):
+    for model in (
+        nn.Sequential(nn.Conv2d(3, 6, 3), shared, nn.Conv2d(6, 6, 3), shared),
+        nn.Sequential(nn.Conv2d(3, 6, 3), shared, nn.ReLU(), network(SN)[4]),
+    ):
         model.eval()
         expected = model(X)
         torch.testing.assert_close(fuse_conv_bn(model)(X), expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,5 @@
 """The hooks in real trainings: what they log, and that they leave the training's course alone."""
+
 import itertools
 import json
 from pathlib import Path
@@ -40,11 +41,14 @@ def test_recollection_and_shift_in_a_training(forked_tool, digits_config, tmp_pa
         assert done.returncode == 0, done.stdout
         path = tmp_path / 'work_dirs' / name
         states[name] = torch.load(path / 'epoch_2.pth', weights_only=False)['state_dict']
-    differing = {key.rpartition('.')[2] for key, value in states['plain'].items()
-                 if not torch.equal(value, states['hooked'][key])}
+    differing = {
+        key.rpartition('.')[2]
+        for key, value in states['plain'].items()
+        if not torch.equal(value, states['hooked'][key])
+    }
     # the weights are bit-identical: only what is evaluated with changed
     assert differing == {'running_mean', 'running_var'}
-    scalars, = Path(tmp_path, 'work_dirs/hooked').glob('*/vis_data/scalars.json')
+    (scalars,) = Path(tmp_path, 'work_dirs/hooked').glob('*/vis_data/scalars.json')
     logged = [json.loads(line) for line in scalars.read_text().splitlines()]
     of_validations = [record for record in logged if 'estimation_shift/backbone.bn1/esm_sigma' in record]
     assert [record['step'] for record in of_validations] == [8, 16]
@@ -58,16 +62,22 @@ def test_recollection_and_shift_in_a_training(forked_tool, digits_config, tmp_pa
 @pytest.mark.timeout(400)
 def test_iteration_based_training_and_fixed_statistics(forked_tool, digits_config, tmp_path):
     """Recollected before each validation; and with norm_eval=True, as stock detectors have it, no training ends."""
-    iterations = EXTRA + HOOKS + """
+    iterations = (
+        EXTRA
+        + HOOKS
+        + """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2)
 param_scheduler = []
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2), logger=dict(interval=1))
 log_level = 'INFO'
 """
+    )
     done = forked_tool('train.py', digits_config(iterations, name='iterations.py'))
     assert done.returncode == 0, done.stdout
-    steps = [next((step for step in ('recollected from', '(val)') if step in line), None)
-             for line in done.stdout.splitlines()]
+    steps = [
+        next((step for step in ('recollected from', '(val)') if step in line), None)
+        for line in done.stdout.splitlines()
+    ]
     steps = [step for step, _ in itertools.groupby(filter(None, steps))]
     assert steps == ['recollected from', '(val)'] * 2
     fixed = EXTRA + HOOKS + "model['backbone'].update(norm_eval=True)\ntrain_cfg = dict(max_epochs=1)"

@@ -1,4 +1,5 @@
 """Configs of the zoo as parents of other people's, by ``mmnorm::`` and by path."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 @pytest.fixture
 def inherit(tmp_path):
     """The config (Config) of another project with parents and lines of its own."""
+
     def write(*parents, extra=''):
         path = tmp_path / 'project.py'
         path.write_text(f'_base_ = {list(parents)!r}\n{extra}')
         return Config.fromfile(path)
+
     return write
 
 
@@ -29,17 +32,28 @@ def test_mmnorm_parents_are_what_their_files_are(inherit, name):
     assert inherit(f'mmnorm::{config}').to_dict() == Config.fromfile(CONFIGS / config).to_dict()
 
 
-@pytest.mark.parametrize('host, name', [
-    ('mmseg', 'sn/deeplabv3_sn_r50_cityscapes.py'), ('mmdet', 'rbn/panoptic_fpn_rbn_r50.py'),
-    ('mmdet', 'mask_rcnn_xbn_r50.py')])
+@pytest.mark.parametrize(
+    'host, name',
+    [
+        ('mmseg', 'sn/deeplabv3_sn_r50_cityscapes.py'),
+        ('mmdet', 'rbn/panoptic_fpn_rbn_r50.py'),
+        ('mmdet', 'mask_rcnn_xbn_r50.py'),
+    ],
+)
 def test_what_they_name_is_found(inherit, host, name):
     from mmengine.registry import DATASETS, METRICS, MODELS, VISUALIZERS
+
     cfg = inherit(f'mmnorm::{name}')
     assert cfg.default_scope == host
     init_default_scope(host)
     evaluators = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
-    named = [(MODELS, cfg.model), (MODELS, cfg.model.backbone), (VISUALIZERS, cfg.visualizer),
-             (DATASETS, cfg.train_dataloader.dataset), *((METRICS, evaluator) for evaluator in evaluators)]
+    named = [
+        (MODELS, cfg.model),
+        (MODELS, cfg.model.backbone),
+        (VISUALIZERS, cfg.visualizer),
+        (DATASETS, cfg.train_dataloader.dataset),
+        *((METRICS, evaluator) for evaluator in evaluators),
+    ]
     for registry, part in named:
         assert '_scope_' not in part or part['_scope_'] == host
         with registry.switch_scope_and_registry(part.get('_scope_', host)) as found:
@@ -60,7 +74,7 @@ def test_a_name_that_does_not_exist(inherit):
 def test_by_path_without_importing_mmnorm_before(tmp_path):
     """As under the tools of mmdet, which know mmnorm by the config alone; configs/README.md has this line."""
     path = tmp_path / 'project.py'
-    path.write_text("_base_ = f\"{__import__('mmnorm').__path__[0]}/.mim/configs/sn/faster_rcnn_sn_r50_sn_head.py\"")
+    path.write_text('_base_ = f"{__import__(\'mmnorm\').__path__[0]}/.mim/configs/sn/faster_rcnn_sn_r50_sn_head.py"')
     script = f'from mmengine.config import Config; print(Config.fromfile({str(path)!r}).model.backbone.norm_cfg.type)'
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == 'SN', done.stderr

@@ -1,4 +1,5 @@
 """XBN in MobileNetV2 and ShuffleNetV2, and our own ShuffleNetV2."""
+
 import warnings
 from collections import Counter
 
@@ -45,29 +46,37 @@ def test_mobilenet_after_each_depthwise_convolution(registry, depthwise, norms):
         assert norm.num_groups == 16 and conv.groups == norm.num_channels > 1
 
 
-@pytest.mark.parametrize('xbn, placed', [
-    (dict(every=2), 8),
-    (dict(position=3), 17),
-    (dict(position=(2, 3)), 34),
-    (dict(position=1, stages=range(1, 7)), 16),
-    (dict(stages=(0, 6)), 2),
-    (dict(stem=True), 18),
-    (dict(scope='full'), 52),
-    (dict(scope='full', stages=(1, )), 6),
-    (dict(scope='full', stages=(1, ), stem=True), 7),
-])
+@pytest.mark.parametrize(
+    'xbn, placed',
+    [
+        (dict(every=2), 8),
+        (dict(position=3), 17),
+        (dict(position=(2, 3)), 34),
+        (dict(position=1, stages=range(1, 7)), 16),
+        (dict(stages=(0, 6)), 2),
+        (dict(stem=True), 18),
+        (dict(scope='full'), 52),
+        (dict(scope='full', stages=(1,)), 6),
+        (dict(scope='full', stages=(1,), stem=True), 7),
+    ],
+)
 def test_arguments_of_the_placement(xbn, placed):
     backbone = build(MOBILE, xbn=dict(xbn, norm_cfg=dict(type='GN', num_groups=8)))
     assert len(set(backbone.xbn_layers)) == placed == kinds(backbone)[nn.GroupNorm]
     assert ('conv1.bn' in backbone.xbn_layers) == ('stem' in xbn or placed == 52)
 
 
-@pytest.mark.parametrize('xbn, message', [
-    (dict(position=1), r'layer1.0 \(InvertedResidual\) has no norm at position 1'),
-    (dict(stages=(7, )), r'stages must be indices below 7, got \(7,\)'),
-    (dict(norm_cfg=dict(type='GN', num_groups=64)),
-     r'layer2.0.depthwise_conv.bn: num_groups=64 does not divide 96 channels'),
-])
+@pytest.mark.parametrize(
+    'xbn, message',
+    [
+        (dict(position=1), r'layer1.0 \(InvertedResidual\) has no norm at position 1'),
+        (dict(stages=(7,)), r'stages must be indices below 7, got \(7,\)'),
+        (
+            dict(norm_cfg=dict(type='GN', num_groups=64)),
+            r'layer2.0.depthwise_conv.bn: num_groups=64 does not divide 96 channels',
+        ),
+    ],
+)
 def test_bad_arguments_are_named(xbn, message):
     with pytest.raises(ValueError, match=message):
         build(MOBILE, xbn=xbn)
@@ -76,8 +85,12 @@ def test_bad_arguments_are_named(xbn, message):
 @pytest.mark.parametrize('width, groups', [(0.5, 8), (1.0, 29), (1.5, 8), (2.0, 61)])
 def test_shufflenet_after_each_depthwise_convolution(width, groups):
     backbone = build(SHUFFLE, SEG, widen_factor=width)
-    expected = [f'layers.{stage}.{i}.{part}.bn' for stage, number in enumerate((4, 8, 4)) for i in range(number)
-                for part in (['branch1.0'] if i == 0 else []) + ['branch2.1']]
+    expected = [
+        f'layers.{stage}.{i}.{part}.bn'
+        for stage, number in enumerate((4, 8, 4))
+        for i in range(number)
+        for part in (['branch1.0'] if i == 0 else []) + ['branch2.1']
+    ]
     assert backbone.xbn_layers == expected and len(expected) == 13 + 2 * 3
     # the stem, three norms of each block, and two of each projection
     assert kinds(backbone) == {nn.GroupNorm: 19, nn.BatchNorm2d: 1 + 16 * 3 + 3 * 2 - 19}
@@ -98,9 +111,14 @@ def test_hosts_checkpoint_loads_key_by_key(cfg, host):
     assert place_xbn(theirs, norm_cfg=backbone.xbn_norm_cfg) == backbone.xbn_layers
 
 
-@pytest.mark.parametrize('cfg, registry, frozen', [
-    (MOBILE, DET, ('conv1', 'layer1', 'layer2')), (MOBILE, SEG, ('conv1', 'layer1', 'layer2')),
-    (SHUFFLE, DET, ('conv1', 'layers.0', 'layers.1'))])
+@pytest.mark.parametrize(
+    'cfg, registry, frozen',
+    [
+        (MOBILE, DET, ('conv1', 'layer1', 'layer2')),
+        (MOBILE, SEG, ('conv1', 'layer1', 'layer2')),
+        (SHUFFLE, DET, ('conv1', 'layers.0', 'layers.1')),
+    ],
+)
 def test_frozen_stages_stay_frozen_and_others_train(cfg, registry, frozen):
     backbone = build(cfg, registry, frozen_stages=2)
     for name, parameter in backbone.named_parameters():
@@ -122,22 +140,33 @@ def test_trains(cfg, registry):
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
-@pytest.mark.parametrize('width, parameters', [
-    # torchvision's published counts of the classifiers less their last layer
-    (0.5, 1366792 - 1025 * 1000), (1.0, 2278604 - 1025 * 1000), (1.5, 3503624 - 1025 * 1000),
-    (2.0, 7393996 - 2049 * 1000)])
+@pytest.mark.parametrize(
+    'width, parameters',
+    [
+        # torchvision's published counts of the classifiers less their last layer
+        (0.5, 1366792 - 1025 * 1000),
+        (1.0, 2278604 - 1025 * 1000),
+        (1.5, 3503624 - 1025 * 1000),
+        (2.0, 7393996 - 2049 * 1000),
+    ],
+)
 def test_shufflenet_is_as_large_as_published(width, parameters):
     backbone = build(dict(type='ShuffleNetV2', widen_factor=width, out_indices=(0, 1, 2, 3)))
     assert sum(parameter.numel() for parameter in backbone.parameters()) == parameters
 
 
 def test_shufflenets_layers_are_named_as_openmmlabs():
-    names = build(dict(type='ShuffleNetV2', out_indices=(3, ))).state_dict()
-    for name, shape in (('conv1.conv.weight', (24, 3, 3, 3)), ('conv1.bn.running_var', (24, )),
-                        ('layers.0.0.branch1.0.conv.weight', (24, 1, 3, 3)), ('layers.0.0.branch1.1.bn.bias', (58, )),
-                        ('layers.0.1.branch2.0.conv.weight', (58, 58, 1, 1)),
-                        ('layers.1.7.branch2.1.conv.weight', (116, 1, 3, 3)),
-                        ('layers.2.0.branch2.2.bn.weight', (232, )), ('layers.3.conv.weight', (1024, 464, 1, 1))):
+    names = build(dict(type='ShuffleNetV2', out_indices=(3,))).state_dict()
+    for name, shape in (
+        ('conv1.conv.weight', (24, 3, 3, 3)),
+        ('conv1.bn.running_var', (24,)),
+        ('layers.0.0.branch1.0.conv.weight', (24, 1, 3, 3)),
+        ('layers.0.0.branch1.1.bn.bias', (58,)),
+        ('layers.0.1.branch2.0.conv.weight', (58, 58, 1, 1)),
+        ('layers.1.7.branch2.1.conv.weight', (116, 1, 3, 3)),
+        ('layers.2.0.branch2.2.bn.weight', (232,)),
+        ('layers.3.conv.weight', (1024, 464, 1, 1)),
+    ):
         assert names[name].shape == shape
     assert 'layers.3.conv.weight' not in build(dict(type='ShuffleNetV2')).state_dict()
 
@@ -150,11 +179,14 @@ def test_shufflenet_shuffles_the_channels_of_its_branches():
     torch.testing.assert_close(block(x), shuffled, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('cfg, sizes', [
-    (dict(), [(48, 8), (96, 4), (192, 2)]),
-    (dict(strides=(2, 2, 1), dilations=(1, 1, 2)), [(48, 8), (96, 4), (192, 4)]),
-    (dict(strides=(2, 1, 1), dilations=(1, 2, 4), out_indices=(1, 3)), [(96, 8), (1024, 8)]),
-])
+@pytest.mark.parametrize(
+    'cfg, sizes',
+    [
+        (dict(), [(48, 8), (96, 4), (192, 2)]),
+        (dict(strides=(2, 2, 1), dilations=(1, 1, 2)), [(48, 8), (96, 4), (192, 4)]),
+        (dict(strides=(2, 1, 1), dilations=(1, 2, 4), out_indices=(1, 3)), [(96, 8), (1024, 8)]),
+    ],
+)
 def test_shufflenets_outputs(cfg, sizes):
     outs = SEG.build(dict(type='ShuffleNetV2', widen_factor=0.5, **cfg))(torch.randn(2, 3, 64, 64))
     assert [tuple(out.shape) for out in outs] == [(2, channels, side, side) for channels, side in sizes]
@@ -177,11 +209,14 @@ def test_shufflenets_norm_eval():
     assert backbone.training and backbone.layers[0].training
 
 
-@pytest.mark.parametrize('cfg, message', [
-    (dict(widen_factor=0.75), r'widen_factor must be one of \(0.5, 1.0, 1.5, 2.0\), got 0.75'),
-    (dict(out_indices=(4, )), r'out_indices must be among 0 to 3, got \(4,\)'),
-    (dict(frozen_stages=4), 'frozen_stages must be -1 to 3, got 4'),
-])
+@pytest.mark.parametrize(
+    'cfg, message',
+    [
+        (dict(widen_factor=0.75), r'widen_factor must be one of \(0.5, 1.0, 1.5, 2.0\), got 0.75'),
+        (dict(out_indices=(4,)), r'out_indices must be among 0 to 3, got \(4,\)'),
+        (dict(frozen_stages=4), 'frozen_stages must be -1 to 3, got 4'),
+    ],
+)
 def test_what_shufflenet_does_not_have(cfg, message):
     with pytest.raises(ValueError, match=message):
         build(dict(type='ShuffleNetV2', **cfg))

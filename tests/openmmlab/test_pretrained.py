@@ -16,8 +16,9 @@ def test_pretrained_without_norms_loads_all_but_them(tmp_path, norm):
     checkpoint = str(tmp_path / 'bn.pth')
     torch.save(trained.state_dict(), checkpoint)
 
-    backbone = DET.build(dict(
-        R18, norm_cfg=dict(type=norm), init_cfg=dict(type='PretrainedWithoutNorms', checkpoint=checkpoint)))
+    backbone = DET.build(
+        dict(R18, norm_cfg=dict(type=norm), init_cfg=dict(type='PretrainedWithoutNorms', checkpoint=checkpoint))
+    )
     initial = {name: value.clone() for name, value in backbone.state_dict().items()}
     backbone.init_weights()
 

@@ -38,15 +38,18 @@ def in_a_new_process(code):
 def test_imports_without_a_host_and_says_what_is_left_out(missing, present):
     printed = in_a_new_process(
         f'import sys; sys.modules[{missing!r}] = None; import mmnorm; '
-        f'from {present}.registry import MODELS; assert MODELS.get("XBNResNet") and MODELS.get("SN")')
+        f'from {present}.registry import MODELS; assert MODELS.get("XBNResNet") and MODELS.get("SN")'
+    )
     left_out = ', '.join(name for names in registry.HOST_MODELS[missing].values() for name in names)
     assert f'{missing} is not installed, left out: {left_out}' in printed
 
 
 @pytest.mark.parametrize('missing', ['mmcv', 'mmengine'])
 def test_imports_without_what_the_hosts_need(missing):
-    in_a_new_process(f'import sys; sys.modules[{missing!r}] = None; import torch, mmnorm\n'
-                     'assert mmnorm.SN(8)(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)')
+    in_a_new_process(
+        f'import sys; sys.modules[{missing!r}] = None; import torch, mmnorm\n'
+        'assert mmnorm.SN(8)(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)'
+    )
 
 
 def test_importing_costs_no_model_package_until_a_name_is_looked_up():
@@ -57,11 +60,13 @@ def test_importing_costs_no_model_package_until_a_name_is_looked_up():
         'from mmseg.registry import MODELS as SEG\n'
         'assert SEG.get("XBNResNetV1c").__name__ == "XBNResNetV1c"\n'
         'from mmdet.registry import MODELS as DET\n'
-        'assert "PanopticFPNWithInstances" in DET and DET.get("FrozenBN") is mmnorm.FrozenBN\n')
+        'assert "PanopticFPNWithInstances" in DET and DET.get("FrozenBN") is mmnorm.FrozenBN\n'
+    )
 
 
 def test_registers_also_where_the_hosts_models_were_imported_before():
     in_a_new_process(
         'import mmdet.models\nfrom mmdet.registry import MODELS\n'
         'theirs = MODELS.get("ResNet"), MODELS.get("XBNResNet")\nassert theirs[0] and not theirs[1]\n'
-        'import mmnorm\nassert MODELS.get("XBNResNet") and MODELS.get("FrozenBN") is mmnorm.FrozenBN\n')
+        'import mmnorm\nassert MODELS.get("XBNResNet") and MODELS.get("FrozenBN") is mmnorm.FrozenBN\n'
+    )

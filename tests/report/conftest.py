@@ -1,4 +1,5 @@
 """A tiny COCO data set and runs on it, in exactly the layout that mmengine's Runner and mmnorm's tools leave."""
+
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from mmnorm.report import load_run, write_report
 HEIGHT, WIDTH, NUM_IMAGES, EPOCH_LENGTH = 64, 96, 6, 25
 CLASSES = ('cup', 'red & $x$', '<script>document.title="owned"</script>')
 COLORS = ((250, 200, 20), (230, 30, 40), (255, 0, 255))
-CONFIG = '''
+CONFIG = """
 # <script>document.title = "owned by a comment"</script>
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
 randomness = dict(seed=7)
@@ -24,13 +25,13 @@ test_dataloader = dict(
             type='CocoDataset', data_root={data_root!r}, ann_file='val.json', data_prefix=dict(img='images/'),
             metainfo=dict(classes={classes!r}))))
 test_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'])
-'''
+"""
 
 
 def encode(x, y, width, height):
     """Return the run lengths of a filled rectangle."""
     mask = np.zeros((HEIGHT, WIDTH), np.uint8, order='F')
-    mask[y:y + height, x:x + width] = 1
+    mask[y : y + height, x : x + width] = 1
     return {'size': [HEIGHT, WIDTH], 'counts': mask_api.encode(mask)['counts'].decode()}
 
 
@@ -47,10 +48,18 @@ def data_root(tmp_path_factory):
             x, y = 32 * slot + int(rng.integers(0, 5)), int(rng.integers(0, 20))
             width, height = int(rng.integers(12, 27)), int(rng.integers(12, 44))
             category = int(rng.integers(0, 3))
-            pixels[y:y + height, x:x + width] = COLORS[category]
-            annotations.append(dict(id=len(annotations) + 1, image_id=image_id, category_id=category + 1, iscrowd=0,
-                                    bbox=[x, y, width, height], area=width * height,
-                                    segmentation=encode(x, y, width, height)))
+            pixels[y : y + height, x : x + width] = COLORS[category]
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=category + 1,
+                    iscrowd=0,
+                    bbox=[x, y, width, height],
+                    area=width * height,
+                    segmentation=encode(x, y, width, height),
+                )
+            )
         Image.fromarray(pixels).save(root / f'images/{image_id}.png')
         images.append(dict(id=image_id, file_name=f'{image_id}.png', width=WIDTH, height=HEIGHT))
     categories = [dict(id=index, name=name) for index, name in enumerate(CLASSES, 1)]
@@ -68,8 +77,12 @@ def make_predictions(data_root, seed):
         x, y, width, height = annotation['bbox']
         category = annotation['category_id'] if rng.random() < 0.85 else 1
         x, y = x + int(rng.integers(0, 4)), y + int(rng.integers(0, 4))
-        common = dict(image_id=annotation['image_id'], category_id=category, score=float(rng.uniform(0.3, 1)),
-                      bbox=[x, y, width, height])
+        common = dict(
+            image_id=annotation['image_id'],
+            category_id=category,
+            score=float(rng.uniform(0.3, 1)),
+            bbox=[x, y, width, height],
+        )
         bbox.append(common)
         segm.append(dict(common, segmentation=encode(x, y, width - 1, height - 1)))
     return bbox, segm
@@ -77,8 +90,16 @@ def make_predictions(data_root, seed):
 
 def train_line(iteration, epoch_length=EPOCH_LENGTH, **values):
     """Return a line of training as mmengine logs it, of an epoch-based loop if ``epoch_length`` is a number."""
-    line = dict(lr=0.01, data_time=0.01, loss=3 / iteration + 1, loss_cls=2 / iteration, loss_bbox=1 / iteration + 1,
-                time=0.3, iter=iteration, step=iteration)
+    line = dict(
+        lr=0.01,
+        data_time=0.01,
+        loss=3 / iteration + 1,
+        loss_cls=2 / iteration,
+        loss_bbox=1 / iteration + 1,
+        time=0.3,
+        iter=iteration,
+        step=iteration,
+    )
     if epoch_length:
         line['epoch'] = (iteration - 1) // epoch_length + 1
     return {**line, **values}
@@ -86,9 +107,11 @@ def train_line(iteration, epoch_length=EPOCH_LENGTH, **values):
 
 def coco_line(step, ap):
     """Return a line of validation as mmdet's CocoMetric makes it, without large objects."""
-    return {f'coco/{iou_type}_mAP{suffix}': value for iou_type in ('bbox', 'segm')
-            for suffix, value in (('', ap), ('_50', ap + .2), ('_75', ap), ('_s', ap), ('_m', ap), ('_l', -1.0))
-            } | dict(data_time=0.01, time=0.05, step=step)
+    return {
+        f'coco/{iou_type}_mAP{suffix}': value
+        for iou_type in ('bbox', 'segm')
+        for suffix, value in (('', ap), ('_50', ap + 0.2), ('_75', ap), ('_s', ap), ('_m', ap), ('_l', -1.0))
+    } | dict(data_time=0.01, time=0.05, step=step)
 
 
 def write_session(work_dir, timestamp, lines):
@@ -108,11 +131,29 @@ def write_run(work_dir, data_root, seed=1):
     (work_dir / 'mask_rcnn.py').write_text(CONFIG.format(data_root=str(data_root), classes=CLASSES))
     for iou_type, predictions in zip(('bbox', 'segm'), make_predictions(data_root, seed)):
         (work_dir / f'predictions.{iou_type}.json').write_text(json.dumps(predictions))
-    (work_dir / 'run.json').write_text(json.dumps(dict(
-        config='configs/mask_rcnn.py', cwd=str(work_dir.parent), commit='0123abc', dirty=True, seed=0, world_size=2,
-        batch_size=8, device='2 processes, CPU', versions=dict(torch='2.13.0'), started='2025-01-01T12:00:00',
-        finished='2025-01-01T12:02:00', train_seconds=90.0, iterations=75, num_parameters=1234567,
-        norms=dict(GroupNorm=17), peak_memory_mb=1500.4, peak_memory_kind='rss')))
+    (work_dir / 'run.json').write_text(
+        json.dumps(
+            dict(
+                config='configs/mask_rcnn.py',
+                cwd=str(work_dir.parent),
+                commit='0123abc',
+                dirty=True,
+                seed=0,
+                world_size=2,
+                batch_size=8,
+                device='2 processes, CPU',
+                versions=dict(torch='2.13.0'),
+                started='2025-01-01T12:00:00',
+                finished='2025-01-01T12:02:00',
+                train_seconds=90.0,
+                iterations=75,
+                num_parameters=1234567,
+                norms=dict(GroupNorm=17),
+                peak_memory_mb=1500.4,
+                peak_memory_kind='rss',
+            )
+        )
+    )
     return work_dir
 
 

@@ -1,4 +1,5 @@
 """The page in a real browser, without a network."""
+
 import shutil
 import subprocess
 
@@ -9,17 +10,32 @@ from PIL import Image
 from .conftest import COLORS
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
-         '--disable-background-networking', '--disable-component-update', '--hide-scrollbars',
-         '--proxy-server=127.0.0.1:9', '--host-resolver-rules=MAP * ~NOTFOUND')
+FLAGS = (
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-sync',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--hide-scrollbars',
+    '--proxy-server=127.0.0.1:9',
+    '--host-resolver-rules=MAP * ~NOTFOUND',
+)
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason='no Chromium or Chrome on PATH')
 
 
 def browse(page, profile, *flags):
     """Open a page and return what the browser prints."""
-    done = subprocess.run([BROWSER, *FLAGS, *flags, f'--user-data-dir={profile}', page.as_uri()],
-                          capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [BROWSER, *FLAGS, *flags, f'--user-data-dir={profile}', page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return done.stdout
 
 

@@ -1,4 +1,5 @@
 """COCO evaluation against pycocotools and mmdet, and what is found, missed and false in an image."""
+
 import json
 
 import numpy as np
@@ -26,8 +27,12 @@ def predictions(data_root):
 
 def reference(coco_gt, predictions, iou_type, category=None):
     """Return pycocotools' own six figures in percent, of one category or all."""
-    coco_dt = coco_gt.loadRes([{key: value for key, value in prediction.items() if key != 'bbox' or iou_type == 'bbox'}
-                               for prediction in predictions])
+    coco_dt = coco_gt.loadRes(
+        [
+            {key: value for key, value in prediction.items() if key != 'bbox' or iou_type == 'bbox'}
+            for prediction in predictions
+        ]
+    )
     coco_eval = COCOeval(coco_gt, coco_dt, iou_type)
     if category:
         coco_eval.params.catIds = [category]
@@ -53,12 +58,15 @@ def test_figures_are_those_of_mmdet(data_root, coco_gt, tmp_path):
     within the 1000 that count for AP50."""
     metrics = pytest.importorskip('mmdet.evaluation.metrics', reason='mmdet is not installed')
     torch = pytest.importorskip('torch')
-    metric = metrics.CocoMetric(ann_file=str(data_root / 'val.json'), metric=['bbox', 'segm'],
-                                outfile_prefix=str(tmp_path / 'predictions'))
+    metric = metrics.CocoMetric(
+        ann_file=str(data_root / 'val.json'), metric=['bbox', 'segm'], outfile_prefix=str(tmp_path / 'predictions')
+    )
     metric.dataset_meta = dict(classes=CLASSES)
     for image_id, annotations in coco_gt.imgToAnns.items():
-        found = [(annotation['bbox'], annotation['category_id'] - 1, (0.9, 0.1)[annotation['id'] % 2])
-                 for annotation in annotations]
+        found = [
+            (annotation['bbox'], annotation['category_id'] - 1, (0.9, 0.1)[annotation['id'] % 2])
+            for annotation in annotations
+        ]
         made_up = [((90, 60, 5, 3), label, 0.5) for label in range(3) for _ in range(120)]
         boxes, labels, scores = zip(*found, *made_up)
         boxes = torch.tensor(boxes)
@@ -96,8 +104,10 @@ def test_ground_truth_as_predictions(coco_gt):
 def test_size_of_a_mask_is_its_own(coco_gt):
     """Not that of the box which was predicted with it: a false small mask in a medium box harms APs, not APm."""
     perfect = [dict(annotation, score=0.9) for annotation in coco_gt.anns.values()]
-    false = [dict(image_id=1, category_id=category, score=1.0, bbox=[0, 0, 90, 60], segmentation=encode(90, 60, 5, 3))
-             for category in (1, 2, 3)]
+    false = [
+        dict(image_id=1, category_id=category, score=1.0, bbox=[0, 0, 90, 60], segmentation=encode(90, 60, 5, 3))
+        for category in (1, 2, 3)
+    ]
     summary = evaluate_coco(coco_gt, perfect + false, 'segm').summary
     assert summary['APs'] < 100 and summary['APm'] == 100
 
@@ -125,8 +135,11 @@ def test_predictions_are_left_as_they_were(coco_gt, predictions):
 def test_found_missed_and_false(coco_gt):
     """In image 1 one object is hit, one only below the score, one not at all; one prediction has another class."""
     first, second, third = coco_gt.imgToAnns[1]
-    predictions = [dict(first, score=0.9), dict(second, score=0.4),
-                   dict(third, score=0.8, category_id=third['category_id'] % 3 + 1)]
+    predictions = [
+        dict(first, score=0.9),
+        dict(second, score=0.4),
+        dict(third, score=0.8, category_id=third['category_id'] % 3 + 1),
+    ]
     outcomes = match_objects(evaluate_coco(coco_gt, predictions, 'bbox').coco_eval, score_thr=0.5)
     image = outcomes[outcomes['image_id'] == 1]
     by_outcome = {outcome: set(ids) for outcome, ids in image.groupby('outcome')['id']}

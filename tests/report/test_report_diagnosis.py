@@ -1,4 +1,5 @@
 """The page of a diagnosis: what it says, and that a browser shows it."""
+
 import copy
 import math
 
@@ -14,34 +15,87 @@ EDGES = np.linspace(-4, 4, 81).tolist()
 
 
 def layer(name, part, by_batch=True, size=0.2):
-    return dict(name=name, type='BatchNorm2d', channels=8, part=part, by_batch=by_batch, esm_mu=1.5, esm_sigma=0.5,
-                relative_mu=size, relative_sigma=0.1, domain_mu=0.1, domain_sigma=None, size=size,
-                worst_channels=[dict(channel=3, mu=-0.7, sigma=0.2)])
+    return dict(
+        name=name,
+        type='BatchNorm2d',
+        channels=8,
+        part=part,
+        by_batch=by_batch,
+        esm_mu=1.5,
+        esm_sigma=0.5,
+        relative_mu=size,
+        relative_sigma=0.1,
+        domain_mu=0.1,
+        domain_sigma=None,
+        size=size,
+        worst_channels=[dict(channel=3, mu=-0.7, sigma=0.2)],
+    )
 
 
 RESULT = dict(
-    config='c.py', checkpoint='<b>k</b>.pth', command='tools/diagnose.py c.py', date='2026-01-01', device='a CPU',
-    versions=dict(torch='2'), seed=0, batches=10, batch_size=2, notes=['Its training <i>synchronized</i> BN.'],
-    failed=dict(evalnorm_offline='reasons'), norms=dict(BatchNorm2d=3), trained_by_batch=2, not_run=['head.bn'],
-    metrics={}, headline={'as it is': {'mIoU': 30.}, 'recollect': {'mIoU': 31.5}, 'evalnorm_rule': {'mIoU': math.nan}},
-    layers=[dict(layer('input', 'input', False), type='input'), layer('backbone.bn1', 'backbone.stem'),
-            layer('backbone.layer1.0.bn1', 'backbone.stage1', size=0.9), layer('head.bn', 'head', False)],
-    edges=EDGES, histograms=[dict(layer='backbone.bn1', channel=3, by_batch=True, curves={
-        'training, by batch statistics': np.exp(-np.array(EDGES[:-1])**2).tolist(),
-        'evaluation of test images': [0.1] * 80})],
-    evalnorm={'backbone.bn1': dict(alpha=0.2, beta=0.1, batch_size=2.),
-              'head.bn': dict(alpha=0, beta=0, batch_size=None)},
-    recommendation=dict(repair='recollect', sentence='Recollect <them>.', finding='It is the data.',
-                        command="python tools/bn_statistics.py recollect 'k.pth'"))
+    config='c.py',
+    checkpoint='<b>k</b>.pth',
+    command='tools/diagnose.py c.py',
+    date='2026-01-01',
+    device='a CPU',
+    versions=dict(torch='2'),
+    seed=0,
+    batches=10,
+    batch_size=2,
+    notes=['Its training <i>synchronized</i> BN.'],
+    failed=dict(evalnorm_offline='reasons'),
+    norms=dict(BatchNorm2d=3),
+    trained_by_batch=2,
+    not_run=['head.bn'],
+    metrics={},
+    headline={'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 31.5}, 'evalnorm_rule': {'mIoU': math.nan}},
+    layers=[
+        dict(layer('input', 'input', False), type='input'),
+        layer('backbone.bn1', 'backbone.stem'),
+        layer('backbone.layer1.0.bn1', 'backbone.stage1', size=0.9),
+        layer('head.bn', 'head', False),
+    ],
+    edges=EDGES,
+    histograms=[
+        dict(
+            layer='backbone.bn1',
+            channel=3,
+            by_batch=True,
+            curves={
+                'training, by batch statistics': np.exp(-(np.array(EDGES[:-1]) ** 2)).tolist(),
+                'evaluation of test images': [0.1] * 80,
+            },
+        )
+    ],
+    evalnorm={
+        'backbone.bn1': dict(alpha=0.2, beta=0.1, batch_size=2.0),
+        'head.bn': dict(alpha=0, beta=0, batch_size=None),
+    },
+    recommendation=dict(
+        repair='recollect',
+        sentence='Recollect <them>.',
+        finding='It is the data.',
+        command="python tools/bn_statistics.py recollect 'k.pth'",
+    ),
+)
 
 
 def test_page_says_what_was_found(tmp_path):
     page = write_diagnosis(RESULT, tmp_path).read_text()
     assert [path.name for path in tmp_path.iterdir()] == ['diagnosis.html']
-    for text in ('Recollect &lt;them&gt;.', 'It is the data.', 'recollect &#39;k.pth&#39;', '31.5', '+1.5',
-                 '2 of them trained by batch statistics', 'Its training &lt;i&gt;synchronized&lt;/i&gt; BN.',
-                 'EvalNorm, estimated was not possible: reasons.', 'No test image reached head.bn',
-                 '3: −0.70, +0.20', '<title>Diagnosis: &lt;b&gt;k&lt;/b&gt;.pth'):
+    for text in (
+        'Recollect &lt;them&gt;.',
+        'It is the data.',
+        'recollect &#39;k.pth&#39;',
+        '31.5',
+        '+1.5',
+        '2 of them trained by batch statistics',
+        'Its training &lt;i&gt;synchronized&lt;/i&gt; BN.',
+        'EvalNorm, estimated was not possible: reasons.',
+        'No test image reached head.bn',
+        '3: −0.70, +0.20',
+        '<title>Diagnosis: &lt;b&gt;k&lt;/b&gt;.pth',
+    ):
         assert text in page, text
     assert page.index('backbone.layer1.0.bn1') < page.index('backbone.bn1')  # the worst one first
     assert page.count('data:image/svg+xml') == 3
@@ -51,17 +105,26 @@ def test_page_of_fixed_statistics(tmp_path):
     fixed = copy.deepcopy(RESULT)
     for row in fixed['layers']:
         row['by_batch'] = False
-    fixed.update(trained_by_batch=0, headline={'as it is': {'mIoU': 30.}}, evalnorm={}, histograms=[], failed={},
-                 notes=[],
-                 recommendation=dict(repair=None, sentence='Leave them.', finding='Fixed.', command=None))
+    fixed.update(
+        trained_by_batch=0,
+        headline={'as it is': {'mIoU': 30.0}},
+        evalnorm={},
+        histograms=[],
+        failed={},
+        notes=[],
+        recommendation=dict(repair=None, sentence='Leave them.', finding='Fixed.', command=None),
+    )
     page = write_diagnosis(fixed, tmp_path).read_text()
     assert 'none of them trained by batch statistics' in page and 'is part of the trained function' in page
     assert 'Before and after' not in page and page.count('data:image/svg+xml') == 1 and '<pre>' not in page
 
 
 def test_perturbation_is_drawn():
-    curves = [dict(blocks=blocks, delta=delta, metrics=[{'mIoU': 30. - delta - noise} for noise in range(3)])
-              for blocks in (1, 6) for delta in (0, 0.5)]
+    curves = [
+        dict(blocks=blocks, delta=delta, metrics=[{'mIoU': 30.0 - delta - noise} for noise in range(3)])
+        for blocks in (1, 6)
+        for delta in (0, 0.5)
+    ]
     svg = draw_perturbation(curves).decode()
     assert svg.startswith('<?xml') and '<svg' in svg
 

@@ -1,4 +1,5 @@
 """The three files of a report: figures, differences, what is missing, and that nothing in them can run or load."""
+
 import re
 import shutil
 import sys
@@ -76,10 +77,12 @@ def remove(*names):
 
 def remove_data(name):
     """Point the config at a copy of the data that lacks a part."""
+
     def damage(work_dir, data_root):
         copy = work_dir.parent / 'copy'
         shutil.copytree(data_root, copy, ignore=shutil.ignore_patterns(name))
         (work_dir / 'mask_rcnn.py').write_text(CONFIG.format(data_root=str(copy), classes=()))
+
     return damage
 
 
@@ -98,8 +101,11 @@ MISSING = {
     'logs': (remove('20250101_120000/vis_data/scalars.json'), 'no training logs', None),
     'whole predictions': (overwrite('predictions.bbox.json', '[{"im'), 'predictions.bbox.json was not evaluated', None),
     'fitting predictions': (overwrite('predictions.bbox.json', '[{"bbox": 1}]'), 'not every prediction has', None),
-    'everything but logs': (remove('predictions.bbox.json', 'predictions.segm.json', 'run.json', 'mask_rcnn.py'),
-                            'config is missing', 30.0),
+    'everything but logs': (
+        remove('predictions.bbox.json', 'predictions.segm.json', 'run.json', 'mask_rcnn.py'),
+        'config is missing',
+        30.0,
+    ),
 }
 
 
@@ -113,7 +119,7 @@ def test_report_without(part, make_run, data_root, tmp_path):
     assert note in (tmp_path / 'out/report.md').read_text()
     if logged_ap is not None:
         assert table.at['run', 'AP^bbox'] == logged_ap
-    assert ('<h2>Images' in page) == (logged_ap is None and part not in ('images', ))
+    assert ('<h2>Images' in page) == (logged_ap is None and part not in ('images',))
 
 
 def test_predictions_of_another_checkpoint_are_told(make_run, tmp_path):
@@ -177,15 +183,21 @@ def test_tool_names_runs(make_run, report_main, tmp_path):
     assert list(pd.read_csv(tmp_path / 'out/report.csv', index_col='run').index) == ['BN', 'XBN']
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['nowhere'], 'error: nowhere is not a folder'),
-    (['.'], 'error: . is not the work dir of a run: it has neither a config (*.py) nor logs '
-            '(<timestamp>/vis_data/scalars.json)'),
-    (['a', '--names', 'x', 'y'], 'error: 2 --names for 1 work dirs'),
-    (['a', '--images', '-1'], 'error: --images -1 is negative'),
-    (['run', 'run', '--out', 'out'], 'error: runs need different names, got run and run: set them with --names'),
-    (['run', '--out', 'file'], 'error: --out file is a file, not a folder'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['nowhere'], 'error: nowhere is not a folder'),
+        (
+            ['.'],
+            'error: . is not the work dir of a run: it has neither a config (*.py) nor logs '
+            '(<timestamp>/vis_data/scalars.json)',
+        ),
+        (['a', '--names', 'x', 'y'], 'error: 2 --names for 1 work dirs'),
+        (['a', '--images', '-1'], 'error: --images -1 is negative'),
+        (['run', 'run', '--out', 'out'], 'error: runs need different names, got run and run: set them with --names'),
+        (['run', '--out', 'file'], 'error: --out file is a file, not a folder'),
+    ],
+)
 def test_user_errors(arguments, message, make_run, report_main, capsys, tmp_path, monkeypatch):
     make_run('run')
     (tmp_path / 'file').touch()

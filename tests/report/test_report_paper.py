@@ -1,4 +1,5 @@
 """A run beside its paper: figures only of the same test set and split, and of the row whose options the run has."""
+
 import json
 
 import pandas as pd
@@ -21,8 +22,18 @@ def compare(make_run, data_root, tmp_path):
     def compare(*rows, edit=('', ''), more='', run_more='', **info):
         path = tmp_path / 'mask_rcnn.py'
         path.write_text(CONFIG.format(data_root=str(data_root), classes=CLASSES).replace(*edit) + more)
-        model = Model('mask_rcnn', str(path), 'xbn', 'instance segmentation', 'XBN-GN', 'frozen', 'R-50', 'COCO', {},
-                      published=rows)
+        model = Model(
+            'mask_rcnn',
+            str(path),
+            'xbn',
+            'instance segmentation',
+            'XBN-GN',
+            'frozen',
+            'R-50',
+            'COCO',
+            {},
+            published=rows,
+        )
         work_dir = make_run(f'run{len(list(tmp_path.iterdir()))}')
         with open(work_dir / 'mask_rcnn.py', 'a') as file:
             file.write(run_more)
@@ -30,14 +41,14 @@ def compare(make_run, data_root, tmp_path):
         (work_dir / 'run.json').write_text(json.dumps(record | info))
         run = load_run(work_dir, 'run')
         run.notes.clear()
-        results = pd.DataFrame({'AP^bbox': [40.], 'AP^mask': [float('nan')]}, index=['run'])
+        results = pd.DataFrame({'AP^bbox': [40.0], 'AP^mask': [float('nan')]}, index=['run'])
         return run, compare_with_papers([run], results, {'mask_rcnn': model})
 
     return compare
 
 
 def test_difference(compare):
-    run, (comparison, ) = compare(ROW)
+    run, (comparison,) = compare(ROW)
     assert comparison.row is ROW
     assert comparison.table.loc['difference', 'AP^bbox'] == pytest.approx(1.81)
     assert comparison.table.loc['xbn Table 9', 'AP^mask'] == 34.5 and not run.notes
@@ -50,18 +61,28 @@ def test_test_set_is_never_put_beside_a_validation_set(compare):
     assert 'was measured on COCO test, this run on another split' in run.notes[0]
 
 
-@pytest.mark.parametrize(('edit', 'more'), [
-    (("data_prefix=dict(img='images/')", "data_prefix=dict(img='other/')"), ''),
-    (("ann_file='val.json'", "ann_file='val.json', indices=10"), ''),
-    (("ann_file='val.json'", "ann_file='val.json', pipeline=[dict(type='Resize', scale=(9, 9))]"), ''),
-    (('', ''), "val_dataloader = dict(dataset=dict(type='CocoDataset', ann_file='other.json'))")])
+@pytest.mark.parametrize(
+    ('edit', 'more'),
+    [
+        (("data_prefix=dict(img='images/')", "data_prefix=dict(img='other/')"), ''),
+        (("ann_file='val.json'", "ann_file='val.json', indices=10"), ''),
+        (("ann_file='val.json'", "ann_file='val.json', pipeline=[dict(type='Resize', scale=(9, 9))]"), ''),
+        (('', ''), "val_dataloader = dict(dataset=dict(type='CocoDataset', ann_file='other.json'))"),
+    ],
+)
 def test_other_data_is_not_compared(compare, edit, more):
     run, comparisons = compare(ROW, edit=edit, more=more)
     assert not comparisons and 'It was not evaluated on the data of' in run.notes[0]
 
 
-@pytest.mark.parametrize('more', ["model = dict(backbone=dict(type='XBNResNet'))",
-                                  "model = dict(neck=dict(norm_cfg=dict(type='GN')))", "model = dict(type='FCOS')"])
+@pytest.mark.parametrize(
+    'more',
+    [
+        "model = dict(backbone=dict(type='XBNResNet'))",
+        "model = dict(neck=dict(norm_cfg=dict(type='GN')))",
+        "model = dict(type='FCOS')",
+    ],
+)
 def test_run_with_other_norms_is_not_compared(compare, more):
     run, comparisons = compare(ROW, more=more)
     assert not comparisons and 'Its norms are not those of' in run.notes[0]
@@ -81,12 +102,20 @@ def test_where_the_data_lie_does_not_matter(compare):
 BY_ITERATION = "train_cfg = dict(type='IterBasedTrainLoop', max_iters=90)\nauto_scale_lr = dict({}base_batch_size=16)"
 
 
-@pytest.mark.parametrize(('text', 'run_more', 'said'), [
-    (BY_ITERATION.format('enable=True, '), '', 'batches of 8 images: the learning rate, which is for 16, was scaled, '
-                                               'and it saw 720 images instead of 1,440.'),
-    (BY_ITERATION.format(''), '', 'which is for 16, was not scaled, and it saw 720 images instead of 1,440.'),
-    (BY_ITERATION.format('enable=True, '), "\ntrain_cfg['max_iters'] = 180", 'which is for 16, was scaled.'),
-    ('auto_scale_lr = dict(enable=True, base_batch_size=16)', '', 'which is for 16, was scaled.')])
+@pytest.mark.parametrize(
+    ('text', 'run_more', 'said'),
+    [
+        (
+            BY_ITERATION.format('enable=True, '),
+            '',
+            'batches of 8 images: the learning rate, which is for 16, was scaled, '
+            'and it saw 720 images instead of 1,440.',
+        ),
+        (BY_ITERATION.format(''), '', 'which is for 16, was not scaled, and it saw 720 images instead of 1,440.'),
+        (BY_ITERATION.format('enable=True, '), "\ntrain_cfg['max_iters'] = 180", 'which is for 16, was scaled.'),
+        ('auto_scale_lr = dict(enable=True, base_batch_size=16)', '', 'which is for 16, was scaled.'),
+    ],
+)
 def test_batch_of_another_size_gets_a_note(compare, text, run_more, said):
     """The run had 8 images a batch, of all processes."""
     run, comparisons = compare(ROW, more=text, run_more=text + run_more)
@@ -95,13 +124,26 @@ def test_batch_of_another_size_gets_a_note(compare, text, run_more, said):
     assert not compare(ROW, more=text, run_more=text, batch_size=16)[0].notes
 
 
-@pytest.mark.parametrize(('text', 'other', 'differing'), [
-    ('auto_scale_lr = dict(enable=True, base_batch_size=8)', "\nauto_scale_lr['enable'] = False",
-     'auto_scale_lr.enable'),
-    ("train_dataloader['dataset'] = dict(type='CocoDataset', data_root='here', ann_file='train.json')",
-     "\ntrain_dataloader['dataset']['ann_file'] = 'tiny.json'", 'train_dataloader.dataset.ann_file'),
-    ("train_dataloader['dataset'] = dict(type='CocoDataset', pipeline=[dict(type='Resize', scale=(9, 9))])",
-     "\ntrain_dataloader['dataset']['pipeline'][0]['scale'] = (5, 5)", 'train_dataloader.dataset.pipeline')])
+@pytest.mark.parametrize(
+    ('text', 'other', 'differing'),
+    [
+        (
+            'auto_scale_lr = dict(enable=True, base_batch_size=8)',
+            "\nauto_scale_lr['enable'] = False",
+            'auto_scale_lr.enable',
+        ),
+        (
+            "train_dataloader['dataset'] = dict(type='CocoDataset', data_root='here', ann_file='train.json')",
+            "\ntrain_dataloader['dataset']['ann_file'] = 'tiny.json'",
+            'train_dataloader.dataset.ann_file',
+        ),
+        (
+            "train_dataloader['dataset'] = dict(type='CocoDataset', pipeline=[dict(type='Resize', scale=(9, 9))])",
+            "\ntrain_dataloader['dataset']['pipeline'][0]['scale'] = (5, 5)",
+            'train_dataloader.dataset.pipeline',
+        ),
+    ],
+)
 def test_training_on_other_data_gets_a_note(compare, text, other, differing):
     run, comparisons = compare(ROW, more=text, run_more=text + other)
     assert len(comparisons) == 1 and f'{differing} differ.' in run.notes[0]
@@ -133,14 +175,14 @@ def test_config_that_inherits_from_a_row(compare, tmp_path):
 
 
 def test_run_without_figures_says_so(compare):
-    run, comparisons = compare(Published('xbn Table 9', 'XBN', 'COCO val', {'PQ': 40.}))
+    run, comparisons = compare(Published('xbn Table 9', 'XBN', 'COCO val', {'PQ': 40.0}))
     assert not comparisons and run.notes == ['It has none of the figures of xbn Table 9 (XBN: PQ 40.0).']
 
 
 def test_row_whose_options_the_run_has(compare):
     """EN and EMA share a training and a config: the test's options tell one row from the other."""
     options = {'model.backbone.norm_cfg._delete_': True, 'model.backbone.norm_cfg.type': 'BN'}
-    ema = Published('evalnorm Table 2', 'EMA', 'COCO val', {'AP^bbox': 22.}, options)
+    ema = Published('evalnorm Table 2', 'EMA', 'COCO val', {'AP^bbox': 22.0}, options)
     estimated = "model = dict(backbone=dict(norm_cfg=dict(type='EN', mode='online')))"
     for text, expected in ((estimated, ROW), ("model = dict(backbone=dict(norm_cfg=dict(type='BN')))", ema)):
         found = compare(ROW, ema, more=estimated, run_more=text)[1]
@@ -158,8 +200,9 @@ def test_configs_of_others_are_passed_over(make_run):
 def test_page(make_run, data_root, tmp_path, monkeypatch):
     path = tmp_path / 'mask_rcnn.py'
     path.write_text(CONFIG.format(data_root=str(data_root), classes=CLASSES))
-    model = Model('mask_rcnn', str(path), 'xbn', 'instance segmentation', 'XBN-GN', 'frozen', 'R-50', 'COCO', {},
-                  published=(ROW, ))
+    model = Model(
+        'mask_rcnn', str(path), 'xbn', 'instance segmentation', 'XBN-GN', 'frozen', 'R-50', 'COCO', {}, published=(ROW,)
+    )
     monkeypatch.setattr('mmnorm.zoo.rows.load_zoo', lambda: {'mask_rcnn': model})
     work_dir = make_run()
     page = write_report([load_run(work_dir)], tmp_path / 'out')

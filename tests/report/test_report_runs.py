@@ -1,4 +1,5 @@
 """Reading work dirs: logs of one and several sessions, cut-off lines, and folders that are no runs."""
+
 import json
 import math
 
@@ -63,8 +64,9 @@ def test_cut_off_line(make_run):
 
 
 def test_losses_that_are_not_numbers(tmp_path):
-    write_session(tmp_path, '20250101_120000',
-                  lines_of([10]) + lines_of([20], loss=math.nan) + lines_of([30], loss=math.inf))
+    write_session(
+        tmp_path, '20250101_120000', lines_of([10]) + lines_of([20], loss=math.nan) + lines_of([30], loss=math.inf)
+    )
     assert any('2 of 3 logged intervals, first at iteration 20' in note for note in load_run(tmp_path).notes)
 
 
@@ -93,7 +95,8 @@ def test_single_and_multi_scale_of_one_checkpoint_stand_together(make_run):
         (work_dir / timestamp).mkdir()
         (work_dir / timestamp / f'{timestamp}.json').write_text(json.dumps(metrics))
         (work_dir / ('evaluation_tta.json' if tta else 'evaluation.json')).write_text(
-            json.dumps(dict(checkpoint=checkpoint, timestamp=timestamp, metrics=metrics)))
+            json.dumps(dict(checkpoint=checkpoint, timestamp=timestamp, metrics=metrics))
+        )
         run = load_run(work_dir)
         assert run.checkpoint == checkpoint
         return run.test
@@ -108,10 +111,14 @@ def test_single_and_multi_scale_of_one_checkpoint_stand_together(make_run):
     assert test('20250101_180000', 'b.pth', 53.0, tta=True) == {'mIoU (ms)': 53.0, 'mAcc': 54.0}
 
 
-@pytest.mark.parametrize(('record', 'test'), [
-    (dict(checkpoint='a.pth', metrics=dict(mIoU=40.0)), {'mIoU': 40.0}),
-    (dict(checkpoint='a.pth', tta=False, metrics=dict(mIoU=40.0)), {'mIoU': 40.0}),
-    (dict(checkpoint='a.pth', tta=True, metrics=dict(mIoU=40.0)), {'mIoU (ms)': 40.0})])
+@pytest.mark.parametrize(
+    ('record', 'test'),
+    [
+        (dict(checkpoint='a.pth', metrics=dict(mIoU=40.0)), {'mIoU': 40.0}),
+        (dict(checkpoint='a.pth', tta=False, metrics=dict(mIoU=40.0)), {'mIoU': 40.0}),
+        (dict(checkpoint='a.pth', tta=True, metrics=dict(mIoU=40.0)), {'mIoU (ms)': 40.0}),
+    ],
+)
 def test_evaluation_of_earlier_versions(make_run, record, test):
     """They wrote one file, without a timestamp: it is of the newest test, unless newer versions tested as well."""
     work_dir = make_run()

@@ -1,4 +1,5 @@
 """What test_distributed.py runs on every rank of a gloo group."""
+
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel

@@ -1,4 +1,5 @@
 """A finished network's BNs become EN (evalnorm, Section 3.4), in place and in its config."""
+
 import copy
 
 import pytest
@@ -26,16 +27,31 @@ def network(path, **changes):
 
 def detector(**changes):
     """Stock Faster R-CNN, narrow: BN in the backbone by its default, none elsewhere."""
-    return network('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', **{
-        'model.backbone.base_channels': 4, 'model.backbone.depth': 50, 'model.backbone.init_cfg': None,
-        'model.neck.in_channels': [16, 32, 64, 128], **changes})
+    return network(
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        **{
+            'model.backbone.base_channels': 4,
+            'model.backbone.depth': 50,
+            'model.backbone.init_cfg': None,
+            'model.neck.in_channels': [16, 32, 64, 128],
+            **changes,
+        },
+    )
 
 
 def segmenter(**changes):
-    return network('mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py', **{
-        'model.backbone.base_channels': 4, 'model.backbone.stem_channels': 4,
-        'model.decode_head.in_channels': 128, 'model.decode_head.channels': 8,
-        'model.auxiliary_head.in_channels': 64, 'model.auxiliary_head.channels': 8, **changes})
+    return network(
+        'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        **{
+            'model.backbone.base_channels': 4,
+            'model.backbone.stem_channels': 4,
+            'model.decode_head.in_channels': 128,
+            'model.decode_head.channels': 8,
+            'model.auxiliary_head.in_channels': 64,
+            'model.auxiliary_head.channels': 8,
+            **changes,
+        },
+    )
 
 
 def test_trained_by_batch_follows_norm_eval_and_frozen_stages():
@@ -83,7 +99,7 @@ def test_estimate_then_rule():
     torch.manual_seed(1)
     model = trained(Head())
     to_evalnorm(model, ['stem.1', 'shared.1'])
-    values = estimate_offline(model, batches(((4, 8, 8), ) * 30))
+    values = estimate_offline(model, batches(((4, 8, 8),) * 30))
     assert values.keys() == {'stem.1', 'shared.1'}
     assert all(0 <= value <= 1 for pair in values.values() for value in pair)
     assert apply_rule(model) == {'stem.1': 4, 'shared.1': 4}
@@ -97,12 +113,23 @@ def test_estimate_then_rule():
     assert float(again.stem[1].alpha) == 1 / 4
 
 
-@pytest.mark.parametrize('cfg, changes', [
-    (detector, {'model.backbone.norm_eval': False}),  # the backbone leaves norm_cfg at its default
-    (detector, {'model.backbone.norm_eval': False, 'model.roi_head.bbox_head': dict(
-        type='Shared4Conv1FCBBoxHead', conv_out_channels=8, norm_cfg=dict(type='BN'))}),
-    (segmenter, {}),  # SyncBN
-], ids=['default norm_cfg', 'norm in the head', 'mmseg'])
+@pytest.mark.parametrize(
+    'cfg, changes',
+    [
+        (detector, {'model.backbone.norm_eval': False}),  # the backbone leaves norm_cfg at its default
+        (
+            detector,
+            {
+                'model.backbone.norm_eval': False,
+                'model.roi_head.bbox_head': dict(
+                    type='Shared4Conv1FCBBoxHead', conv_out_channels=8, norm_cfg=dict(type='BN')
+                ),
+            },
+        ),
+        (segmenter, {}),  # SyncBN
+    ],
+    ids=['default norm_cfg', 'norm in the head', 'mmseg'],
+)
 def test_config_builds_the_same_network(cfg, changes):
     cfg = cfg(**changes)
     before = copy.deepcopy(cfg._cfg_dict)

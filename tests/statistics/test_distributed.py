@@ -1,4 +1,5 @@
 """Two gloo processes with shares of the data give what one process with all of it gives."""
+
 import pytest
 import torch
 from torch import multiprocessing

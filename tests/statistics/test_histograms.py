@@ -1,4 +1,5 @@
 """Normalized activations of single channels (evalnorm, Figure 1)."""
+
 import torch
 from torch import nn
 
@@ -34,7 +35,7 @@ def test_training_is_normalised_by_the_batch():
 
 def test_worst_channel_is_one_that_gamma_lets_through():
     model = nn.Sequential(nn.BatchNorm2d(3))
-    model[0].running_mean.copy_(torch.tensor([1., 40., 9.]))
+    model[0].running_mean.copy_(torch.tensor([1.0, 40.0, 9.0]))
     shift = measure_shift(model, batches())['0']
     assert worst_channel(shift, model[0]) == 1
     model[0].weight.data[1] = 0

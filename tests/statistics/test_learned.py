@@ -1,4 +1,5 @@
 """Weights of SN and RBN layers against brute force, and the hook that logs them."""
+
 import copy
 import json
 import math
@@ -66,8 +67,9 @@ def test_every_sn_layer_against_brute_force():
     assert [row['name'] for row in rows] == list(layers)
     assert [row['part'] for row in rows] == ['backbone.stem', *['backbone.stage1'] * 2, 'backbone.stage2', 'neck']
     for row, layer in zip(rows, layers.values()):
-        p, q = (softmax(weight.detach().reshape(-1, weight.shape[-1])) for weight in
-                (layer.mean_weight, layer.var_weight))
+        p, q = (
+            softmax(weight.detach().reshape(-1, weight.shape[-1])) for weight in (layer.mean_weight, layer.var_weight)
+        )
         for key, ratios in (('mean', p), ('var', q)):
             expected = [*ratios.mean(0), *[0] * (3 - ratios.shape[1])]  # without batch_stat there is no BN
             assert row[key] == pytest.approx(expected, abs=1e-6)
@@ -95,8 +97,10 @@ def test_averages_against_pandas():
     fields = dict(zip(['backbone.bn1', 'backbone.layer1.0', 'backbone.layer1.1', 'neck.1'], [7, 49, 50, math.inf]))
     found = norm_weights(randomized(Parts()), fields)
     for table, rows, group, columns in (
-            ('sn_by_part', 'sn', 'part', ['kl']), ('sn_by_field', 'sn', 'field_bin', ['kl']),
-            ('rbn_by_part', 'rbn', 'part', ['center_weight', 'abs_scale_weight', 'scale_bias'])):
+        ('sn_by_part', 'sn', 'part', ['kl']),
+        ('sn_by_field', 'sn', 'field_bin', ['kl']),
+        ('rbn_by_part', 'rbn', 'part', ['center_weight', 'abs_scale_weight', 'scale_bias']),
+    ):
         frame = pd.DataFrame(found[rows])
         for names, of_rows in ((found[table], frame), ({'all': found[table]['all']}, frame.assign(**{group: 'all'}))):
             means = of_rows.groupby(group)[columns].mean()
@@ -127,7 +131,7 @@ def test_state_dict_alone_gives_the_same():
     for before, after in zip(soft['sn'], hard['sn']):
         assert after['mean_pick'] == before['mean_pick'] and after['var_pick'] == before['var_pick']
         assert after['kl'] == (0 if after['mean_pick'] == after['var_pick'] else math.inf)
-        assert sorted(set(after['mean'])) in ([0., 1.], [0., .5])  # two groups may pick two
+        assert sorted(set(after['mean'])) in ([0.0, 1.0], [0.0, 0.5])  # two groups may pick two
     assert hard['differing'] == soft['differing']
 
 
@@ -136,13 +140,14 @@ def test_a_bare_layer_and_a_network_without():
     empty = norm_weights(nn.BatchNorm2d(4))
     assert empty == dict(sn=[], rbn=[], sn_by_part={}, sn_by_field={}, rbn_by_part={}, differing=None)
     assert state_dict_ratios({'other.mean_weight': torch.ones(3)}) == {}
-    assert average([], 'part', ('kl', )) == {}
+    assert average([], 'part', ('kl',)) == {}
 
 
 def test_symmetric_kl():
     p, q = (torch.rand(5, 3, generator=torch.Generator().manual_seed(seed)).softmax(-1) for seed in (0, 1))
-    expected = [sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(x, y))
-                for x, y in zip(p.tolist(), q.tolist())]
+    expected = [
+        sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(x, y)) for x, y in zip(p.tolist(), q.tolist())
+    ]
     assert symmetric_kl(p, q).tolist() == pytest.approx(expected, rel=1e-5)
     assert torch.equal(symmetric_kl(p, q), symmetric_kl(q, p))
     assert symmetric_kl(p, p).abs().max() == 0
@@ -151,18 +156,35 @@ def test_symmetric_kl():
     assert symmetric_kl(one_hot[0], one_hot[1]).isinf() and symmetric_kl(one_hot[0], p[0]).isinf()
 
 
-@pytest.mark.parametrize('name, part', [
-    ('backbone.bn1', 'backbone.stem'), ('backbone.stem.4', 'backbone.stem'), ('backbone.conv1.bn', 'backbone.stem'),
-    ('backbone.layer1.0.bn2', 'backbone.stage1'), ('backbone.layer4.2.downsample.1', 'backbone.stage4'),
-    ('backbone.layers.0.1.bn', 'backbone.stage1'), ('backbone.stages.3.bn', 'backbone.stage4'),
-    ('backbone.stage2.0.bn', 'backbone.stage2'), ('backbone.conv2.bn', 'backbone.conv2'),
-    ('neck.fpn_convs.0.bn', 'neck'), ('rpn_head.rpn_conv.bn', 'rpn_head'), ('bbox_head.cls_convs.0.bn', 'bbox_head'),
-    ('roi_head.bbox_head.shared_convs.0.bn', 'roi_head.bbox_head'),
-    ('roi_head.mask_head.convs.0.bn', 'roi_head.mask_head'),
-    ('roi_head.bbox_head.1.shared_convs.0.bn', 'roi_head.bbox_head'),
-    ('roi_head.shared_head.layer4.0.bn1', 'roi_head.shared_head'), ('decode_head.bottleneck.bn', 'decode_head'),
-    ('auxiliary_head.0.convs.0.bn', 'auxiliary_head'), ('layer3.0.bn1', 'stage3'), ('bn1', 'stem'), ('0', 'network'),
-    ('', 'network'), ('features.1', 'features'), ('header.bn', 'header')])
+@pytest.mark.parametrize(
+    'name, part',
+    [
+        ('backbone.bn1', 'backbone.stem'),
+        ('backbone.stem.4', 'backbone.stem'),
+        ('backbone.conv1.bn', 'backbone.stem'),
+        ('backbone.layer1.0.bn2', 'backbone.stage1'),
+        ('backbone.layer4.2.downsample.1', 'backbone.stage4'),
+        ('backbone.layers.0.1.bn', 'backbone.stage1'),
+        ('backbone.stages.3.bn', 'backbone.stage4'),
+        ('backbone.stage2.0.bn', 'backbone.stage2'),
+        ('backbone.conv2.bn', 'backbone.conv2'),
+        ('neck.fpn_convs.0.bn', 'neck'),
+        ('rpn_head.rpn_conv.bn', 'rpn_head'),
+        ('bbox_head.cls_convs.0.bn', 'bbox_head'),
+        ('roi_head.bbox_head.shared_convs.0.bn', 'roi_head.bbox_head'),
+        ('roi_head.mask_head.convs.0.bn', 'roi_head.mask_head'),
+        ('roi_head.bbox_head.1.shared_convs.0.bn', 'roi_head.bbox_head'),
+        ('roi_head.shared_head.layer4.0.bn1', 'roi_head.shared_head'),
+        ('decode_head.bottleneck.bn', 'decode_head'),
+        ('auxiliary_head.0.convs.0.bn', 'auxiliary_head'),
+        ('layer3.0.bn1', 'stage3'),
+        ('bn1', 'stem'),
+        ('0', 'network'),
+        ('', 'network'),
+        ('features.1', 'features'),
+        ('header.bn', 'header'),
+    ],
+)
 def test_part_of_the_network(name, part):
     assert part_of(name) == part
 
@@ -173,7 +195,7 @@ def test_bins_of_receptive_fields():
 
 
 def statistic(kind, x, eps):
-    dims = (2, 3) if kind.startswith('channel') else (1, )
+    dims = (2, 3) if kind.startswith('channel') else (1,)
     if kind.endswith('mean'):
         return x.mean(dims, keepdim=True)
     return torch.sqrt(x.var(dims, correction=0, keepdim=True) + eps)
@@ -181,6 +203,7 @@ def statistic(kind, x, eps):
 
 def brute_spread(layer, x):
     """rbn, Eq. 5 and 9, spelled out on all samples at once."""
+
     def per_channel(value):
         return value.detach().double().view(-1, 1, 1)
 
@@ -188,14 +211,22 @@ def brute_spread(layer, x):
     if layer.center:
         x = x + per_channel(layer.center_weight) * statistic(layer.center_stat, x, layer.eps)
     x_s = (x - per_channel(layer.running_mean)) / torch.sqrt(per_channel(layer.running_var) + layer.eps)
-    gate = torch.sigmoid(per_channel(layer.scale_weight) * statistic(layer.scale_stat, x_s, layer.eps)
-                         + per_channel(layer.scale_bias))
+    gate = torch.sigmoid(
+        per_channel(layer.scale_weight) * statistic(layer.scale_stat, x_s, layer.eps) + per_channel(layer.scale_bias)
+    )
     return [values.mean((2, 3)).std(0, correction=0) for values in (x_s, x_s * gate)]
 
 
-@pytest.mark.parametrize('options', [
-    dict(), dict(scale_stat='channel_std'), dict(center_stat='spatial_mean', scale_stat='spatial_std'),
-    dict(scale_stat='spatial_mean', center=False), dict(frozen=True)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(scale_stat='channel_std'),
+        dict(center_stat='spatial_mean', scale_stat='spatial_std'),
+        dict(scale_stat='spatial_mean', center=False),
+        dict(frozen=True),
+    ],
+)
 def test_spread_against_brute_force(options):
     model = randomized(nn.Sequential(nn.Conv2d(3, 5, 1), RBN(5, **options)))
     batches = [torch.randn(n, 3, size, size) + 2 for n, size in ((2, 6), (0, 6), (5, 6), (1, 6))]
@@ -235,33 +266,39 @@ def test_spread_of_chosen_layers_and_mistakes():
     assert list(measure_spread(model, batches, names=['2'])) == ['2']
     assert measure_spread(model, [batches[0][:1]]) == {}  # one sample has no spread
     for wrong, message in (
-            (lambda: measure_spread(model, batches, names=['1']), 'no RBN layer with .* called 1; choose one of 0, 2'),
-            (lambda: measure_spread(nn.Sequential(SN(3)), batches), 'Sequential has no RBN layer'),
-            (lambda: measure_spread(model, []), 'no batches')):
+        (lambda: measure_spread(model, batches, names=['1']), 'no RBN layer with .* called 1; choose one of 0, 2'),
+        (lambda: measure_spread(nn.Sequential(SN(3)), batches), 'Sequential has no RBN layer'),
+        (lambda: measure_spread(model, []), 'no batches'),
+    ):
         with pytest.raises(ValueError, match=message):
             wrong()
 
 
 class Trained(BaseModel):
-
     def __init__(self, *layers):
         super().__init__()
         self.backbone, self.neck = nn.Conv2d(2, 4, 1), nn.Sequential(*layers)
 
     def forward(self, inputs, mode='loss'):
         inputs = torch.stack(inputs)
-        return dict(loss=(self.neck(self.backbone(inputs)) * torch.arange(4.).view(4, 1, 1)).sigmoid().mean())
+        return dict(loss=(self.neck(self.backbone(inputs)) * torch.arange(4.0).view(4, 1, 1)).sigmoid().mean())
 
 
-def run_training(tmp_path, layers, backends=('LocalVisBackend', ), **options):
+def run_training(tmp_path, layers, backends=('LocalVisBackend',), **options):
     data = [dict(inputs=torch.randn(2, 5, 5)) for _ in range(10)]
     runner = Runner(
-        Trained(*layers), str(tmp_path),
+        Trained(*layers),
+        str(tmp_path),
         train_dataloader=dict(dataset=data, batch_size=2, sampler=dict(type='DefaultSampler')),
-        train_cfg=dict(by_epoch=False, max_iters=5), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.)),
-        custom_hooks=[dict(type='NormWeightsHook', **options)], log_level='ERROR', experiment_name=tmp_path.name,
-        visualizer=dict(type='Visualizer', name=tmp_path.name,
-                        vis_backends=[dict(type=backend) for backend in backends]))
+        train_cfg=dict(by_epoch=False, max_iters=5),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0)),
+        custom_hooks=[dict(type='NormWeightsHook', **options)],
+        log_level='ERROR',
+        experiment_name=tmp_path.name,
+        visualizer=dict(
+            type='Visualizer', name=tmp_path.name, vis_backends=[dict(type=backend) for backend in backends]
+        ),
+    )
     runner.train()
     records = [json.loads(line) for line in next(tmp_path.rglob('scalars.json')).read_text().splitlines()]
     return runner, [record for record in records if any(key.startswith('norm_weights') for key in record)]
@@ -285,7 +322,8 @@ def test_hook_logs_to_every_backend(tmp_path):
     assert {tag for tag in events.Tags()['scalars'] if tag.startswith('norm_weights')} == set(expected)
     for tag in expected:
         assert [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)] == [
-            (step, record[tag]) for step, record in zip((2, 4, 5), records)]
+            (step, record[tag]) for step, record in zip((2, 4, 5), records)
+        ]
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -301,8 +339,13 @@ def test_hook_without_layers_warns_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize('rank', [0, 1])
 def test_hook_under_a_wrapper_logs_on_the_first_rank_alone(rank):
     logged = []
-    runner = SimpleNamespace(model=nn.DataParallel(nn.Sequential(SN(4))), rank=rank, iter=9, max_iters=100,
-                             visualizer=SimpleNamespace(add_scalars=lambda values, step: logged.append((values, step))))
+    runner = SimpleNamespace(
+        model=nn.DataParallel(nn.Sequential(SN(4))),
+        rank=rank,
+        iter=9,
+        max_iters=100,
+        visualizer=SimpleNamespace(add_scalars=lambda values, step: logged.append((values, step))),
+    )
     hook = HOOKS.build(dict(type='NormWeightsHook', interval=10))
     assert isinstance(hook, NormWeightsHook)
     hook.after_train_iter(runner, 0)

@@ -1,4 +1,5 @@
 """tools/norm_weights.py: the page in a real browser, what hardening writes, and what it says after mistakes."""
+
 import json
 import math
 
@@ -21,7 +22,7 @@ from .test_learned import CONTROLS, randomized
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
 
-NETWORK = '''
+NETWORK = """
 norm = dict(type={norm!r})
 model = dict(
     type='FasterRCNN',
@@ -31,7 +32,7 @@ model = dict(
         bbox_head=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=16, fc_out_channels=16, norm_cfg=norm),
         mask_roi_extractor=None, mask_head=None))
 val_evaluator.update(metric='bbox')
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +75,8 @@ def test_sn_page_and_tables(main, network, tmp_path, capsys):
         expected = norm_weights(network_of(config, checkpoint))
         for row, known in zip(snapshot['sn'], expected['sn'], strict=True):
             assert (row['name'], row['mean'], row['var'], row['kl']) == tuple(
-                known[key] for key in ('name', 'mean', 'var', 'kl'))
+                known[key] for key in ('name', 'mean', 'var', 'kl')
+            )
         assert snapshot['sn_by_part'] == expected['sn_by_part']
     rows = {row['name']: row for row in content['snapshots'][0]['sn']}
     assert rows['backbone.bn1']['receptive_field'] == 7 and rows['backbone.bn1']['field_bin'] == 'up to 49'
@@ -93,7 +95,7 @@ def test_sn_page_and_tables(main, network, tmp_path, capsys):
     browse(page, tmp_path / 'profile', f'--screenshot={screenshot}', '--window-size=1280,3500')
     picture = np.asarray(Image.open(screenshot).convert('RGB')).astype(int)
     for color in COLORS[:3]:  # IN, LN and BN
-        assert count_pixels(picture, [int(color[at:at + 2], 16) for at in (1, 3, 5)]) > 20000
+        assert count_pixels(picture, [int(color[at : at + 2], 16) for at in (1, 3, 5)]) > 20000
 
 
 def test_rbn_page_with_spread(main, network, tmp_path):
@@ -102,7 +104,8 @@ def test_rbn_page_with_spread(main, network, tmp_path):
     content = json.loads((tmp_path / 'norm_weights.json').read_text())  # beside the checkpoint
     model = network_of(config, checkpoint)
     assert [row['name'] for row in content['snapshots'][0]['rbn']] == [
-        row['name'] for row in norm_weights(model)['rbn']]
+        row['name'] for row in norm_weights(model)['rbn']
+    ]
     images = []
     handle = model.backbone.register_forward_pre_hook(lambda layer, args: images.append(args[0]))
     for batch in Runner.build_dataloader(read_config(config).test_dataloader):
@@ -122,8 +125,12 @@ def test_page_of_hardened_grouped_and_few_layers(tmp_path):
     harden(model)
     tables = norm_weights(model, {'1': math.inf})
     assert any(math.isinf(row['kl']) for row in tables['sn'])
-    content = dict(config='a<b>.py', notes=['<script>alert(1)</script>'], spread=None,
-                   snapshots=[dict(name='hard & fast', **tables)])
+    content = dict(
+        config='a<b>.py',
+        notes=['<script>alert(1)</script>'],
+        spread=None,
+        snapshots=[dict(name='hard & fast', **tables)],
+    )
     page = write_weights(content, tmp_path)
     text = page.read_text()
     assert '∞' in text and '<script' not in text and 'a&lt;b&gt;.py' in text and 'hard &amp; fast' in text
@@ -144,8 +151,7 @@ def test_harden_writes_a_network_that_computes_the_argmax(main, network, tmp_pat
     hard, soft = network_of(out.with_suffix('.py'), out), network_of(config, checkpoint)
     picks = harden(soft)
     assert all(m.hard for m in hard.modules() if isinstance(m, SN))
-    assert read_checkpoint(out)['meta']['mmnorm']['picks'] == {
-        name: list(pick) for name, pick in picks.items()}
+    assert read_checkpoint(out)['meta']['mmnorm']['picks'] == {name: list(pick) for name, pick in picks.items()}
     for name, of_layer in ratios(hard).items():
         assert all(torch.equal(values, ratios(soft)[name][moment]) for moment, values in of_layer.items())
     x = torch.rand(1, 3, 64, 64)
@@ -175,20 +181,21 @@ def test_mistakes_are_told_in_one_line(main, network, digits_config, tmp_path, c
     unknown.write_text("model = dict(type='Unheard')")
     out = str(tmp_path / 'hard.pth')
     for args, message in (
-            (['show', 'gone.py', checkpoint], 'config gone.py does not exist'),
-            (['show', str(unknown), checkpoint], 'Unheard is not in the'),
-            (['show', str(wrong), checkpoint], f'{wrong} cannot be read as a config'),
-            (['show', config, 'gone.pth'], 'checkpoint gone.pth does not exist'),
-            (['show', config, str(broken)], f'{broken} cannot be loaded as a checkpoint'),
-            (['show', config, str(other)], 'backbone.layer3.1.conv2.weight'),
-            (['show', config, of_bn], 'backbone.bn1.mean_weight'),
-            (['show', plain, of_bn], f'{plain} has neither SN nor RBN layers'),
-            (['show', config, checkpoint, '--spread'], '--spread needs RBN layers'),
-            (['show', config, checkpoint, '--out', str(other)], 'is a file, not a folder'),
-            (['harden', plain, of_bn, out], f'{plain} has no SN layers'),
-            (['harden', config, of_bn, out], 'backbone.bn1.mean_weight'),
-            (['harden', config, str(other), out], 'backbone.layer3.1.conv2.weight'),
-            (['harden', config, checkpoint, str(tmp_path / 'hard')], 'must end in .pth')):
+        (['show', 'gone.py', checkpoint], 'config gone.py does not exist'),
+        (['show', str(unknown), checkpoint], 'Unheard is not in the'),
+        (['show', str(wrong), checkpoint], f'{wrong} cannot be read as a config'),
+        (['show', config, 'gone.pth'], 'checkpoint gone.pth does not exist'),
+        (['show', config, str(broken)], f'{broken} cannot be loaded as a checkpoint'),
+        (['show', config, str(other)], 'backbone.layer3.1.conv2.weight'),
+        (['show', config, of_bn], 'backbone.bn1.mean_weight'),
+        (['show', plain, of_bn], f'{plain} has neither SN nor RBN layers'),
+        (['show', config, checkpoint, '--spread'], '--spread needs RBN layers'),
+        (['show', config, checkpoint, '--out', str(other)], 'is a file, not a folder'),
+        (['harden', plain, of_bn, out], f'{plain} has no SN layers'),
+        (['harden', config, of_bn, out], 'backbone.bn1.mean_weight'),
+        (['harden', config, str(other), out], 'backbone.layer3.1.conv2.weight'),
+        (['harden', config, checkpoint, str(tmp_path / 'hard')], 'must end in .pth'),
+    ):
         assert main(args) == 2, args
         said = capsys.readouterr().err.strip()
         # mmengine's logger, if an earlier test made it, writes of changed scopes to that test's closed stream
@@ -208,7 +215,7 @@ def test_spread_names_the_missing_test_set(main, network, capsys):
 def test_untrained_ratios_are_warned_about(main, network, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(networks, 'print_log', lambda message, *_: said.append(message))
-    config, = network('SN')
+    (config,) = network('SN')
     checkpoint = tmp_path / 'untrained.pth'
     torch.save(dict(state_dict=build_network(read_config(config)).state_dict()), checkpoint)
     assert main(['harden', config, str(checkpoint), str(tmp_path / 'hard.pth')]) == 0
@@ -222,8 +229,16 @@ def test_hardened_network_is_fine_tuned_by_the_training_tool(network, forked_too
     out = tmp_path / 'hard.pth'
     done = forked_tool('norm_weights.py', 'harden', config, checkpoint, out)
     assert done.returncode == 0, done.stdout
-    done = forked_tool('train.py', out.with_suffix('.py'), '--work-dir', tmp_path / 'work', '--cfg-options',
-                'train_cfg.max_epochs=1', 'train_cfg.val_interval=2', 'train_dataloader.dataset.indices=2')
+    done = forked_tool(
+        'train.py',
+        out.with_suffix('.py'),
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=2',
+        'train_dataloader.dataset.indices=2',
+    )
     assert done.returncode == 0 and f'Load checkpoint from {out}' in done.stdout, done.stdout[-3000:]
     assert 'norms of the model: ' in done.stdout  # which every training says
     before, after = read_checkpoint(out)['state_dict'], read_checkpoint(tmp_path / 'work/epoch_1.pth')['state_dict']

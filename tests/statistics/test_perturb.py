@@ -1,4 +1,5 @@
 """Noise on statistics (xbn, Eq. 5)."""
+
 import pytest
 import torch
 from mmdet.models.backbones import Darknet, MobileNetV2, ResNet
@@ -22,8 +23,11 @@ def test_noise_is_that_of_the_equation():
     disturbed = layers()
     originals = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in disturbed]
     with perturbed(disturbed, 0.4, seed=3):
-        noise = [(value / original - 1) / 0.4 for layer, pair in zip(disturbed, originals)
-                 for value, original in zip((layer.running_mean, layer.running_var), pair)]
+        noise = [
+            (value / original - 1) / 0.4
+            for layer, pair in zip(disturbed, originals)
+            for value, original in zip((layer.running_mean, layer.running_var), pair)
+        ]
     with perturbed(disturbed, 0.2, seed=3):  # the same noise, half as large
         for layer, (mean, _), of_layer in zip(disturbed, originals, noise[::2]):
             torch.testing.assert_close(layer.running_mean, mean * (1 + 0.2 * of_layer), rtol=1e-4, atol=1e-5)
@@ -52,7 +56,8 @@ def test_magnitudes_beyond_the_equation(delta):
 
 def test_first_norms_of_blocks():
     assert list(first_norms(ResNet(50), 6)) == [f'layer1.{i}.bn1' for i in range(3)] + [
-        f'layer2.{i}.bn1' for i in range(3)]
+        f'layer2.{i}.bn1' for i in range(3)
+    ]
     assert len(first_norms(ResNet(50), 13)) == 13
     third = XBNResNet(50, xbn=dict(position=1, norm_cfg=dict(type='GN', num_groups=64)))
     assert list(first_norms(third, 1)) == ['layer1.0.bn2']  # its bn1 holds a GN

@@ -1,4 +1,5 @@
 """Recollected statistics against those of all activations (sn, batch average), and what must stay as it was."""
+
 import pytest
 import torch
 from torch import nn
@@ -9,16 +10,18 @@ from tests.norms.cases import described
 
 from .test_shift import BN_LIKE, Head, batches, build, randomized, seeded, trained  # noqa: F401
 
-LEARNING = [cfg for cfg in BN_LIKE if cfg['type'] != 'FrozenBN' and build(cfg).running_mean[
-    build(cfg).used_statistics].numel()]
+LEARNING = [
+    cfg for cfg in BN_LIKE if cfg['type'] != 'FrozenBN' and build(cfg).running_mean[build(cfg).used_statistics].numel()
+]
 
 
 def by_batch(model, data):
     """What each BN gets when every BN normalizes by batch statistics: a list of (elements, channels) by layer."""
     seen = {name: [] for name in bn_layers(model)}
     for name, layer in bn_layers(model).items():
-        layer.register_forward_pre_hook(lambda m, args, name=name: seen[name].append(
-            args[0].detach().double().transpose(0, 1).flatten(1).T))
+        layer.register_forward_pre_hook(
+            lambda m, args, name=name: seen[name].append(args[0].detach().double().transpose(0, 1).flatten(1).T)
+        )
     model.train()
     with torch.no_grad():
         for batch in data:
@@ -51,8 +54,10 @@ def test_equals_all_activations_at_once(pooled):
         if pooled:
             mean, var = torch.cat(parts).mean(0), torch.cat(parts).var(0)
         else:
-            mean, var = (torch.stack([f(part) for part in parts]).mean(0) for f in (
-                lambda part: part.mean(0), lambda part: part.var(0)))
+            mean, var = (
+                torch.stack([f(part) for part in parts]).mean(0)
+                for f in (lambda part: part.mean(0), lambda part: part.var(0))
+            )
         torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(layer.running_var.double(), var, rtol=1e-4, atol=1e-5)
         assert found[name].batches == len(parts)
@@ -72,7 +77,7 @@ def test_one_batch_gives_what_training_would_track(cfg):
     twin.load_state_dict(model.state_dict())
     twin.train()
     for layer in bn_layers(twin).values():
-        layer.momentum = 1.
+        layer.momentum = 1.0
     twin.layers[3].eval()  # dropout: everything but the norms evaluates
     with torch.no_grad():
         twin(x)
@@ -90,8 +95,9 @@ def test_only_running_statistics_change(cfg):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     attributes = [{k: v for k, v in vars(m).items() if not isinstance(v, dict)} for m in model.modules()]
     recollect(model, batches(((3, 6, 5), (2, 8, 8))))
-    changed = {name.rpartition('.')[2] for name, value in model.state_dict().items()
-               if not torch.equal(value, before[name])}
+    changed = {
+        name.rpartition('.')[2] for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed == {'running_mean', 'running_var'}
     assert attributes == [{k: v for k, v in vars(m).items() if not isinstance(v, dict)} for m in model.modules()]
 

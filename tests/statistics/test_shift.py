@@ -1,4 +1,5 @@
 """The estimation shift against all activations kept and computed at once (xbn, Definitions 1 and 2)."""
+
 import pytest
 import torch
 from torch import nn
@@ -45,8 +46,12 @@ def batches(sizes=((3, 6, 5), (1, 8, 8), (2, 4, 9)), seed=0):
 def kept(model, data):
     """Everything that each BN gets, as (elements, channels) in float64."""
     seen = {name: [] for name in bn_layers(model)}
-    handles = [layer.register_forward_pre_hook(lambda m, args, name=name: seen[name].append(
-        args[0].detach().double().transpose(0, 1).flatten(1).T)) for name, layer in bn_layers(model).items()]
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda m, args, name=name: seen[name].append(args[0].detach().double().transpose(0, 1).flatten(1).T)
+        )
+        for name, layer in bn_layers(model).items()
+    ]
     model.eval()
     with torch.no_grad():
         for batch in data:
@@ -116,7 +121,7 @@ def test_tracked_moments_are_what_training_tracks(cfg):
     used = layer.used_statistics
     if not layer.running_mean[used].numel() or layer.frozen:
         return
-    layer.momentum = 1.
+    layer.momentum = 1.0
     layer.train()(x)
     count = torch.as_tensor(count, dtype=torch.float64)
     if getattr(layer, 'virtual_batch_size', None) or getattr(layer, 'batch_groups', 1) == 2:

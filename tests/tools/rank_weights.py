@@ -1,4 +1,5 @@
 """A hook for tests: each rank leaves its weights and the images that it saw in the work dir."""
+
 from pathlib import Path
 
 import torch
@@ -8,7 +9,6 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class SaveRankWeights(Hook):
-
     def before_train(self, runner):
         self.images = []
 
@@ -17,5 +17,5 @@ class SaveRankWeights(Hook):
 
     def after_train(self, runner):
         torch.save(
-            dict(images=self.images, weights=runner.model.state_dict()),
-            Path(runner.work_dir, f'rank{runner.rank}.pth'))
+            dict(images=self.images, weights=runner.model.state_dict()), Path(runner.work_dir, f'rank{runner.rank}.pth')
+        )

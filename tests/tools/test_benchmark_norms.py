@@ -8,13 +8,32 @@ from tests.conftest import ROOT
 
 
 def test_times_layers_and_writes_json_and_a_chart(forked_tool, tmp_path):
-    done = forked_tool('benchmark_norms.py', '--norms', 'SN', 'EN', 'GW', '--shapes', '2,32,8,8', '4,64,5,5',
-                       '--rounds', '2', '--threads', '1')
+    done = forked_tool(
+        'benchmark_norms.py',
+        '--norms',
+        'SN',
+        'EN',
+        'GW',
+        '--shapes',
+        '2,32,8,8',
+        '4,64,5,5',
+        '--rounds',
+        '2',
+        '--threads',
+        '1',
+    )
     assert done.returncode == 0, done.stdout
     folder = tmp_path / 'work_dirs/benchmark_norms'
     found = json.loads((folder / 'benchmark.json').read_text())
     assert {row['norm'] for row in found['rows']} == {
-        'nn.BatchNorm2d', 'nn.GroupNorm', 'copy', 'SN', 'EN', 'EN (online)', 'GW'}
+        'nn.BatchNorm2d',
+        'nn.GroupNorm',
+        'copy',
+        'SN',
+        'EN',
+        'EN (online)',
+        'GW',
+    }
     assert all(row[what] > 0 for row in found['rows'] for what in ('forward', 'forward + backward', 'evaluation'))
     assert found['ratios']['nn.BatchNorm2d']['forward + backward'] == 1
     assert found['ratios']['GW']['forward'] > found['ratios']['copy']['forward']
@@ -40,18 +59,38 @@ def test_times_a_training_step_of_a_detector(rois, tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(benchmark, 'detector', detector)
-    assert benchmark.main(['--model', '--norms', 'SN', '--image-size', '64', '--rounds', '1', '--out', str(tmp_path),
-                           '--threads', str(torch.get_num_threads())]) == 0
+    assert (
+        benchmark.main(
+            [
+                '--model',
+                '--norms',
+                'SN',
+                '--image-size',
+                '64',
+                '--rounds',
+                '1',
+                '--out',
+                str(tmp_path),
+                '--threads',
+                str(torch.get_num_threads()),
+            ]
+        )
+        == 0
+    )
     rows = json.loads((tmp_path / 'benchmark_model.json').read_text())['rows']
     assert [row['norm'] for row in rows] == ['BN', 'SN']
     assert rows[0]['ratio'] == rows[0]['peak_ratio'] == 1 and rows[1]['milliseconds'] > 0 and rows[1]['peak_mib'] > 100
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--norms', 'NoNorm'], 'error: no norm is registered as NoNorm: see mmnorm/openmmlab/registry.py'),
-    (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; use --device cpu'),
-    (['--shapes', '2,x'], "'2,x' is not a shape; use N,C,H,W, such as 2,64,200,200"),
-    (['--shapes', '2'], "'2' is not a shape")])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--norms', 'NoNorm'], 'error: no norm is registered as NoNorm: see mmnorm/openmmlab/registry.py'),
+        (['--device', 'cuda'], 'error: --device cuda, but PyTorch sees no GPU here; use --device cpu'),
+        (['--shapes', '2,x'], "'2,x' is not a shape; use N,C,H,W, such as 2,64,200,200"),
+        (['--shapes', '2'], "'2' is not a shape"),
+    ],
+)
 def test_mistakes_are_told_in_one_line(forked_tool, arguments, message):
     if 'cuda' in arguments and torch.cuda.is_available():
         pytest.skip('there is a GPU')

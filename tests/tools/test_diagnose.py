@@ -1,4 +1,5 @@
 """tools/diagnose.py and tools/bn_statistics.py as a user calls them, on small data and an untrained network."""
+
 import json
 import shutil
 
@@ -13,12 +14,22 @@ SMALL = """
 model = dict(backbone=dict(depth=50, base_channels=8, xbn=dict(norm_cfg=dict(type='GN', num_groups=8))),
              neck=dict(in_channels=[32, 64, 128, 256]))
 """
-FIXED = SMALL + """
+FIXED = (
+    SMALL
+    + """
 model['backbone'].update(norm_eval=True)
 """
-WITHOUT_BN = SMALL + """
+)
+# Detections, of which without a training only many hit something
+MANY = """
+model.update(test_cfg=dict(rpn=dict(max_per_img=200), rcnn=dict(max_per_img=100)))
+"""
+WITHOUT_BN = (
+    SMALL
+    + """
 model['backbone']['xbn'].update(scope='full')
 """
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -45,14 +56,18 @@ def statistics_of(path):
 
 
 def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
-    config = digits_config(SMALL)
+    config = digits_config(SMALL + MANY)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
     before = checkpoint.read_bytes()
     done = forked_tool('diagnose.py', config, checkpoint, '--batches', '3', '--out', 'out', '--apply', 'evalnorm_rule')
     assert done.returncode == 0, done.stdout
     assert checkpoint.read_bytes() == before
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
-        'diagnosis.html', 'diagnosis.json', 'k_evalnorm_rule.pth', 'k_evalnorm_rule.py']
+        'diagnosis.html',
+        'diagnosis.json',
+        'k_evalnorm_rule.pth',
+        'k_evalnorm_rule.py',
+    ]
     found = json.loads((tmp_path / 'out/diagnosis.json').read_text())
     assert found['metrics'].keys() == {'as it is', 'recollect', 'evalnorm_offline', 'evalnorm_rule'}
     assert len(found['layers']) == 1 + 37 and all(layer['by_batch'] for layer in found['layers'][1:])
@@ -69,7 +84,7 @@ def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
     tested = forked_tool('test.py', tmp_path / 'out/k_evalnorm_rule.py', tmp_path / 'out/k_evalnorm_rule.pth')
     assert tested.returncode == 0, tested.stdout
     evaluation = json.loads((tmp_path / 'work_dirs/k_evalnorm_rule/evaluation.json').read_text())
-    assert evaluation['metrics']['coco/bbox_mAP'] == found['metrics']['evalnorm_rule']['coco/bbox_mAP']
+    assert evaluation['metrics']['coco/bbox_mAP'] == found['metrics']['evalnorm_rule']['coco/bbox_mAP'] > 0
 
 
 def test_norm_eval_has_no_repair(forked_tool, digits_config, tmp_path):
@@ -91,8 +106,10 @@ def test_two_processes_recollect_and_measure_what_one_does(tool, forked_tool, di
     """Evaluation of the same images by one and by two processes; recollection from as many of them."""
     config = digits_config(SMALL + 'train_dataloader.update(batch_size=1, sampler=dict(shuffle=False))')
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
-    for done in (forked_tool('bn_statistics.py', 'shift', config, checkpoint, '--out', '1.json'),
-                 tool('dist_bn_statistics.sh', 'shift', config, checkpoint, 2, '--out', '2.json')):
+    for done in (
+        forked_tool('bn_statistics.py', 'shift', config, checkpoint, '--out', '1.json'),
+        tool('dist_bn_statistics.sh', 'shift', config, checkpoint, 2, '--out', '2.json'),
+    ):
         assert done.returncode == 0, done.stdout
     one, two = (json.loads((tmp_path / f'{processes}.json').read_text())['layers'] for processes in (1, 2))
     assert one.keys() == two.keys()
@@ -107,12 +124,30 @@ def test_two_processes_recollect_and_measure_what_one_does(tool, forked_tool, di
 def test_perturb(forked_tool, digits_config, tmp_path):
     config = digits_config(SMALL)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
-    done = forked_tool('bn_statistics.py', 'perturb', config, checkpoint, '--blocks', '1', '6', '--deltas', '0', '0.5',
-                '--noises', '2', '--out', 'p.json')
+    done = forked_tool(
+        'bn_statistics.py',
+        'perturb',
+        config,
+        checkpoint,
+        '--blocks',
+        '1',
+        '6',
+        '--deltas',
+        '0',
+        '0.5',
+        '--noises',
+        '2',
+        '--out',
+        'p.json',
+    )
     assert done.returncode == 0, done.stdout
     curves = json.loads((tmp_path / 'p.json').read_text())['curves']
     assert [(c['blocks'], c['delta'], len(c['metrics'])) for c in curves] == [
-        (1, 0, 1), (1, 0.5, 2), (6, 0, 1), (6, 0.5, 2)]
+        (1, 0, 1),
+        (1, 0.5, 2),
+        (6, 0, 1),
+        (6, 0.5, 2),
+    ]
     assert (tmp_path / 'p.svg').read_text().startswith('<?xml')
 
 
@@ -127,13 +162,17 @@ def test_a_user_is_told_what_is_wrong(forked_tool, digits_config, tmp_path):
     for arguments, message in (
         ((config, 'missing.pth'), 'checkpoint missing.pth does not exist'),
         ((other, checkpoint_of(other, tmp_path / 'full.pth')), 'has no layer with running statistics'),
-        ((digits_config(WITHOUT_BN.replace("depth=50", "depth=101"), name='deep.py'), checkpoint),
-         'k.pth does not fit the config: missing'),
+        (
+            (digits_config(WITHOUT_BN.replace('depth=50', 'depth=101'), name='deep.py'), checkpoint),
+            'k.pth does not fit the config: missing',
+        ),
         ((config, tmp_path / 'diverged.pth'), 'the running statistics of backbone.layer1.0.bn1 are not finite'),
         ((config, checkpoint, '--cfg-options', 'test_evaluator.format_only=True'), 'gives no metric'),
         ((config, checkpoint, '--cfg-options', 'train_dataloader=None'), 'has no train_dataloader'),
-        ((broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
-         'the data set is missing'),
+        (
+            (broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
+            'the data set is missing',
+        ),
     ):
         done = forked_tool('diagnose.py', *arguments, '--out', 'out', '--batches', '1')
         assert done.returncode == 1 and message in done.stdout, done.stdout

@@ -1,4 +1,5 @@
 """Training on several processes is DDP, and equals training on one."""
+
 import json
 from pathlib import Path
 
@@ -17,7 +18,9 @@ custom_hooks = [dict(type='SaveRankWeights')]
 
 # FCOS averages its losses over the positives of all ranks; Mask R-CNN's are normalized by each rank's own, and its
 # samplers draw at random, so that one and two processes differ by design there.
-ONE_STEP = HOOK + """
+ONE_STEP = (
+    HOOK
+    + """
 model = dict(
     _delete_=True, type='FCOS',
     data_preprocessor=dict(type='DetDataPreprocessor', mean=[128] * 3, std=[64] * 3, pad_size_divisor=32),
@@ -32,6 +35,7 @@ optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=0.1))
 param_scheduler = []
 auto_scale_lr = dict(enable=False)
 """
+)
 
 
 def weights(work_dir, rank):
@@ -63,8 +67,10 @@ def test_two_processes_equal_one_on_the_same_global_batch(forked_tool, digits_co
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
 def test_ranks_see_different_images_and_end_with_equal_weights(tool, digits_config, tmp_path):
-    config = digits_config(HOOK + "train_cfg = dict(max_epochs=1)\nauto_scale_lr = dict(base_batch_size=4)\n"
-                           "custom_hooks = [dict(type='SyncBuffersHook'), *custom_hooks]")
+    config = digits_config(
+        HOOK + 'train_cfg = dict(max_epochs=1)\nauto_scale_lr = dict(base_batch_size=4)\n'
+        "custom_hooks = [dict(type='SyncBuffersHook'), *custom_hooks]"
+    )
     done = tool('dist_train.sh', config, 2)
     assert done.returncode == 0, done.stdout
     assert 'no GPU found: 2 process(es) on the CPU' in done.stdout or torch.cuda.is_available()
@@ -91,18 +97,23 @@ def test_ranks_see_different_images_and_end_with_equal_weights(tool, digits_conf
 @pytest.mark.timeout(300)
 def test_checkpoints_by_iteration_have_the_statistics_of_all_ranks(forked_tool, digits_config, tmp_path):
     """mmengine saves before it validates, and only then would its own hook average the statistics."""
-    config = digits_config(HOOK + """
+    config = digits_config(
+        HOOK
+        + """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3, val_interval=10)
 param_scheduler = []
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
 custom_hooks = [*_base_.custom_hooks, *custom_hooks]
-""", base='faster_rcnn_en_r50_digits')
+""",
+        base='faster_rcnn_en_r50_digits',
+    )
     done = forked_tool('train.py', config, ranks=2)
     assert done.returncode == 0, done.stdout
     work_dir = tmp_path / 'work_dirs/project'
     first, second = (weights(work_dir, rank)['weights'] for rank in (0, 1))
-    at_two, at_end = (torch.load(work_dir / f'iter_{iteration}.pth', weights_only=False)['state_dict']
-                      for iteration in (2, 3))
+    at_two, at_end = (
+        torch.load(work_dir / f'iter_{iteration}.pth', weights_only=False)['state_dict'] for iteration in (2, 3)
+    )
     means = [key for key in first if key.endswith('running_mean')]
     assert len(means) == 61 and not any(torch.equal(at_two[key], at_end[key]) for key in means)
     for key in means:

@@ -1,4 +1,5 @@
 """Configs elsewhere on disk that inherit from mmdet or mmseg train with those projects' own tools."""
+
 from pathlib import Path
 
 import mmdet
@@ -8,7 +9,9 @@ import pytest
 MMDET, MMSEG = (Path(host.__file__).parent / '.mim' for host in (mmdet, mmseg))
 IMPORT = "custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)\n"
 
-DETECTION = IMPORT + """
+DETECTION = (
+    IMPORT
+    + """
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 model = {model}
 data = dict(data_root='{digits}/coco/', metainfo=dict(classes=tuple('0123456789')), indices=2)
@@ -19,8 +22,11 @@ train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, d
 train_cfg = dict(max_epochs=1, val_interval=10)
 val_dataloader = val_evaluator = val_cfg = test_dataloader = test_evaluator = test_cfg = None
 """
+)
 
-SEGMENTATION = IMPORT + """
+SEGMENTATION = (
+    IMPORT
+    + """
 _base_ = ['{mmseg}/configs/pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py']
 model = dict({model}, data_preprocessor=dict(size=(64, 64)))
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(
@@ -31,15 +37,24 @@ train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, d
 train_cfg = dict(max_iters=1, val_interval=10)
 val_dataloader = val_evaluator = val_cfg = test_dataloader = test_evaluator = test_cfg = None
 """
+)
 
 # One changed key each; init_cfg and pretrained only because no weights can be downloaded here, and what mmseg pads to
 # only for the time that it takes. Stock detectors carry
 # norm_eval=True, of which the user is told; stock segmenters do not.
 PROJECTS = {
-    'mmdet-XBNResNet': (MMDET, DETECTION, "dict(backbone=dict(type='XBNResNet', init_cfg=None))",
-                        'XBNResNet has norm_eval=True'),
-    'mmdet-SN': (MMDET, DETECTION, "dict(backbone=dict(norm_cfg=dict(type='SN'), init_cfg=None))",
-                 'SN is in evaluation mode while the network trains'),
+    'mmdet-XBNResNet': (
+        MMDET,
+        DETECTION,
+        "dict(backbone=dict(type='XBNResNet', init_cfg=None))",
+        'XBNResNet has norm_eval=True',
+    ),
+    'mmdet-SN': (
+        MMDET,
+        DETECTION,
+        "dict(backbone=dict(norm_cfg=dict(type='SN'), init_cfg=None))",
+        'SN is in evaluation mode while the network trains',
+    ),
     'mmseg-XBNResNetV1c': (MMSEG, SEGMENTATION, "dict(backbone=dict(type='XBNResNetV1c'), pretrained=None)", None),
     'mmseg-XBNResNet': (MMSEG, SEGMENTATION, "dict(backbone=dict(type='XBNResNet'), pretrained=None)", None),
     'mmseg-RBN': (MMSEG, SEGMENTATION, "dict(backbone=dict(norm_cfg=dict(type='RBN')), pretrained=None)", None),

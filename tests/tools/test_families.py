@@ -3,6 +3,7 @@
 On few, large digits in small images, quick to learn; configs/*_digits.py say what they are for and how long they take.
 The test is on the images of the training, which a network knows in less than a minute, and, slow, on others.
 """
+
 import json
 import re
 import shutil
@@ -15,9 +16,13 @@ from tests.conftest import ROOT
 
 LEARNED = 0.03  # AP; that of an untrained network is 0
 # Epochs, and of segmentors iterations, on few images that are those of the test as well, and on many others
-LENGTHS = {'faster_rcnn_en_r50_digits': (24, 5), 'mask_rcnn_xbn_r50_digits': (32, 5),
-           'panoptic_fpn_rbn_r50_digits': (40, 5), 'deeplabv3_sn_r50_digits': (40, 600),
-           'pspnet_xbn_r50_digits': (40, 600)}
+LENGTHS = {
+    'faster_rcnn_en_r50_digits': (24, 5),
+    'mask_rcnn_xbn_r50_digits': (32, 5),
+    'panoptic_fpn_rbn_r50_digits': (40, 5),
+    'deeplabv3_sn_r50_digits': (40, 600),
+    'pspnet_xbn_r50_digits': (40, 600),
+}
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
 DETECTION = """
@@ -61,9 +66,18 @@ def images(request):
 def large_digits(images, tmp_path_factory):
     """Digits that fill half of their images."""
     from mmnorm.data import DigitsOptions, make_digits
+
     root = tmp_path_factory.mktemp('data') / 'digits'
-    make_digits(root, DigitsOptions(num_train=16 if images == 'known' else 800, num_val=60, image_size=64,
-                                    digits_per_image=(1, 2), digit_size=(32, 52)))
+    make_digits(
+        root,
+        DigitsOptions(
+            num_train=16 if images == 'known' else 800,
+            num_val=60,
+            image_size=64,
+            digits_per_image=(1, 2),
+            digit_size=(32, 52),
+        ),
+    )
     if images == 'known':
         share_images(root)
     return root
@@ -89,9 +103,17 @@ def train_and_test(forked_tool, images, tmp_path):
     def run(name, root, *changes):
         length = LENGTHS[name][images != 'known']
         config = tmp_path / f'{name}.py'
-        config.write_text('\n'.join([
-            f'_base_ = {str(ROOT / "configs" / name)!r} + ".py"', f'root = {str(root)!r}', f'length = {length}',
-            f'warm_up = {20 if images == "known" else 50}', *changes]))
+        config.write_text(
+            '\n'.join(
+                [
+                    f'_base_ = {str(ROOT / "configs" / name)!r} + ".py"',
+                    f'root = {str(root)!r}',
+                    f'length = {length}',
+                    f'warm_up = {20 if images == "known" else 50}',
+                    *changes,
+                ]
+            )
+        )
         done = forked_tool('train.py', config, ranks=2, timeout=3000)
         assert done.returncode == 0, done.stdout[-3000:]
         work_dir = tmp_path / 'work_dirs' / name

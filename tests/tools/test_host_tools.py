@@ -1,4 +1,5 @@
 """mmdet's and mmseg's own inference, FLOPs and benchmark tools work on our models."""
+
 from pathlib import Path
 
 import mmdet

@@ -1,4 +1,5 @@
 """Killing any process of a run at any moment leaves no process, no torn checkpoint, and a run that resumes."""
+
 import os
 import random
 import signal
@@ -36,14 +37,20 @@ def wait_for_checkpoint(work_dir, known, process, log):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize('kills', [
-    [('rank', signal.SIGKILL), ('torchrun', signal.SIGKILL)],  # after which others are to be ended by us
-    pytest.param([('worker', signal.SIGKILL), ('torchrun', signal.SIGINT)], marks=pytest.mark.slow)],
-    ids=['ours', 'other'])
+@pytest.mark.parametrize(
+    'kills',
+    [
+        [('rank', signal.SIGKILL), ('torchrun', signal.SIGKILL)],  # of whose children nobody else takes care
+        pytest.param([('worker', signal.SIGKILL), ('torchrun', signal.SIGINT)], marks=pytest.mark.slow),
+    ],
+    ids=['of parents', 'of others'],
+)
 def test_kills_at_random_moments_and_resumes(digits_config, tmp_path, kills):
     epochs = 6 * len(kills)
-    config = digits_config(f'train_cfg = dict(max_epochs={epochs}, val_interval=100)\n'
-                           'param_scheduler = []\ndefault_hooks = dict(checkpoint=dict(max_keep_ckpts=1))')
+    config = digits_config(
+        f'train_cfg = dict(max_epochs={epochs}, val_interval=100)\n'
+        'param_scheduler = []\ndefault_hooks = dict(checkpoint=dict(max_keep_ckpts=1))'
+    )
     work_dir, path = tmp_path / 'work_dirs/project', tmp_path / 'log'
     rng = random.Random(0)
     for role, how in kills:

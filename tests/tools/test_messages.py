@@ -1,4 +1,5 @@
 """What the tools say when something is missing: one message, before anything starts, and no traceback."""
+
 import pytest
 
 from tests.conftest import ROOT
@@ -12,9 +13,22 @@ def start(tool, forked_tool):
     return lambda name, *args: (forked_tool if name.endswith('.py') else tool)(name, *args)
 
 
-@pytest.mark.parametrize('name', ['train.py', 'test.py', 'dist_train.sh', 'dist_test.sh', 'slurm_train.sh',
-                                  'slurm_test.sh', 'make_digits.py', 'report.py', 'setup_env.py',
-                                  'convert_checkpoint.py', 'zoo.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'train.py',
+        'test.py',
+        'dist_train.sh',
+        'dist_test.sh',
+        'slurm_train.sh',
+        'slurm_test.sh',
+        'make_digits.py',
+        'report.py',
+        'setup_env.py',
+        'convert_checkpoint.py',
+        'zoo.py',
+    ],
+)
 def test_help(start, name):
     done = start(name, '--help')
     assert done.returncode == 0 and 'usage:' in done.stdout
@@ -23,21 +37,30 @@ def test_help(start, name):
 def test_the_owners_command_names_what_is_missing_and_stops(tool):
     done = tool('dist_train.sh', TABLE_4, 8)
     assert done.returncode != 0 and 'Traceback' not in done.stdout
-    for part in ('8', 'data/coco/annotations/instances_train2017.json', 'tools/make_digits.py',
-                 'pretrained/resnet50_xbn.pth', 'mask_rcnn_xbn_r50_bn_init.py', 'mask_rcnn_xbn_r50_scratch.py'):
+    for part in (
+        '8',
+        'data/coco/annotations/instances_train2017.json',
+        'tools/make_digits.py',
+        'pretrained/resnet50_xbn.pth',
+        'mask_rcnn_xbn_r50_bn_init.py',
+        'mask_rcnn_xbn_r50_scratch.py',
+    ):
         assert part in done.stdout
     assert done.stdout.count('error:') == 1
 
 
-@pytest.mark.parametrize('name, args, message', [
-    ('dist_train.sh', ['config.py'], 'usage: dist_train.sh CONFIG NUM_PROCESSES'),
-    ('dist_train.sh', ['config.py', 'two'], 'usage: dist_train.sh CONFIG NUM_PROCESSES'),
-    ('dist_test.sh', ['config.py', '2'], 'usage: dist_test.sh CONFIG CHECKPOINT NUM_PROCESSES'),
-    ('dist_train.sh', ['nowhere.py', '2'], 'error: nowhere.py cannot be read as a config'),
-    ('train.py', [TABLE_4, '--resume', 'gone.pth'], 'error: --resume: gone.pth does not exist'),
-    ('train.py', [TABLE_4, '--cfg-options', 'foo'], 'error: --cfg-options: foo is not KEY=VALUE'),
-    ('slurm_train.sh', ['part', 'job', 'config.py'], 'error: srun is not on'),
-])
+@pytest.mark.parametrize(
+    'name, args, message',
+    [
+        ('dist_train.sh', ['config.py'], 'usage: dist_train.sh CONFIG NUM_PROCESSES'),
+        ('dist_train.sh', ['config.py', 'two'], 'usage: dist_train.sh CONFIG NUM_PROCESSES'),
+        ('dist_test.sh', ['config.py', '2'], 'usage: dist_test.sh CONFIG CHECKPOINT NUM_PROCESSES'),
+        ('dist_train.sh', ['nowhere.py', '2'], 'error: nowhere.py cannot be read as a config'),
+        ('train.py', [TABLE_4, '--resume', 'gone.pth'], 'error: --resume: gone.pth does not exist'),
+        ('train.py', [TABLE_4, '--cfg-options', 'foo'], 'error: --cfg-options: foo is not KEY=VALUE'),
+        ('slurm_train.sh', ['part', 'job', 'config.py'], 'error: srun is not on'),
+    ],
+)
 def test_wrong_arguments(start, name, args, message):
     done = start(name, *args)
     assert done.returncode != 0 and message in done.stdout and 'Traceback' not in done.stdout

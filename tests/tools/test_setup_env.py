@@ -1,4 +1,5 @@
 """tools/setup_env.py, without a network: Python and pip are a shell script that notes what it is asked to do."""
+
 import ast
 import fcntl
 import importlib.util
@@ -20,7 +21,7 @@ SOURCES = ('nms.cpp', 'pybind.cpp', 'roi_align.cpp', 'cpu/nms.cpp')
 
 # Notes its command lines in $HOME/calls, and the environment and sources of each build of mmcv. A command line (with
 # the sources where it builds) that contains $FAIL_AT prints the file $HOME/failure and fails.
-PYTHON = '''#!/bin/sh
+PYTHON = """#!/bin/sh
 echo $* >> "$HOME/calls"
 source=${10}
 sources=$(ls "$source/mmcv/ops/csrc/pytorch" 2>/dev/null)
@@ -35,14 +36,14 @@ case "$* $sources" in
 '-m pip wheel '*) echo "$sources" > "$HOME/sources"; env > "$HOME/variables"; echo > "$9/onedl_mmcv.whl"
     cp "$source/mmcv/ops/csrc/pytorch/dispatchers.cpp" "$HOME" 2>/dev/null || true ;;
 esac
-'''
-APT_GET = '''#!/bin/sh
+"""
+APT_GET = """#!/bin/sh
 case "$*" in *download*) echo > python.deb ;; esac
-'''
-DPKG = f'''#!/bin/sh
+"""
+DPKG = f"""#!/bin/sh
 mkdir -p "$3/usr/include/{PYTHON_NAME}"
 echo > "$3/usr/include/{PYTHON_NAME}/Python.h"
-'''
+"""
 
 
 def load_script():
@@ -145,7 +146,7 @@ def test_the_steps_in_order(machine):
     assert tools == 'ninja packaging psutil setuptools<81 wheel'
     assert kept.endswith(' onedl-mmcv==2.3.6')
     assert compiled.startswith('--no-deps --force-reinstall ') and compiled.endswith('.whl')
-    assert mmnorm == '-e .[onedl,demo,test]'
+    assert mmnorm == '-e .[onedl,demo,test,lint]'
     assert calls[-1].startswith('-c import cv2, mmcv.ops, mmdet')
     steps = [line for line in machine.capsys.readouterr().out.splitlines() if line.startswith('[')]
     assert [step[:5] for step in steps] == [f'[{n}/6]' for n in range(1, 7)]
@@ -302,7 +303,7 @@ def test_two_set_ups_take_turns(tmp_path):
 @pytest.fixture
 def running(tmp_path):
     """A set-up in a process of its own, within a command that takes long; and the pid of that command's child."""
-    program = f'''
+    program = f"""
 import importlib.util, pathlib, sys
 spec = importlib.util.spec_from_file_location('setup_env', {str(SCRIPT)!r})
 script = importlib.util.module_from_spec(spec)
@@ -310,7 +311,7 @@ spec.loader.exec_module(script)
 script.LOCK, script.LOG = pathlib.Path('build/lock'), pathlib.Path('log')
 script.set_up = lambda args: script.run('sh', '-c', 'sh -c "echo \\$\\$ > pid; exec sleep 60"; true', cwd='.')
 sys.exit(script.main([]))
-'''
+"""
     process = subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     pid = tmp_path / 'pid'
     wait_for(lambda: pid.exists() and pid.read_text().endswith('\n'))
@@ -370,20 +371,30 @@ def remove_module(machine, missing):
 
 
 NO_VENV = 'Python has no venv or ensurepip: install them (Debian: apt-get install python3-venv)'
-NO_HEADERS = ('Python.h is missing: install the headers of Python (Debian: apt-get install python3-dev); '
-              'unpacking them here failed: ')
+NO_HEADERS = (
+    'Python.h is missing: install the headers of Python (Debian: apt-get install python3-dev); '
+    'unpacking them here failed: '
+)
 ERRORS = {
     'old Python': (make_python_old, 'Python 3.9.2 is too old: run this with Python 3.10 or newer'),
     'no venv': (lambda machine: remove_module(machine, 'venv'), NO_VENV),
     'no ensurepip': (lambda machine: remove_module(machine, 'ensurepip'), NO_VENV),
-    'no compiler': (lambda machine: (machine.root / 'bin' / 'c++').unlink(),
-                    'there is no C++ compiler (c++): install one (Debian: apt-get install g++)'),
-    'no CXX': (lambda machine: machine.monkeypatch.setenv('CXX', 'clang++ -stdlib=libc++'),
-               'there is no C++ compiler (clang++)'),
-    'no headers': (lambda machine: (machine.headers / 'Python.h').unlink(),
-                   NO_HEADERS + "[Errno 2] No such file or directory: 'apt-get'"),
-    'not an environment': (lambda machine: (machine.env / 'thesis').mkdir(parents=True),
-                           'env is not an environment: remove it, or choose another folder with --env'),
+    'no compiler': (
+        lambda machine: (machine.root / 'bin' / 'c++').unlink(),
+        'there is no C++ compiler (c++): install one (Debian: apt-get install g++)',
+    ),
+    'no CXX': (
+        lambda machine: machine.monkeypatch.setenv('CXX', 'clang++ -stdlib=libc++'),
+        'there is no C++ compiler (clang++)',
+    ),
+    'no headers': (
+        lambda machine: (machine.headers / 'Python.h').unlink(),
+        NO_HEADERS + "[Errno 2] No such file or directory: 'apt-get'",
+    ),
+    'not an environment': (
+        lambda machine: (machine.env / 'thesis').mkdir(parents=True),
+        'env is not an environment: remove it, or choose another folder with --env',
+    ),
     'not writable': (lambda machine: (machine.checkout / 'build').touch(), 'File exists'),
     'silent': (lambda machine: machine.fail_at('-m venv'), 'it failed without a message'),
 }
@@ -399,46 +410,64 @@ UNREACHABLE = 'the package index cannot be reached: check the network, the proxy
 NO_VERSION = 'ERROR: Could not find a version that satisfies the requirement torch==99 (from versions: '
 FAILURES = {
     'no name resolution': (
-        UNREACHABLE, "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('Failed to "
-        f"establish a new connection: [Errno -2] Name or service not known')': /simple/torch/\n{NO_VERSION}none)"),
+        UNREACHABLE,
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('Failed to "
+        f"establish a new connection: [Errno -2] Name or service not known')': /simple/torch/\n{NO_VERSION}none)",
+    ),
     'bad certificate': (
-        UNREACHABLE, 'Could not fetch URL https://index.example/simple/torch/: There was a problem confirming the ssl '
-        f'certificate: [SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006) - skipping\n{NO_VERSION}none)'),
+        UNREACHABLE,
+        'Could not fetch URL https://index.example/simple/torch/: There was a problem confirming the ssl '
+        f'certificate: [SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006) - skipping\n{NO_VERSION}none)',
+    ),
     'connection refused': (
-        UNREACHABLE, "requests.exceptions.ConnectionError: HTTPConnectionPool(host='index.example', port=443): Max "
-        'retries exceeded with url: /torch.whl (Caused by NewConnectionError([Errno 111] Connection refused))'),
+        UNREACHABLE,
+        "requests.exceptions.ConnectionError: HTTPConnectionPool(host='index.example', port=443): Max "
+        'retries exceeded with url: /torch.whl (Caused by NewConnectionError([Errno 111] Connection refused))',
+    ),
     'download stalls': (
-        UNREACHABLE, "urllib3.exceptions.ReadTimeoutError: HTTPConnectionPool(host='index.example', port=443): "
-        'Read timed out.\n'),
+        UNREACHABLE,
+        "urllib3.exceptions.ReadTimeoutError: HTTPConnectionPool(host='index.example', port=443): Read timed out.\n",
+    ),
     'connection refused, pip 26': (
-        UNREACHABLE, 'error: connection-failed\n\n× Failed to connect to index.example while fetching '
-        'https://index.example/torch.whl\n╰─> [Errno 111] Connection refused'),
+        UNREACHABLE,
+        'error: connection-failed\n\n× Failed to connect to index.example while fetching '
+        'https://index.example/torch.whl\n╰─> [Errno 111] Connection refused',
+    ),
     'download breaks off, pip 26': (
-        UNREACHABLE, 'error: incomplete-download\n\n× Download failed after 6 attempts because not enough bytes were '
-        'received (1000 bytes/100 kB)\n╰─> URL: https://index.example/torch.whl'),
+        UNREACHABLE,
+        'error: incomplete-download\n\n× Download failed after 6 attempts because not enough bytes were '
+        'received (1000 bytes/100 kB)\n╰─> URL: https://index.example/torch.whl',
+    ),
     'no such version': (
         'No matching distribution found for torch==99',
-        f'{NO_VERSION}2.12.0, 2.13.0)\nERROR: No matching distribution found for torch==99'),
+        f'{NO_VERSION}2.12.0, 2.13.0)\nERROR: No matching distribution found for torch==99',
+    ),
     'disk full': (
         'the disk is full: free some space, or choose other disks with --env and TMPDIR',
-        'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device'),
+        'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device',
+    ),
     'compiler error': (
         'compiling failed: /env/torch/python_headers.h:13:10: fatal error: Python.h: No such file',
         '  c++ -MMD -MF a.o.d -Wall -Werror=format-security -c a.cpp -o a.o\n'
         '  /env/torch/python_headers.h:13:10: fatal error: Python.h: No such file or directory\n'
-        '  RuntimeError: Error compiling objects for extension\n  ERROR: Failed building wheel for onedl-mmcv'),
+        '  RuntimeError: Error compiling objects for extension\n  ERROR: Failed building wheel for onedl-mmcv',
+    ),
     'compiler killed': (
         'the compiler ran out of memory: run it again with MAX_JOBS=1',
-        '  c++: fatal error: Killed signal terminated program cc1plus\n  RuntimeError: Error compiling objects'),
+        '  c++: fatal error: Killed signal terminated program cc1plus\n  RuntimeError: Error compiling objects',
+    ),
     'no CUDA toolkit': (
         'OSError: CUDA_HOME environment variable is not set.',
-        '  OSError: CUDA_HOME environment variable is not set.\n  ERROR: Failed building wheel for onedl-mmcv'),
+        '  OSError: CUDA_HOME environment variable is not set.\n  ERROR: Failed building wheel for onedl-mmcv',
+    ),
     'forbidden': (
         'HTTP error 403 while getting the package index',
-        'ERROR: HTTP error 403 while getting https://index.example/torch.whl'),
+        'ERROR: HTTP error 403 while getting https://index.example/torch.whl',
+    ),
     'no import': (
         'error: ImportError: libGL.so.1: cannot open shared object file',
-        'Traceback (most recent call last):\nImportError: libGL.so.1: cannot open shared object file'),
+        'Traceback (most recent call last):\nImportError: libGL.so.1: cannot open shared object file',
+    ),
     'other': ('error: the last words', 'something\nthe last words\n\n'),
 }
 

@@ -1,4 +1,5 @@
 """Configs of the zoo, each parsed once for all tests: that takes a fifth of a second."""
+
 import copy
 import functools
 

@@ -1,4 +1,5 @@
 """What configs of mmseg inherit from: mmseg's own files, found without mmnorm, and nothing that differs from them."""
+
 import subprocess
 import sys
 from collections import Counter
@@ -15,16 +16,21 @@ MMSEG = Path(mmseg.__file__).parent / '.mim/configs'
 MORE = {'custom_imports', 'custom_hooks', 'live_norm', 'auto_scale_lr'}  # what ours add
 
 
-@pytest.mark.parametrize(('base', 'parent'), [
-    ('deeplabv3_r50_ade20k', 'deeplabv3/deeplabv3_r50-d8_4xb4-80k_ade20k-512x512'),
-    ('deeplabv3_r50_cityscapes', 'deeplabv3/deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024'),
-    ('deeplabv3plus_r50_ade20k', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512'),
-    ('deeplabv3plus_r50_cityscapes', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb2-80k_cityscapes-512x1024')])
+@pytest.mark.parametrize(
+    ('base', 'parent'),
+    [
+        ('deeplabv3_r50_ade20k', 'deeplabv3/deeplabv3_r50-d8_4xb4-80k_ade20k-512x512'),
+        ('deeplabv3_r50_cityscapes', 'deeplabv3/deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024'),
+        ('deeplabv3plus_r50_ade20k', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512'),
+        ('deeplabv3plus_r50_cityscapes', 'deeplabv3plus/deeplabv3plus_r50-d8_4xb2-80k_cityscapes-512x1024'),
+    ],
+)
 def test_segmentors_are_those_of_mmseg(base, parent):
     ours = Config.fromfile(CONFIGS / f'_base_/{base}.py').to_dict()
     assert ours.keys() >= MORE
     assert {key: value for key, value in ours.items() if key not in MORE} == Config.fromfile(
-        MMSEG / f'{parent}.py').to_dict()
+        MMSEG / f'{parent}.py'
+    ).to_dict()
 
 
 def test_read_without_importing_mmnorm_before():

@@ -1,4 +1,5 @@
 """The configs of the zoo are what their entries say, and the check of that finds what is wrong with one."""
+
 import re
 from dataclasses import replace
 
@@ -34,8 +35,11 @@ def with_new_parts():
     """Names of the configs with a part, or with norms in a state, that none before has: together they have all."""
     known, names = set(), set()
     for name, model in ZOO.items():
-        states = {(part, kind, re.sub(r'\d', '', count)) for part, kinds in model.norms.items()
-                  for kind, count in kinds.items()}
+        states = {
+            (part, kind, re.sub(r'\d', '', count))
+            for part, kinds in model.norms.items()
+            for kind, count in kinds.items()
+        }
         found = {*parts(config(model.path).model), *states}
         if not found <= known:
             names.add(name)
@@ -64,9 +68,14 @@ def test_all_configs_are_what_their_entries_say(paper, with_new_parts, monkeypat
 
 @pytest.mark.e2e
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize('names, options', [
-    (['faster_rcnn_en_r50_digits', 'pspnet_xbn_r50_digits'], ['--jobs', 1]),
-    pytest.param([], [], marks=pytest.mark.slow)], ids=['two', 'all'])
+@pytest.mark.parametrize(
+    'names, options',
+    [
+        (['faster_rcnn_en_r50_digits', 'pspnet_xbn_r50_digits'], ['--jobs', 1]),
+        pytest.param([], [], marks=pytest.mark.slow),
+    ],
+    ids=['two', 'all'],
+)
 def test_the_tool_checks_those_that_are_named_or_all(tool, names, options):
     run = tool('zoo.py', 'check', *names, *options, timeout=1800)
     assert run.returncode == 0, '\n'.join(line for line in run.stdout.splitlines() if 'as its entry says' not in line)
@@ -91,46 +100,71 @@ def test_what_its_entry_says(owners):
     assert not check_model(owners).problems
 
 
-@pytest.mark.parametrize(('text', 'problem'), [
-    ('model = dict(backbone=dict(xbn=dict(stem=False)))', r"37 fixed.*its entry says .*36 fixed"),
-    ('model = dict(backbone=dict(frozen_stages=-1))', r"'GN': '17'.*13 \+ 4 fixed"),
-    ('model = dict(backbone=dict(depth=49))', 'KeyError'),
-    ('model = dict(rpn_head=dict(loss_cls=dict(loss_weight=float("inf"))))', 'loss_rpn_cls.* is not finite'),
-    ('auto_scale_lr = dict(enable=False)', 'auto_scale_lr'),
-    ('syntax error', 'cannot be read'),
-])
+@pytest.mark.parametrize(
+    ('text', 'problem'),
+    [
+        ('model = dict(backbone=dict(xbn=dict(stem=False)))', r'37 fixed.*its entry says .*36 fixed'),
+        ('model = dict(backbone=dict(frozen_stages=-1))', r"'GN': '17'.*13 \+ 4 fixed"),
+        ('model = dict(backbone=dict(depth=49))', 'KeyError'),
+        ('model = dict(rpn_head=dict(loss_cls=dict(loss_weight=float("inf"))))', 'loss_rpn_cls.* is not finite'),
+        ('auto_scale_lr = dict(enable=False)', 'auto_scale_lr'),
+        ('syntax error', 'cannot be read'),
+    ],
+)
 def test_problems_are_named(owners, tmp_path, text, problem):
     found = check_model(variant(owners, tmp_path, text)).problems
     assert len(found) == 1
     assert re.search(problem, found[0])
 
 
-@pytest.mark.parametrize(('change', 'problem'), [
-    (dict(pretrained={'File': 'other.pth'}), 'starts from pretrained/resnet50_xbn.pth, its entry says other.pth'),
-    (dict(placed=r'layer\d\.\d+\.bn3'), r'bn1, layer1.0.bn2, .* are placed, its entry says layer')])
+@pytest.mark.parametrize(
+    ('change', 'problem'),
+    [
+        (dict(pretrained={'File': 'other.pth'}), 'starts from pretrained/resnet50_xbn.pth, its entry says other.pth'),
+        (dict(placed=r'layer\d\.\d+\.bn3'), r'bn1, layer1.0.bn2, .* are placed, its entry says layer'),
+    ],
+)
 def test_entry_that_says_something_else(owners, change, problem):
-    found, = check_model(replace(owners, **change)).problems
+    (found,) = check_model(replace(owners, **change)).problems
     assert re.search(problem, found)
 
 
-@pytest.mark.parametrize(('options', 'problem'), [
-    ({'model.backbone.norm_cfg.type': 'EN'}, 'its norms are EN, GN'), ({'model.backbone.depth.x': 2}, 'depth')])
+@pytest.mark.parametrize(
+    ('options', 'problem'),
+    [({'model.backbone.norm_cfg.type': 'EN'}, 'its norms are EN, GN'), ({'model.backbone.depth.x': 2}, 'depth')],
+)
 def test_options_of_a_row_must_give_its_norms(owners, options, problem):
     row = replace(owners.published[0], options=options)
-    assert problem in check_model(replace(owners, published=(row, ))).problems[0]
+    assert problem in check_model(replace(owners, published=(row,))).problems[0]
 
 
 def test_counts_by_state():
-    backbone = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4), FrozenBN(4), SN(4), SN(4),
-                             nn.GroupNorm(2, 4), nn.GroupNorm(2, 4), IBN(4))
+    backbone = nn.Sequential(
+        nn.BatchNorm2d(4),
+        nn.BatchNorm2d(4),
+        nn.BatchNorm2d(4),
+        FrozenBN(4),
+        SN(4),
+        SN(4),
+        nn.GroupNorm(2, 4),
+        nn.GroupNorm(2, 4),
+        IBN(4),
+    )
     model = nn.ModuleDict(dict(backbone=backbone, neck=nn.Conv2d(3, 4, 1)))
     model.train()
     backbone[1].eval()
     backbone[2].eval().requires_grad_(False)
     backbone[5].requires_grad_(False)
     backbone[7].requires_grad_(False)
-    assert count_norms(model) == {'backbone': {
-        'BN': '1 + 1 held + 1 fixed', 'FrozenBN': '1 fixed', 'SN': '1 + 1 by batch', 'GN': '1 + 1 fixed', 'IBN': '1'}}
+    assert count_norms(model) == {
+        'backbone': {
+            'BN': '1 + 1 held + 1 fixed',
+            'FrozenBN': '1 fixed',
+            'SN': '1 + 1 by batch',
+            'GN': '1 + 1 fixed',
+            'IBN': '1',
+        }
+    }
 
 
 class Leaky(nn.Module):
@@ -150,9 +184,13 @@ class Leaky(nn.Module):
 
 
 def test_fixed_layer_that_changes_is_named():
-    cfg = Config(dict(
-        default_scope='mmseg', model=dict(decode_head=dict(num_classes=2)),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))))
+    cfg = Config(
+        dict(
+            default_scope='mmseg',
+            model=dict(decode_head=dict(num_classes=2)),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+        )
+    )
     problems = []
     step(Leaky(), cfg, problems)
     assert problems == ['backbone is fixed and was changed by a training step']

@@ -1,4 +1,5 @@
 """The pages of configs are what the metafile gives, can be read without scrolling, and their links lead somewhere."""
+
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -83,12 +84,26 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize('paper', PAPERS)
 def test_every_row_and_every_config_is_on_its_page(paper):
-    shown = [(re.match(r'\[(\w+)\]', line['config'])[1], line['norm'], line.get('row', ''),
-              {key: float(line[key]) for key in HEADLINE if line.get(key)})
-             for line in table_rows(CONFIGS / paper / 'README.md')]
-    wanted = [(model.name, model.norm, row.row if row else '',
-               {key: value for key, value in row.metrics.items() if key in HEADLINE} if row else {})
-              for model in load_zoo().values() if model.paper == paper for row in model.published or [None]]
+    shown = [
+        (
+            re.match(r'\[(\w+)\]', line['config'])[1],
+            line['norm'],
+            line.get('row', ''),
+            {key: float(line[key]) for key in HEADLINE if line.get(key)},
+        )
+        for line in table_rows(CONFIGS / paper / 'README.md')
+    ]
+    wanted = [
+        (
+            model.name,
+            model.norm,
+            row.row if row else '',
+            {key: value for key, value in row.metrics.items() if key in HEADLINE} if row else {},
+        )
+        for model in load_zoo().values()
+        if model.paper == paper
+        for row in model.published or [None]
+    ]
     assert sorted(map(str, shown)) == sorted(map(str, wanted))
 
 
@@ -103,12 +118,12 @@ def test_numbers_lead_to_the_weights_and_the_note_of_a_config(paper):
     for line in table_rows(CONFIGS / paper / 'README.md'):
         model = zoo[re.match(r'\[(\w+)\]', line['config'])[1]]
         told = [items['Weights'][int(line['weights']) - 1]] if line.get('weights') else []
-        assert [text.partition(': ')[0] for text in told] == (
-            [model.pretrained['Source']] if model.pretrained else [])
+        assert [text.partition(': ')[0] for text in told] == ([model.pretrained['Source']] if model.pretrained else [])
         notes = [items['Notes'][int(number) - 1] for number in filter(None, line.get('notes', '').split(', '))]
         assert not model.note or ' '.join(model.note.split()) in notes
         assert any('--cfg-options' in note for note in notes) == line.get('row', '').startswith(
-            tuple(f'({setting}) EMA' for setting in 'abcd'))
+            tuple(f'({setting}) EMA' for setting in 'abcd')
+        )
         assert any('tools/zoo.py sweep' in note for note in notes) == bool(model.sweep)
 
 

@@ -1,4 +1,5 @@
 """No row of the papers' tables is missing, every config has an entry, and the entries are what other tools read."""
+
 import json
 import shlex
 import subprocess
@@ -19,8 +20,19 @@ ROOT = Path(__file__).parents[2]
 # Rows of the papers' tables, counted by hand. In Table 2 of evalnorm every training has two rows, EMA and EN, and those
 # of setting (c) are here once for each of its two readings.
 TABLES = {
-    'xbn Table 4': 12, 'xbn Table 5': 6, 'xbn Table 6': 9, 'evalnorm Table 2': 30, 'sn Table IV': 7, 'sn Table V': 5,
-    'sn Table VI': 6, 'sn Table VII': 16, 'sn Table VIII': 8, 'rbn Table 5': 4, 'rbn Table 6': 4, 'rbn Table 7': 4}
+    'xbn Table 4': 12,
+    'xbn Table 5': 6,
+    'xbn Table 6': 9,
+    'evalnorm Table 2': 30,
+    'sn Table IV': 7,
+    'sn Table V': 5,
+    'sn Table VI': 6,
+    'sn Table VII': 16,
+    'sn Table VIII': 8,
+    'rbn Table 5': 4,
+    'rbn Table 6': 4,
+    'rbn Table 7': 4,
+}
 
 
 @pytest.fixture(scope='module')
@@ -38,8 +50,11 @@ def test_rows_that_no_table_has(zoo):
     real = {name: model for name, model in zoo.items() if model.data != 'digits'}
     more = Counter((model.paper, model.task) for model in real.values() if not model.published)
     assert more['bgn', 'object detection'] == more['bgn', 'instance segmentation'] == 3
-    deeplabs = [(name.split('_')[0], model.data, model.norm) for name, model in real.items()
-                if name.startswith('deeplabv3') and '_r50_' in name]
+    deeplabs = [
+        (name.split('_')[0], model.data, model.norm)
+        for name, model in real.items()
+        if name.startswith('deeplabv3') and '_r50_' in name
+    ]
     assert len(set(deeplabs)) == len(deeplabs) == 16
     for part in ('r50_gw', 'r50_in', 'r50_d2', 'r50_d4', 'r50_p1', 'r50_p3', 'r50_full', 'ibn_r50', 'ibn_r101'):
         assert f'faster_rcnn_{part}' in zoo or f'faster_rcnn_xbn_{part}' in zoo
@@ -63,8 +78,12 @@ def test_what_pretrained_weights_are(zoo):
 
 
 def test_figures_are_of_the_task(zoo):
-    wanted = {'object detection': 'AP^bbox', 'instance segmentation': 'AP^mask', 'panoptic segmentation': 'PQ',
-              'semantic segmentation': 'mIoU'}
+    wanted = {
+        'object detection': 'AP^bbox',
+        'instance segmentation': 'AP^mask',
+        'panoptic segmentation': 'PQ',
+        'semantic segmentation': 'mIoU',
+    }
     for model in zoo.values():
         for row in model.published:
             assert wanted[model.task] in row.metrics, model.name
@@ -91,7 +110,7 @@ def test_find_model(zoo):
 
 def test_find_model_that_a_config_inherits_from(zoo, tmp_path):
     base = tmp_path / 'base.py'
-    base.write_text(f"_base_ = {str(zoo['mask_rcnn_gn_r50_4conv1fc'].path)!r}")  # which inherits from a row itself
+    base.write_text(f'_base_ = {str(zoo["mask_rcnn_gn_r50_4conv1fc"].path)!r}')  # which inherits from a row itself
     mine = tmp_path / 'mine.py'
     mine.write_text("_base_ = './base.py'")
     assert find_model(mine, zoo).name == 'mask_rcnn_gn_r50_4conv1fc'
@@ -101,10 +120,18 @@ def test_find_model_that_a_config_inherits_from(zoo, tmp_path):
     assert find_model(mine, zoo) is None
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (dict(Config=None), 'entry m of the metafile is incomplete'), (dict(Color='red'), 'unknown keys: Color'),
-    (dict(Metadata=dict(Task='sleeping', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')), "'sleeping' is not one of"),
-    (dict(Published=[dict(Table='t')]), 'is incomplete')])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(Config=None), 'entry m of the metafile is incomplete'),
+        (dict(Color='red'), 'unknown keys: Color'),
+        (
+            dict(Metadata=dict(Task='sleeping', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')),
+            "'sleeping' is not one of",
+        ),
+        (dict(Published=[dict(Table='t')]), 'is incomplete'),
+    ],
+)
 def test_bad_entry_is_named(tmp_path, change, message):
     metadata = dict(Task='object detection', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')
     entry = {'Name': 'm', 'Config': 'm.py', 'In Collection': 'xbn', 'Metadata': metadata, 'Norms': {}}
@@ -128,8 +155,9 @@ def test_no_metafile_or_the_same_name_twice(tmp_path):
 
 def test_list_and_show(tool, zoo):
     run = tool('zoo.py', 'list', '--paper', 'sn', '--norm', 'SyncSN', '--data', 'Cityscapes', '--task', 'semantic')
-    chosen = [model for model in zoo.values()
-              if (model.paper, model.norm, model.data) == ('sn', 'SyncSN', 'Cityscapes')]
+    chosen = [
+        model for model in zoo.values() if (model.paper, model.norm, model.data) == ('sn', 'SyncSN', 'Cityscapes')
+    ]
     lines = run.stdout.splitlines()[1:]
     assert {line.split()[0] for line in lines} == {model.config for model in chosen}
     shown = json.loads(tool('zoo.py', 'show', 'mask_rcnn_xbn_r50').stdout)
@@ -147,8 +175,12 @@ def test_path_is_that_of_the_file(tool, tmp_path):
     (tmp_path / 'link.py').symlink_to(ROOT / 'configs/mask_rcnn_xbn_r50.py')
     (tmp_path / 'faster_rcnn_xbn_r50.py').write_text('')
     (tmp_path / 'mask_rcnn_xbn_r50.py').symlink_to(ROOT / 'configs/mask_rcnn_xbn_r50.py')
-    for name in ('mask_rcnn_xbn_r50', 'configs/mask_rcnn_xbn_r50.py', './mask_rcnn_xbn_r50.py',
-                 ROOT / 'configs/mask_rcnn_xbn_r50.py'):
+    for name in (
+        'mask_rcnn_xbn_r50',
+        'configs/mask_rcnn_xbn_r50.py',
+        './mask_rcnn_xbn_r50.py',
+        ROOT / 'configs/mask_rcnn_xbn_r50.py',
+    ):
         assert json.loads(tool('zoo.py', 'show', name).stdout)[0]['name'] == 'mask_rcnn_xbn_r50'
     for args in (['check', 'faster_rcnn_xbn_r50.py'], ['sweep', tmp_path / 'faster_rcnn_xbn_r50.py', 1]):
         run = tool('zoo.py', *args)
@@ -160,8 +192,12 @@ def test_path_is_that_of_the_file(tool, tmp_path):
 def test_list_needs_no_torch(tool, tmp_path):
     """Which takes seconds to import."""
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
-    done = subprocess.run(command('zoo.py', 'list', 'mask_rcnn_xbn_r50'), capture_output=True, text=True,
-                          env=dict(environment(), PYTHONPATH=str(tmp_path)))
+    done = subprocess.run(
+        command('zoo.py', 'list', 'mask_rcnn_xbn_r50'),
+        capture_output=True,
+        text=True,
+        env=dict(environment(), PYTHONPATH=str(tmp_path)),
+    )
     assert done.returncode == 0 and 'mask_rcnn_xbn_r50.py' in done.stdout, done.stderr
 
 
@@ -175,26 +211,50 @@ def test_output_that_is_cut_off(tmp_path):
     done.wait()
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    (['list', 'no_such'], 'no_such is not a config of the zoo'), (['list', '--norm', 'XX'], '--norm XX has no config'),
-    (['list', '--paper', 'xbn', '--norm', 'SN'], 'no config matches --paper xbn and --norm SN; there are 34 without '
-                                                 '--paper xbn, 48 without --norm SN'),
-    (['list', 'mask_rcnn_xbn_r50', '--task', 'panoptic'], '1 without --task panoptic segmentation'),
-    (['table', '--write', '--paper', 'bgn'], '--write writes the pages of all configs'),
-    (['sweep', 'no_such', '2'], 'is not a config of the zoo'), (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search')])
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['list', 'no_such'], 'no_such is not a config of the zoo'),
+        (['list', '--norm', 'XX'], '--norm XX has no config'),
+        (
+            ['list', '--paper', 'xbn', '--norm', 'SN'],
+            'no config matches --paper xbn and --norm SN; there are 34 without --paper xbn, 48 without --norm SN',
+        ),
+        (['list', 'mask_rcnn_xbn_r50', '--task', 'panoptic'], '1 without --task panoptic segmentation'),
+        (['table', '--write', '--paper', 'bgn'], '--write writes the pages of all configs'),
+        (['sweep', 'no_such', '2'], 'is not a config of the zoo'),
+        (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search'),
+    ],
+)
 def test_mistakes(tool, args, message):
     run = tool('zoo.py', *args)
     assert run.returncode == 2 and run.stdout.startswith('error: ') and message in run.stdout
     assert 'Traceback' not in run.stdout
 
 
-@pytest.mark.parametrize(('name', 'processes', 'said', 'options'), [
-    ('faster_rcnn_bn_r50_scratch_8x2', 1, '180,000 images, not 1,440,000',
-     {'train_cfg.max_iters': 720000, 'param_scheduler.1.milestones': [480000, 640000]}),
-    ('pspnet_sn_r50_8x2_cityscapes', 4, '595,000 images, not 1,190,000',
-     {'train_cfg.max_iters': 148750, 'param_scheduler.0.end': 148750}),
-    ('pspnet_xbn_r50_digits', 1, '4,000 images, not 8,000',
-     {'train_cfg.max_iters': 2000, 'param_scheduler.1.end': 2000})])  # a warm-up stays
+@pytest.mark.parametrize(
+    ('name', 'processes', 'said', 'options'),
+    [
+        (
+            'faster_rcnn_bn_r50_scratch_8x2',
+            1,
+            '180,000 images, not 1,440,000',
+            {'train_cfg.max_iters': 720000, 'param_scheduler.1.milestones': [480000, 640000]},
+        ),
+        (
+            'pspnet_sn_r50_8x2_cityscapes',
+            4,
+            '595,000 images, not 1,190,000',
+            {'train_cfg.max_iters': 148750, 'param_scheduler.0.end': 148750},
+        ),
+        (
+            'pspnet_xbn_r50_digits',
+            1,
+            '4,000 images, not 8,000',
+            {'train_cfg.max_iters': 2000, 'param_scheduler.1.end': 2000},
+        ),
+    ],
+)  # a warm-up stays
 def test_fewer_processes_than_the_iterations_are_for(zoo, name, processes, said, options):
     """The options that are said make the schedule see as many images, and then there is nothing more to say."""
     path = zoo[name].path
@@ -206,10 +266,15 @@ def test_fewer_processes_than_the_iterations_are_for(zoo, name, processes, said,
     assert not describe_batch(cfg, path, processes)
 
 
-@pytest.mark.parametrize(('name', 'processes', 'change'), [
-    ('faster_rcnn_bn_r50_scratch_8x2', 8, {}), ('faster_rcnn_bn_r50_scratch_8x2', 1, dict(auto_scale_lr=None)),
-    ('faster_rcnn_bn_r50_scratch_8x2', 1, {'train_cfg.max_iters': 100}),
-    ('faster_rcnn_rbn_r50', 1, {})])  # counts epochs
+@pytest.mark.parametrize(
+    ('name', 'processes', 'change'),
+    [
+        ('faster_rcnn_bn_r50_scratch_8x2', 8, {}),
+        ('faster_rcnn_bn_r50_scratch_8x2', 1, dict(auto_scale_lr=None)),
+        ('faster_rcnn_bn_r50_scratch_8x2', 1, {'train_cfg.max_iters': 100}),
+        ('faster_rcnn_rbn_r50', 1, {}),
+    ],
+)  # counts epochs
 def test_nothing_to_say_of_a_batch(zoo, name, processes, change):
     cfg = Config.fromfile(zoo[name].path)
     cfg.merge_from_dict(change)

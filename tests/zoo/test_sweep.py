@@ -1,4 +1,5 @@
 """A search for the learning rate trains each, reports the best, and does not train again what is done."""
+
 import argparse
 import json
 import sys
@@ -18,8 +19,19 @@ RATES = {'optim_wrapper.optimizer.lr': [1e-3, 1e-9]}
 
 def searched(path, rates):
     """The entry of a config of which the paper searched the learning rate."""
-    return Model('project', str(path), 'xbn', 'object detection', 'EN', 'scratch', 'R-50', 'digits', {},
-                 published=(Published('xbn Table 6', 'BN', 'digits val', {'AP^bbox': 1.}), ), sweep=rates)
+    return Model(
+        'project',
+        str(path),
+        'xbn',
+        'object detection',
+        'EN',
+        'scratch',
+        'R-50',
+        'digits',
+        {},
+        published=(Published('xbn Table 6', 'BN', 'digits val', {'AP^bbox': 1.0}),),
+        sweep=rates,
+    )
 
 
 @pytest.fixture
@@ -67,7 +79,7 @@ def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(tmp_path, c
         logs = work_dir / '20250101_120000/vis_data'
         logs.mkdir(parents=True)
         metrics = {'coco/bbox_mAP': 0.25} if work_dir.name == 'lr_0.01' else {}
-        lines = [dict(loss=1., lr=0.1, time=0.1, iter=10, step=10), dict(metrics, time=0.1, data_time=0.1, step=10)]
+        lines = [dict(loss=1.0, lr=0.1, time=0.1, iter=10, step=10), dict(metrics, time=0.1, data_time=0.1, step=10)]
         lines = lines[:1] if work_dir.name == 'lr_0.02' else lines
         (logs / 'scalars.json').write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
         (work_dir / 'run.json').write_text(json.dumps(dict(finished='2025-01-01T12:01:00')))
@@ -110,14 +122,19 @@ def test_rows_that_have_a_search_are_those_of_the_metafile(capsys):
     entries = yaml.safe_load(METAFILE.read_text())['Models']
     tables = {row['Table'] for entry in entries if 'Sweep' in entry for row in entry['Published']}
     assert tables and capsys.readouterr().err == (
-        f'error: mask_rcnn_xbn_r50 has no search in its paper; these tables have one: {", ".join(sorted(tables))}\n')
+        f'error: mask_rcnn_xbn_r50 has no search in its paper; these tables have one: {", ".join(sorted(tables))}\n'
+    )
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    (['sweep', 'NAME', '0'], 'NUM_PROCESSES: must be 1 or more, got 0'),
-    (['sweep', 'NAME', 'two'], 'NUM_PROCESSES: must be 1 or more, got two'),
-    (['sweep', 'NAME', '1', '--cfg-options', 'foo'], 'foo is not KEY=VALUE'),
-    (['check', '--jobs', '0'], '--jobs: must be 1 or more, got 0')])
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['sweep', 'NAME', '0'], 'NUM_PROCESSES: must be 1 or more, got 0'),
+        (['sweep', 'NAME', 'two'], 'NUM_PROCESSES: must be 1 or more, got two'),
+        (['sweep', 'NAME', '1', '--cfg-options', 'foo'], 'foo is not KEY=VALUE'),
+        (['check', '--jobs', '0'], '--jobs: must be 1 or more, got 0'),
+    ],
+)
 def test_arguments_are_checked_before_anything_starts(capsys, args, message):
     with pytest.raises(SystemExit):
         run_command('zoo', args)

@@ -1,4 +1,5 @@
 """Hyperparameters of every row, against what the papers say; from the papers' text, not from the configs."""
+
 import re
 
 import pytest
@@ -22,7 +23,6 @@ TRAINING = {
     'sn Table VIII R-50 Cityscapes': (0.02, 74375, [], 16, 2),
     **{f'rbn Table {table} R-{depth}': (0.02, 12, [8, 11], 16, 2) for table in (5, 6, 7) for depth in (50, 101)},
 }
-pytestmark = pytest.mark.xdist_group('zoo')  # with whatever has parsed the same configs
 ZOO = load_zoo()
 ROWS = {name: model for name, model in ZOO.items() if model.published}
 
@@ -31,13 +31,24 @@ def training(cfg):
     """What TRAINING has of a config."""
     loop = cfg.train_cfg
     steps = [step for scheduler in cfg.param_scheduler for step in scheduler.get('milestones', [])]
-    return (cfg.optim_wrapper.optimizer.lr, loop.get('max_iters') or loop.max_epochs, steps,
-            cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size)
+    return (
+        cfg.optim_wrapper.optimizer.lr,
+        loop.get('max_iters') or loop.max_epochs,
+        steps,
+        cfg.auto_scale_lr.base_batch_size,
+        cfg.train_dataloader.batch_size,
+    )
 
 
-@pytest.mark.parametrize('name', [name for name, model in ROWS.items()
-                                  if 'Table 6' not in model.published[0].table or model.paper == 'rbn'
-                                  if model.paper != 'evalnorm'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        name
+        for name, model in ROWS.items()
+        if 'Table 6' not in model.published[0].table or model.paper == 'rbn'
+        if model.paper != 'evalnorm'
+    ],
+)
 def test_schedule_and_batch(name):
     model = ROWS[name]
     table = f'{model.published[0].table.split(",")[0]} {model.backbone}'
@@ -48,8 +59,11 @@ def test_schedule_and_batch(name):
 
 @pytest.mark.parametrize('images', [2, 4, 8])
 def test_from_scratch_of_xbn(images):
-    rows = [model for model in ROWS.values() if model.published[0].table == 'xbn Table 6'
-            and model.name.endswith(f'8x{images}')]
+    rows = [
+        model
+        for model in ROWS.values()
+        if model.published[0].table == 'xbn Table 6' and model.name.endswith(f'8x{images}')
+    ]
     assert [row.norm for row in rows] == ['BN', 'GN', 'XBN-GN']
     for row in rows:
         assert training(config(row.path)) == (0.02, 90000, [60000, 80000], 8 * images, images)
@@ -83,8 +97,9 @@ def test_norms_of_sn(name):
         assert ROWS[name].published[0].row == f'{ROWS[name].norm} (8,{size[1]})'
 
 
-@pytest.mark.parametrize('name', [name for name, model in ROWS.items() if model.data == 'COCO'
-                                  if model.paper in ('xbn', 'sn')])
+@pytest.mark.parametrize(
+    'name', [name for name, model in ROWS.items() if model.data == 'COCO' if model.paper in ('xbn', 'sn')]
+)
 def test_detectors_are_those_of_the_codebases(name):
     cfg = config(ROWS[name].path).model
     losses = cfg.rpn_head.loss_bbox, cfg.roi_head.bbox_head.loss_bbox
@@ -99,11 +114,17 @@ def test_detectors_are_those_of_the_codebases(name):
         assert cfg.train_cfg.rpn_proposal.max_per_img == 2000 // images
 
 
-@pytest.mark.parametrize('name, rates', [
-    ('faster_rcnn_gn_r50', {'conv.bias': 2, 'norm.bias': 2}),  # in maskrcnn-benchmark whatever is called bias
-    ('faster_rcnn_gn_r50_gn_head', {'conv.bias': 2, 'norm.bias': 1}),
-    ('faster_rcnn_gn_r50_c4', {'conv.bias': 1, 'norm.bias': 1}),  # res50.yml of faster-rcnn.pytorch: DOUBLE_BIAS False
-])
+@pytest.mark.parametrize(
+    'name, rates',
+    [
+        ('faster_rcnn_gn_r50', {'conv.bias': 2, 'norm.bias': 2}),  # in maskrcnn-benchmark whatever is called bias
+        ('faster_rcnn_gn_r50_gn_head', {'conv.bias': 2, 'norm.bias': 1}),
+        (
+            'faster_rcnn_gn_r50_c4',
+            {'conv.bias': 1, 'norm.bias': 1},
+        ),  # res50.yml of faster-rcnn.pytorch: DOUBLE_BIAS False
+    ],
+)
 def test_biases(name, rates):
     cfg = config(ZOO[name].path).optim_wrapper
     model = nn.ModuleDict(dict(conv=nn.Conv2d(2, 2, 1), norm=nn.GroupNorm(1, 2)))
@@ -116,8 +137,9 @@ def test_biases(name, rates):
     assert decays == {'conv.weight': 1e-4, 'conv.bias': 0, 'norm.weight': of_weight, 'norm.bias': 0}
 
 
-@pytest.mark.parametrize('name', [name for name, model in ZOO.items()
-                                  if model.paper == 'bgn' or 'scratch' in name and model.paper == 'sn'])
+@pytest.mark.parametrize(
+    'name', [name for name, model in ZOO.items() if model.paper == 'bgn' or 'scratch' in name and model.paper == 'sn']
+)
 def test_from_scratch_has_no_weights(name):
     cfg = config(ZOO[name].path)
     assert not cfg.model.backbone.get('init_cfg') and cfg.model.backbone.frozen_stages == -1

@@ -1,4 +1,5 @@
 """What scripts that show a paper's claim at small scale share: the digits, the results' header, JSON and plots."""
+
 import datetime
 import io
 import json
@@ -32,17 +33,29 @@ def load_digits():
     They are in [0, 1] and not standardized, for all arms of all experiments.
     """
     from sklearn.datasets import load_digits as load
+
     found = load()
     return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(found.target)
 
 
 def add_common_arguments(parser, name, seeds):
     """Add what every claim script understands: --seeds, --tiny, --out and --plot-only."""
-    parser.add_argument('--seeds', nargs='+', type=int, default=list(range(seeds)), metavar='N',
-                        help=f'of initialization and data (default: 0 to {seeds - 1})')
+    parser.add_argument(
+        '--seeds',
+        nargs='+',
+        type=int,
+        default=list(range(seeds)),
+        metavar='N',
+        help=f'of initialization and data (default: 0 to {seeds - 1})',
+    )
     parser.add_argument('--tiny', action='store_true', help='seconds instead of minutes: to see that the script runs')
-    parser.add_argument('--out', type=Path, default=RESULTS, metavar='DIR',
-                        help=f'for {name}.json and its plots (default: tools/claims/results)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=RESULTS,
+        metavar='DIR',
+        help=f'for {name}.json and its plots (default: tools/claims/results)',
+    )
     parser.add_argument('--plot-only', action='store_true', help=f'draw what {name}.json in --out already holds')
 
 
@@ -55,8 +68,14 @@ def begin(args, name):
 
 def header(script, argv, seeds):
     """What the figures depend on: command, seeds, machine and versions."""
-    return dict(command=' '.join(['python', f'tools/claims/{script}.py', *argv]), date=str(datetime.date.today()),
-                seeds=seeds, threads=torch.get_num_threads(), device=describe_device(), versions=versions())
+    return dict(
+        command=' '.join(['python', f'tools/claims/{script}.py', *argv]),
+        date=str(datetime.date.today()),
+        seeds=seeds,
+        threads=torch.get_num_threads(),
+        device=describe_device(),
+        versions=versions(),
+    )
 
 
 def significant(values):

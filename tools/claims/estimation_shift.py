@@ -9,6 +9,7 @@ neurons (A5: a CNN of 14), full-batch gradient descent. 'GNBN' has GN in place o
 
 Writes estimation_shift.json, and estimation_shift_*.png for each setup and for the appendix.
 """
+
 import argparse
 import copy
 import json
@@ -58,6 +59,7 @@ class Experiment:
         groups: Of the GNs of GNBN.
         iterations: Of full-batch gradient descent.
     """
+
     figure: str
     norm: str = 'BN'
     train_size: int = None
@@ -84,12 +86,17 @@ APPENDIX = {
     'a6': Experiment('Figure A6', norm='GNBN', groups=1),
     'a7': Experiment('Figure A7', norm='GNBN', groups=16),
 }
-SETUP_TWO = {f'{norm.lower()}_{size}': Experiment(figure, norm=norm, train_size=size)
-             for norm, figure in (('BN', 'Figure 3'), ('GNBN', 'Figure 5')) for size in TRAIN_SIZES}
+SETUP_TWO = {
+    f'{norm.lower()}_{size}': Experiment(figure, norm=norm, train_size=size)
+    for norm, figure in (('BN', 'Figure 3'), ('GNBN', 'Figure 5'))
+    for size in TRAIN_SIZES
+}
 # Section 4.2.1 names one network without BN. Without norms these 20 layers do not learn by the recipe of the others
 # (chance level after 80 iterations), so this arm has its own: He's initialization, 1,000 iterations at 0.02.
-NO_NORM = {f'none_{size}': Experiment('Section 4.2.1', norm='none', train_size=size, lr=0.02, iterations=1000)
-           for size in TRAIN_SIZES}
+NO_NORM = {
+    f'none_{size}': Experiment('Section 4.2.1', norm='none', train_size=size, lr=0.02, iterations=1000)
+    for size in TRAIN_SIZES
+}
 EXPERIMENTS = SETUP_ONE | APPENDIX | SETUP_TWO | NO_NORM
 
 
@@ -101,6 +108,7 @@ def parse_args(argv):
 
 def build_network(experiment, in_channels):
     """Linear (or 3 x 3 conv), norm and ReLU for each layer, counted from 1, then the classifier."""
+
     def norm(number, channels):
         if experiment.norm == 'none':
             return nn.Identity()
@@ -178,7 +186,7 @@ def run(experiment, seed, images, labels):
         images = images.flatten(1)
     chosen = torch.arange(len(images))
     if experiment.train_size:
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:experiment.train_size]
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: experiment.train_size]
     train_images, train_labels = images[chosen], labels[chosen]
     per_channel = [dim for dim in range(images.dim()) if dim != 1]
     input_statistics = train_images.mean(per_channel), train_images.var(per_channel, correction=0)
@@ -210,7 +218,8 @@ def run(experiment, seed, images, labels):
         input_sigma=shifts[0].esm_sigma,
         relative_sigma=[shifts[number].relative_sigma for number in layers],
         train_set_sigma=[on_training_set[number].esm_sigma for number in layers],
-        batch_error=error_by_batch(network, images, labels))
+        batch_error=error_by_batch(network, images, labels),
+    )
 
 
 def summarize(experiment, runs):
@@ -224,9 +233,13 @@ def summarize(experiment, runs):
     """
     values = {key: np.array([found[key] for found in runs]) for key in runs[0]}
     train_error, test_error = values['train_error'], values['test_error']
-    result = dict(setting=asdict(experiment), train_error=mean_and_std(train_error),
-                  test_error=mean_and_std(test_error), train_error_end=mean_and_std(train_error[:, -1]),
-                  test_error_end=mean_and_std(test_error[:, -1]))
+    result = dict(
+        setting=asdict(experiment),
+        train_error=mean_and_std(train_error),
+        test_error=mean_and_std(test_error),
+        train_error_end=mean_and_std(train_error[:, -1]),
+        test_error_end=mean_and_std(test_error[:, -1]),
+    )
     if experiment.norm == 'none':
         return result
     gap = test_error - train_error
@@ -248,7 +261,8 @@ def summarize(experiment, runs):
         esm_sigma_end=mean_and_std(esm_sigma[:, -1]),
         input_sigma=mean_and_std(values['input_sigma']),
         relative_sigma_end=mean_and_std(values['relative_sigma']),
-        train_set_sigma_end=mean_and_std(values['train_set_sigma']))
+        train_set_sigma_end=mean_and_std(values['train_set_sigma']),
+    )
 
 
 def describe(setting):
@@ -328,8 +342,9 @@ def draw_setup_one(figure, results, same_scale):
         for column in grid.T:
             share_scale(column)
     lines = [Line2D([], [], color=COLORS[0], linestyle=style) for style in ('-', ':')]
-    figure.legend(lines, ['test error, evaluation mode', 'training error, training mode'], loc='outside upper left',
-                  ncols=2)
+    figure.legend(
+        lines, ['test error, evaluation mode', 'training error, training mode'], loc='outside upper left', ncols=2
+    )
     add_depth_scale(figure, grid)
 
 
@@ -346,15 +361,30 @@ def draw_setup_two(figure, results):
     by_depth[1].legend(title='Training digits', ncols=2)
 
     for prefix, key, label, style in (
-            ('bn', 'test_error_end', 'BN', dict(color=COLORS[0])),
-            ('bn', 'batch_error_end', "BN by the test set's statistics", dict(color=COLORS[0], linestyle=':')),
-            ('gnbn', 'test_error_end', 'GNBN', dict(color=COLORS[1])),
-            ('none', 'test_error_end', 'no norm (recipe of its own)', dict(color=COLORS[3], linestyle='--'))):
+        ('bn', 'test_error_end', 'BN', dict(color=COLORS[0])),
+        ('bn', 'batch_error_end', "BN by the test set's statistics", dict(color=COLORS[0], linestyle=':')),
+        ('gnbn', 'test_error_end', 'GNBN', dict(color=COLORS[1])),
+        ('none', 'test_error_end', 'no norm (recipe of its own)', dict(color=COLORS[3], linestyle='--')),
+    ):
         values = [results[f'{prefix}_{size}'][key] for size in TRAIN_SIZES]
-        final.errorbar(TRAIN_SIZES, [value['mean'] for value in values], [value['std'] for value in values],
-                       marker='o', markersize=3.5, elinewidth=1, capsize=2, label=label, **style)
-    final.set(title='Figure 5 (b): at the end', xlabel='Training digits', ylabel='Test error (%)', xscale='log',
-              ylim=(0, None))
+        final.errorbar(
+            TRAIN_SIZES,
+            [value['mean'] for value in values],
+            [value['std'] for value in values],
+            marker='o',
+            markersize=3.5,
+            elinewidth=1,
+            capsize=2,
+            label=label,
+            **style,
+        )
+    final.set(
+        title='Figure 5 (b): at the end',
+        xlabel='Training digits',
+        ylabel='Test error (%)',
+        xscale='log',
+        ylim=(0, None),
+    )
     final.set_xticks(TRAIN_SIZES, [f'{size:,}' for size in TRAIN_SIZES])
     final.xaxis.set_minor_locator(NullLocator())
     final.legend(fontsize='x-small')
@@ -380,15 +410,19 @@ def main(argv=None):
         experiments = EXPERIMENTS
         if args.tiny:
             images, labels = images[:256], labels[:256]
-            experiments = {name: replace(experiment, layers=4, iterations=4)
-                           for name, experiment in EXPERIMENTS.items()}
+            experiments = {
+                name: replace(experiment, layers=4, iterations=4) for name, experiment in EXPERIMENTS.items()
+            }
         results = {}
         for name, experiment in experiments.items():
             start = time.perf_counter()
             results[name] = summarize(experiment, [run(experiment, seed, images, labels) for seed in args.seeds])
             test_error = results[name]['test_error_end']
-            print(f'{name:9} test error {test_error["mean"]:5.2f} +- {test_error["std"]:.2f} %, '
-                  f'{time.perf_counter() - start:.0f} s', flush=True)
+            print(
+                f'{name:9} test error {test_error["mean"]:5.2f} +- {test_error["std"]:.2f} %, '
+                f'{time.perf_counter() - start:.0f} s',
+                flush=True,
+            )
         write_results(path, dict(about=header(NAME, argv, args.seeds), results=results))
     content = json.loads(path.read_text())
     results = content['results']

@@ -14,6 +14,7 @@ EN trains as BN does, to the bit, so that one training serves all its evaluation
 
 A training that the results already hold is not run again: what was interrupted goes on, and what is complete is drawn.
 """
+
 import argparse
 import contextlib
 import datetime
@@ -38,51 +39,78 @@ ARMS = {f'sgd{sgd}_norm{size}': (sgd, size) for sgd, size in ((8, 2), (8, 4), (8
 INITIAL = 'sgd8_norm8'  # the batches that the network which all arms start from is trained with
 # What alpha and beta are, by what the results call it
 KINDS = dict(
-    ema='EMA: 0, as BN', simple='1/B', rule='1/B\u00b2', offline='estimated offline', online='estimated online')
+    ema='EMA: 0, as BN', simple='1/B', rule='1/B\u00b2', offline='estimated offline', online='estimated online'
+)
 # The two sets of arms that are shown side by side
 TABLES = {
     'SGD batch of 8 (as Table 1)': ('sgd8_norm2', 'sgd8_norm4', 'sgd8_norm8'),
-    'SGD batch = normalization batch (as Table 2d)': ('sgd2_norm2', 'sgd4_norm4', 'sgd8_norm8')}
+    'SGD batch = normalization batch (as Table 2d)': ('sgd2_norm2', 'sgd4_norm4', 'sgd8_norm8'),
+}
 SETTINGS = 'initial_epochs', 'epochs', 'train_images', 'val_images', 'offline_batches'
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='default: 0 1 2')
-    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM',
-                        help='default: all of %(choices)s')
+    parser.add_argument(
+        '--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM', help='default: all of %(choices)s'
+    )
     parser.add_argument('--data', default='data/digits', type=Path, metavar='DIR', help='default: %(default)s')
-    parser.add_argument('--out', default=RESULTS, type=Path, metavar='DIR',
-                        help='for evalnorm.json and its plots (default: tools/claims/results)')
+    parser.add_argument(
+        '--out',
+        default=RESULTS,
+        type=Path,
+        metavar='DIR',
+        help='for evalnorm.json and its plots (default: tools/claims/results)',
+    )
     parser.add_argument('--plot-only', action='store_true', help='draw what evalnorm.json in --out already holds')
-    parser.add_argument('--work-dir', default='work_dirs/claims/evalnorm', type=Path, metavar='DIR',
-                        help='for checkpoints (default: %(default)s)')
-    parser.add_argument('--initial-epochs', type=int, default=4, metavar='N',
-                        help='of the network that all arms start from (default: %(default)s)')
+    parser.add_argument(
+        '--work-dir',
+        default='work_dirs/claims/evalnorm',
+        type=Path,
+        metavar='DIR',
+        help='for checkpoints (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--initial-epochs',
+        type=int,
+        default=4,
+        metavar='N',
+        help='of the network that all arms start from (default: %(default)s)',
+    )
     parser.add_argument('--epochs', type=int, default=1, metavar='N', help='of each arm (default: %(default)s)')
     parser.add_argument('--train-images', type=int, metavar='N', help='default: all')
     parser.add_argument('--val-images', type=int, default=200, metavar='N', help='default: %(default)s')
-    parser.add_argument('--offline-batches', type=int, default=200, metavar='N',
-                        help='to estimate alpha and beta on (default: %(default)s)')
+    parser.add_argument(
+        '--offline-batches',
+        type=int,
+        default=200,
+        metavar='N',
+        help='to estimate alpha and beta on (default: %(default)s)',
+    )
     return parser.parse_args(argv)
 
 
 def training_config(args, name, sgd, size, epochs, seed, **overrides):
     """The config of one training: of the detector's, only batch sizes, length and seed differ between arms."""
     from mmengine.config import Config
+
     cfg = Config.fromfile(CONFIG)
     coco = args.data / 'coco'
-    cfg.merge_from_dict(dict(
-        train_dataloader=dict(batch_size=sgd, dataset=dict(indices=args.train_images)),
-        val_dataloader=dict(dataset=dict(indices=args.val_images)),
-        val_evaluator=dict(ann_file=str(coco / 'annotations/instances_val2017.json')),
-        train_cfg=dict(max_epochs=epochs, val_begin=epochs + 1),  # evaluations come after training
-        randomness=dict(seed=seed),
-        default_hooks=dict(checkpoint=dict(interval=epochs)),
-        work_dir=str(args.work_dir / name),
-        experiment_name=name,
-        log_level='ERROR',
-        **overrides))
+    cfg.merge_from_dict(
+        dict(
+            train_dataloader=dict(batch_size=sgd, dataset=dict(indices=args.train_images)),
+            val_dataloader=dict(dataset=dict(indices=args.val_images)),
+            val_evaluator=dict(ann_file=str(coco / 'annotations/instances_val2017.json')),
+            train_cfg=dict(max_epochs=epochs, val_begin=epochs + 1),  # evaluations come after training
+            randomness=dict(seed=seed),
+            default_hooks=dict(checkpoint=dict(interval=epochs)),
+            work_dir=str(args.work_dir / name),
+            experiment_name=name,
+            log_level='ERROR',
+            **overrides,
+        )
+    )
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.data_root = str(coco)
@@ -97,13 +125,17 @@ def training_config(args, name, sgd, size, epochs, seed, **overrides):
 
 def initial_checkpoint(args):
     """Where the network that all arms start from is; the name says what it was trained on."""
-    return (args.work_dir / f'initial_{args.initial_epochs}x{args.train_images or "all"}'
-            / f'epoch_{args.initial_epochs}.pth')
+    return (
+        args.work_dir
+        / f'initial_{args.initial_epochs}x{args.train_images or "all"}'
+        / f'epoch_{args.initial_epochs}.pth'
+    )
 
 
 def train_initial(args):
     """Train the network that all arms start from, with plain BN; leaves its checkpoint and returns its metrics."""
     from mmnorm import engine
+
     cfg = training_config(args, initial_checkpoint(args).parent.name, *ARMS[INITIAL], args.initial_epochs, seed=0)
     for part in (cfg.model.backbone, cfg.model.neck):
         part.norm_cfg = dict(type='BN')
@@ -115,8 +147,10 @@ def train_initial(args):
 def metrics_of(runner):
     """Evaluate; AP, AP50 and AP75 of boxes, in percent."""
     metrics = runner.val()
-    return {name: round(100 * metrics[f'coco/bbox_{key}'], 2)
-            for name, key in (('AP', 'mAP'), ('AP50', 'mAP_50'), ('AP75', 'mAP_75'))}
+    return {
+        name: round(100 * metrics[f'coco/bbox_{key}'], 2)
+        for name, key in (('AP', 'mAP'), ('AP50', 'mAP_50'), ('AP75', 'mAP_75'))
+    }
 
 
 def run_training(args, arm, seed):
@@ -127,10 +161,12 @@ def run_training(args, arm, seed):
     """
     from mmnorm import engine, estimate_offline
     from mmnorm.norms.evalnorm import EN
+
     start = time.monotonic()
     sgd, size = ARMS[arm]
-    cfg = training_config(args, f'{arm}_seed{seed}', sgd, size, args.epochs, seed,
-                          load_from=str(initial_checkpoint(args)))
+    cfg = training_config(
+        args, f'{arm}_seed{seed}', sgd, size, args.epochs, seed, load_from=str(initial_checkpoint(args))
+    )
     runner = engine.Runner.from_cfg(cfg)
     model = runner.train()
     train_seconds = time.monotonic() - start
@@ -144,12 +180,24 @@ def run_training(args, arm, seed):
         set_all(layers, values)
         found[kind] = metrics_of(runner)
     return dict(
-        arm=arm, seed=seed, sgd_batch=sgd, norm_batch=size,
+        arm=arm,
+        seed=seed,
+        sgd_batch=sgd,
+        norm_batch=size,
         learning_rate=runner.optim_wrapper.optimizer.param_groups[0]['initial_lr'],
-        iterations=runner.iter, images_seen=runner.max_epochs * len(runner.train_dataloader.dataset),
-        train_seconds=round(train_seconds, 1), seconds=round(time.monotonic() - start, 1), evaluations=found,
-        layers={name: {kind: dict(zip(('alpha', 'beta'), values[name]))
-                       for kind, values in (('online', online), ('offline', offline))} for name in layers})
+        iterations=runner.iter,
+        images_seen=runner.max_epochs * len(runner.train_dataloader.dataset),
+        train_seconds=round(train_seconds, 1),
+        seconds=round(time.monotonic() - start, 1),
+        evaluations=found,
+        layers={
+            name: {
+                kind: dict(zip(('alpha', 'beta'), values[name]))
+                for kind, values in (('online', online), ('offline', offline))
+            }
+            for name in layers
+        },
+    )
 
 
 def set_all(layers, values):
@@ -163,8 +211,14 @@ def set_all(layers, values):
 def training_batches(runner, size, seed, number):
     """Batches of ``size`` training images, shuffled, as the loader gives them."""
     loader = runner.build_dataloader(
-        dict(runner.cfg.train_dataloader, batch_size=size, batch_sampler=None,
-             sampler=dict(type='InfiniteSampler', shuffle=True)), seed=seed)
+        dict(
+            runner.cfg.train_dataloader,
+            batch_size=size,
+            batch_sampler=None,
+            sampler=dict(type='InfiniteSampler', shuffle=True),
+        ),
+        seed=seed,
+    )
     return itertools.islice(loader, number)
 
 
@@ -181,42 +235,68 @@ def read_results(args, path):
     """
     from mmnorm import engine
     from mmnorm.engine.record import describe_device, versions
+
     settings = {name: getattr(args, name) for name in SETTINGS}
     if not path.is_file():
-        return dict(about=dict(
-            date=str(datetime.date.today()), command=' '.join(['tools/claims/evalnorm.py', *sys.argv[1:]]),
-            device=describe_device(), threads=THREADS, versions=versions(), config=str(CONFIG.relative_to(ROOT)),
-            settings=settings), initial=None, trainings=[])
+        return dict(
+            about=dict(
+                date=str(datetime.date.today()),
+                command=' '.join(['tools/claims/evalnorm.py', *sys.argv[1:]]),
+                device=describe_device(),
+                threads=THREADS,
+                versions=versions(),
+                config=str(CONFIG.relative_to(ROOT)),
+                settings=settings,
+            ),
+            initial=None,
+            trainings=[],
+        )
     results = json.loads(path.read_text())
     if results['about']['settings'] != settings:
-        engine.stop(f'{path} was made with {results["about"]["settings"]}, which is not what was asked for now: '
-                    f'{settings}. Give another --out, or the same settings.')
+        engine.stop(
+            f'{path} was made with {results["about"]["settings"]}, which is not what was asked for now: '
+            f'{settings}. Give another --out, or the same settings.'
+        )
     return results
 
 
 def mean_and_spread(values):
     """Mean and standard deviation over seeds; the latter is 0 for a single one."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def ap_over_seeds(trainings, arm, kind, over_ema=False):
     """Mean and spread of an arm's AP, or of what it has over EMA's of the same training; None before it has run."""
-    aps = [row['evaluations'][kind]['AP'] - over_ema * row['evaluations']['ema']['AP']
-           for row in trainings if row['arm'] == arm]
+    aps = [
+        row['evaluations'][kind]['AP'] - over_ema * row['evaluations']['ema']['AP']
+        for row in trainings
+        if row['arm'] == arm
+    ]
     return mean_and_spread(aps) if aps else None
 
 
 def print_table(trainings):
     """Print AP of EMA and what the other evaluations have over it, mean and standard deviation over seeds."""
     from tabulate import tabulate
+
     rows = []
     for arm in ARMS:
         if ap_over_seeds(trainings, arm, 'ema'):
             cells = [ap_over_seeds(trainings, arm, kind, over_ema=kind != 'ema') for kind in KINDS]
-            rows.append([arm, *('{:{}.1f} \u00b1 {:.1f}'.format(cell[0], '+' if kind != 'ema' else '', cell[1])
-                                for kind, cell in zip(KINDS, cells))])
-    print(tabulate(rows, ['', 'AP of EMA', *(f'{kind} - EMA' for kind in list(KINDS)[1:])], 'github',
-                   disable_numparse=True))
+            rows.append(
+                [
+                    arm,
+                    *(
+                        '{:{}.1f} \u00b1 {:.1f}'.format(cell[0], '+' if kind != 'ema' else '', cell[1])
+                        for kind, cell in zip(KINDS, cells)
+                    ),
+                ]
+            )
+    print(
+        tabulate(
+            rows, ['', 'AP of EMA', *(f'{kind} - EMA' for kind in list(KINDS)[1:])], 'github', disable_numparse=True
+        )
+    )
 
 
 def draw_ap(figure, trainings):
@@ -229,8 +309,15 @@ def draw_ap(figure, trainings):
             top.errorbar(*points_of(trainings, arms, kind), fmt='o-', capsize=3, color=colors[kind])
         for place, kind in enumerate(list(KINDS)[1:]):
             x, means, spreads = points_of(trainings, arms, kind, over_ema=True)
-            bottom.bar([index + 0.2 * (place - 1.5) for index in x], means, 0.18, yerr=spreads, capsize=2,
-                       ecolor='#4a5058', color=colors[kind])
+            bottom.bar(
+                [index + 0.2 * (place - 1.5) for index in x],
+                means,
+                0.18,
+                yerr=spreads,
+                capsize=2,
+                ecolor='#4a5058',
+                color=colors[kind],
+            )
         top.set(title=title)
         bottom.axhline(0, color='#4a5058', linewidth=1)
         bottom.set(xlabel='normalization batch B, images')
@@ -240,8 +327,14 @@ def draw_ap(figure, trainings):
     grid[0, 0].set(ylabel='box AP, %')
     grid[1, 0].set(ylabel='box AP over that of EMA, points')
     handles = [top.containers[0], *(bars for bars in bottom.containers if isinstance(bars, BarContainer))]
-    figure.legend(handles, KINDS.values(), loc='outside upper left', ncols=len(KINDS), alignment='left',
-                  title=f'alpha and beta; means and standard deviations of {seeds} seeds')
+    figure.legend(
+        handles,
+        KINDS.values(),
+        loc='outside upper left',
+        ncols=len(KINDS),
+        alignment='left',
+        title=f'alpha and beta; means and standard deviations of {seeds} seeds',
+    )
 
 
 def points_of(trainings, arms, kind, over_ema=False):
@@ -253,8 +346,10 @@ def points_of(trainings, arms, kind, over_ema=False):
 def draw_layers(figure, trainings):
     """Draw alpha and beta by layer (paper evalnorm, Figure 3), means over seeds."""
     names = list(trainings[0]['layers'])
-    stages = ['FPN' if name.startswith('neck') else name.split('.')[1].replace('bn1', 'stem').removeprefix('layer')
-              for name in names]
+    stages = [
+        'FPN' if name.startswith('neck') else name.split('.')[1].replace('bn1', 'stem').removeprefix('layer')
+        for name in names
+    ]
     places = {stage: [index for index, other in enumerate(stages) if other == stage] for stage in stages}
     grid = figure.subplots(2, len(TABLES), sharex=True, sharey=True)
     for column, (title, arms) in zip(grid.T, TABLES.items()):
@@ -301,6 +396,7 @@ def main():
     from mmnorm import engine
     from mmnorm.engine.preflight import problems
     from mmnorm.files import write_json
+
     warnings.simplefilter('ignore')
     torch.set_num_threads(THREADS)
     found = problems(training_config(args, INITIAL, *ARMS[INITIAL], args.epochs, seed=0), 1, ('train', 'val'))

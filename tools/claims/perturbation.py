@@ -8,6 +8,7 @@ of each block's second BN. Then noise of magnitude 0 to 1 disturbs the statistic
 
 Writes perturbation.json and perturbation.png.
 """
+
 import argparse
 import json
 import sys
@@ -60,8 +61,15 @@ class Classifier(nn.Module):
 def build_classifier(norm_cfg):
     """ResNet-50 with BN (None) or with a batch-free norm in its XBN blocks."""
     # the last stage keeps the size of the one before it: 2 x 2 pixels, since IN needs more than one
-    options = dict(depth=50, in_channels=1, base_channels=16, strides=(1, 2, 2, 1), out_indices=(3, ),
-                   norm_eval=False, zero_init_residual=False)
+    options = dict(
+        depth=50,
+        in_channels=1,
+        base_channels=16,
+        strides=(1, 2, 2, 1),
+        out_indices=(3,),
+        norm_eval=False,
+        zero_init_residual=False,
+    )
     backbone = ResNet(**options) if norm_cfg is None else XBNResNet(xbn=dict(norm_cfg=norm_cfg), **options)
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -88,7 +96,7 @@ def train(norm_cfg, seed, images, labels, lr, momentum, weight_decay, batch_size
     batches = len(images) // batch_size  # the rest of an epoch, too small a batch for BN, is left out
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * batches)
     for _ in range(epochs):
-        for batch in torch.randperm(len(images))[:batches * batch_size].split(batch_size):
+        for batch in torch.randperm(len(images))[: batches * batch_size].split(batch_size):
             optimizer.zero_grad()
             cross_entropy(model(images[batch]), labels[batch]).backward()
             optimizer.step()
@@ -178,8 +186,9 @@ def draw(content, figure):
             values = by_blocks[str(number)]['accuracy']
             mean, std = np.array(values['mean']), np.array(values['std'])
             style = line_style(index)
-            axes.fill_between(deltas, mean - std, np.minimum(mean + std, 100), color=style['color'], alpha=0.15,
-                              linewidth=0)
+            axes.fill_between(
+                deltas, mean - std, np.minimum(mean + std, 100), color=style['color'], alpha=0.15, linewidth=0
+            )
             axes.plot(deltas, mean, marker='o', markersize=3.5, label=arm, **style)
         noun = 'block' if number == 1 else f'{number} blocks'
         axes.set(title=f'First {noun} disturbed\n{paper}', xlabel='Noise magnitude Δ', xlim=(0, 1), ylim=(0, 100))
@@ -194,14 +203,24 @@ def main(argv=None):
     if not args.plot_only:
         deltas, noise_seeds, recipe, data = DELTAS, NOISE_SEEDS, RECIPE, load_data()
         if args.tiny:
-            deltas, noise_seeds, recipe = [0., 1.], 1, RECIPE | dict(epochs=1)
+            deltas, noise_seeds, recipe = [0.0, 1.0], 1, RECIPE | dict(epochs=1)
             data = [values[:64] for values in data]
         results = run(args.seeds, deltas, noise_seeds, recipe, data)
-        write_results(path, dict(about=header(NAME, argv, args.seeds), recipe=recipe, noise_seeds=noise_seeds,
-                                 deltas=deltas, results=results))
+        write_results(
+            path,
+            dict(
+                about=header(NAME, argv, args.seeds),
+                recipe=recipe,
+                noise_seeds=noise_seeds,
+                deltas=deltas,
+                results=results,
+            ),
+        )
     content = json.loads(path.read_text())
-    note = (f'ResNet-50 on digits; mean over {len(content["about"]["seeds"])} networks and {content["noise_seeds"]} '
-            'draws of the noise; band: standard deviation over networks')
+    note = (
+        f'ResNet-50 on digits; mean over {len(content["about"]["seeds"])} networks and {content["noise_seeds"]} '
+        'draws of the noise; band: standard deviation over networks'
+    )
     write_png(path.with_suffix('.png'), (10.8, 3.9), lambda figure: draw(content, figure), note)
     print(f'{path}, {path.with_suffix(".png")}')
 

@@ -13,9 +13,13 @@ for them; the same images are train2017 and val2017. They are 118k where the pap
 leaves open is mmdet's: warm-up, weight decay, anchors, losses. Pretrained weights are torchvision's, with the stride in
 the 3 x 3 convolutions; the paper's are He et al.'s first ResNet, with the stride in the 1 x 1.
 """
+
 _base_ = [
-    '../../_base_/faster_rcnn_r50_c4.py', 'mmdet::_base_/datasets/coco_detection.py',
-    'mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py', '../../_base_/live_norm.py'
+    '../../_base_/faster_rcnn_r50_c4.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+    '../../_base_/live_norm.py',
 ]
 
 custom_imports = dict(imports=['mmnorm'], allow_failed_imports=False)
@@ -24,8 +28,10 @@ model = dict(
     backbone=dict(norm_cfg=norm_cfg, **_base_.live_norm),
     roi_head=dict(shared_head=dict(norm_cfg=norm_cfg, norm_eval=False)),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=300)), rpn_proposal=dict(max_per_img=300), rcnn=dict(sampler=dict(num=64))),
-    test_cfg=dict(rpn=dict(max_per_img=300)))
+        rpn=dict(sampler=dict(num=300)), rpn_proposal=dict(max_per_img=300), rcnn=dict(sampler=dict(num=64))
+    ),
+    test_cfg=dict(rpn=dict(max_per_img=300)),
+)
 
 resize = dict(type='Resize', scale=(600, 600), keep_ratio=False)
 train_pipeline = [*_base_.train_pipeline[:2], resize, *_base_.train_pipeline[3:]]
@@ -34,13 +40,13 @@ test_pipeline = [_base_.test_pipeline[0], resize, *_base_.test_pipeline[2:]]
 part = dict(_base_.train_dataloader.dataset, pipeline=train_pipeline)
 train2014 = dict(part, ann_file='annotations/instances_train2014.json', data_prefix=dict(img='train2014/'))
 valminusminival2014 = dict(
-    part, ann_file='annotations/instances_valminusminival2014.json', data_prefix=dict(img='val2014/'))
+    part, ann_file='annotations/instances_valminusminival2014.json', data_prefix=dict(img='val2014/')
+)
 train_dataloader = dict(
-    batch_size=8,
-    dataset=dict(_delete_=True, type='ConcatDataset', datasets=[train2014, valminusminival2014]))
+    batch_size=8, dataset=dict(_delete_=True, type='ConcatDataset', datasets=[train2014, valminusminival2014])
+)
 minival = 'annotations/instances_minival2014.json'
-val_dataloader = dict(
-    dataset=dict(ann_file=minival, data_prefix=dict(img='val2014/'), pipeline=test_pipeline))
+val_dataloader = dict(dataset=dict(ann_file=minival, data_prefix=dict(img='val2014/'), pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=_base_.data_root + minival)
 test_evaluator = val_evaluator

@@ -5,6 +5,7 @@ tests have a short side of 450 pixels (a long one of at most 1000), multi-scale 
 probabilities of 300, 400, 500 and 600 without flips. Training resizes to a square, which is how the paper puts it; the
 script that the authors released takes short sides of 300 to 575 and keeps the ratio.
 """
+
 _base_ = ['./csail_schedule.py', '../../_base_/ade20k.py']
 
 crop_size = (450, 450)
@@ -27,7 +28,8 @@ tta_pipeline = [
             [dict(type='Resize', scale=(1000, side), keep_ratio=True) for side in (300, 400, 500, 600)],
             [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],
-        ]),
+        ],
+    ),
 ]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

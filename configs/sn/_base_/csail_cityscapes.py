@@ -18,6 +18,7 @@ cityscapesscripts installed, is what tools/test.py writes with this config of yo
 
 It also does for multi-scale predictions, with ``--tta``.
 """
+
 _base_ = ['./csail_schedule.py', '../../_base_/cityscapes.py']
 
 crop_size = (713, 713)
@@ -35,7 +36,8 @@ tta_pipeline = [
             [dict(type='Resize', scale_factor=factor, keep_ratio=True) for factor in (1.0, 1.25, 1.5, 1.75)],
             [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],
-        ]),
+        ],
+    ),
 ]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 

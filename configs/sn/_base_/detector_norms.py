@@ -7,10 +7,12 @@ authors' later release for Detectron.pytorch has Mask R-CNN so; its Faster R-CNN
 SN's momentum is the authors' 0.003. Its control parameters have no weight decay, as gamma and beta, and norms' biases
 learn at the same rate as their weights. (8,2) is pretraining on 8 GPUs with 2 images each.
 """
+
 _base_ = '../../_base_/gn_norm.py'
 
 gn_mask_heads = dict(
-    neck=_base_.gn_heads.neck, roi_head=dict(mask_head=dict(norm_cfg=_base_.gn), **_base_.gn_heads.roi_head))
+    neck=_base_.gn_heads.neck, roi_head=dict(mask_head=dict(norm_cfg=_base_.gn), **_base_.gn_heads.roi_head)
+)
 
 sn_biases = dict(_delete_=True, bias_lr_mult=2, bias_decay_mult=0, norm_decay_mult=0)  # a paramwise_cfg
 

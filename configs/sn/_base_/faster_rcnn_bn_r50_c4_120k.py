@@ -6,10 +6,15 @@ image, RoIs of 7 x 7 of which conv5 makes 4 x 4, 256 of them an image, 300 in te
 smooth L1 losses, stem and first stage fixed when fine-tuned (the authors' later release for Detectron.pytorch fixes
 nothing). Warm-up and RoIAlign, in place of its crop and pooling, are mmdet's.
 """
+
 _base_ = [
-    '../../_base_/faster_rcnn_r50_c4.py', 'mmdet::_base_/datasets/coco_detection.py', '../../_base_/schedule_90k.py',
-    '../../_base_/runtime_by_iteration.py', '../../_base_/detectron.py', '../../_base_/scratch_norm.py',
-    './detector_norms.py'
+    '../../_base_/faster_rcnn_r50_c4.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../../_base_/schedule_90k.py',
+    '../../_base_/runtime_by_iteration.py',
+    '../../_base_/detectron.py',
+    '../../_base_/scratch_norm.py',
+    './detector_norms.py',
 ]
 
 detectron = _base_.detectron
@@ -19,15 +24,16 @@ model = dict(
     roi_head=dict(
         shared_head=dict(norm_eval=False),
         bbox_roi_extractor=dict(roi_layer=dict(output_size=7)),
-        bbox_head=dict(detectron.roi_head.bbox_head, roi_feat_size=4)),
+        bbox_head=dict(detectron.roi_head.bbox_head, roi_feat_size=4),
+    ),
     train_cfg=dict(detectron.train_cfg, rcnn=dict(sampler=dict(num=256))),
-    test_cfg=dict(rpn=dict(max_per_img=300), rcnn=dict(score_thr=0.0, nms=dict(iou_threshold=0.3))))
+    test_cfg=dict(rpn=dict(max_per_img=300), rcnn=dict(score_thr=0.0, nms=dict(iou_threshold=0.3))),
+)
 
 resize = dict(type='Resize', scale=(1000, 600), keep_ratio=True)
 train_pipeline = [*_base_.train_pipeline[:2], resize, *_base_.train_pipeline[3:]]
 test_pipeline = [_base_.test_pipeline[0], resize, *_base_.test_pipeline[2:]]
-train_dataloader = dict(
-    batch_size=3, sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=3, sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
