@@ -20,7 +20,7 @@ model = dict(
         mask_roi_extractor=dict(out_channels=channels, roi_layer=roi_layer),
         mask_head=dict(in_channels=channels, conv_out_channels=channels, num_classes=10),
     ),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=250, max_per_img=200), rcnn=dict(sampler=dict(num=32))),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=250, max_per_img=200), rcnn=dict(sampler=dict(num=40))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
 )
 

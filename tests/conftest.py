@@ -19,18 +19,12 @@ def pytest_configure(config):
         config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config, items):
-    """Leave slow tests out, and have those of e2e run one after the other where pytest-xdist runs several at a time.
-
-    They keep two cores busy by themselves, and two of them at a time would wait for each other.
-    """
-    slow = config.getoption('slow') or 'slow' in config.getoption('markexpr')
-    for item in items:
-        if item.get_closest_marker('slow') and not slow:
-            item.add_marker(pytest.mark.skip(reason='slow: --slow runs it'))
-        if item.get_closest_marker('e2e'):
-            item.add_marker(pytest.mark.xdist_group('e2e'))
+    """Skip slow tests, unless --slow or -m slow asks for them."""
+    if not config.getoption('slow') and 'slow' not in config.getoption('markexpr'):
+        for item in items:
+            if item.get_closest_marker('slow'):
+                item.add_marker(pytest.mark.skip(reason='slow: --slow runs it'))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Set everything up and run the tests on two cores; arguments go to pytest: tools/run_tests.sh -k report
-# The fast ones, which do not train: tools/run_tests.sh -m 'not e2e'. Also those for a release: tools/run_tests.sh --slow
+# Set everything up and run the tests; arguments go to pytest: tools/run_tests.sh -k report
+# Those that train or start processes are left out by -m 'not e2e'; those that only a release needs are run by --slow.
+# In one process, as --pdb and -s need it: -n 0
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,9 +21,9 @@ if ! has_browser && [[ $EUID == 0 ]] && command -v apt-get >/dev/null; then
     echo 'installing chromium for the test that opens a report'
     install_browser || true
 fi
-has_browser || echo 'no chromium: the test that opens a report is skipped (to run it: apt-get install chromium)'
+has_browser || echo 'no chromium: the test that opens a report is skipped (to have it: apt-get install chromium)'
 
-# One thread each, because many tests start processes of their own: more threads than cores are slower than one
+# One thread each, because there are as many processes as cores: more threads than cores are slower than one. A file's
+# tests stay together, for what they share. Four processes are what 16 GB of memory has room for.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Tests that train go one after the other (tests/conftest.py), the others beside them
-pytest -o testpaths=tests -n 2 --dist loadgroup "$@"
+pytest -o testpaths=tests -n logical --maxprocesses 4 --dist loadfile "$@"

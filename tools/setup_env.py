@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make the environment that mmnorm's commands run in: PyTorch, OpenMMLab with its compiled operators, and mmnorm.
 
-It needs Python 3.10 or newer with venv, a C++ compiler and nothing else. Once finished it repeats in no time;
-interrupted, it is continued by the same command. mmcv is compiled here against the PyTorch installed; its wheel is
+It needs Python 3.10 or newer with venv, a C++ compiler and nothing else. Run again once finished, it ends at once;
+after an interruption, the same command continues. mmcv is compiled here against the PyTorch installed; its wheel is
 kept in pip's cache folder for the next environment.
 
 Where packages come from is pip's own setting (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, proxies): an index

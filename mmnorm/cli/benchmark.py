@@ -1,4 +1,4 @@
-"""Time every registered normalizer beside BatchNorm, GroupNorm and a plain copy, in one process, interleaved.
+"""Time every registered normalizer against BatchNorm, GroupNorm and a plain copy, in one process, interleaved.
 
 Prints ratios over nn.BatchNorm2d and writes benchmark.json and benchmark.png. With --model it times a training step of
 Mask R-CNN R-50 with the norm everywhere (backbone, FPN, 4conv1fc head, mask head) instead, and its peak memory.

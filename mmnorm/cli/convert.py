@@ -1,8 +1,8 @@
-"""Convert a checkpoint of other code, or of another norm, into one that loads here.
+"""Convert a checkpoint from other code, or with another norm, into one that loads here.
 
 What is written loads strictly into the ResNet or ResNeXt of the source's depth and width, or into the backbone of
---config; else nothing is written. Without --config the backbone that loads it is printed, to be pasted into a config.
-Nothing that SOURCE carries is run.
+--config; otherwise nothing is written. Without --config, the backbone that loads it is printed, to paste into a config.
+No code in SOURCE is ever run.
 """
 
 import warnings

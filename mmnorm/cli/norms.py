@@ -1,4 +1,4 @@
-"""Show which norm layers a config has, which of them train, and what its norm_cfg left BN.
+"""Show which norm layers a config has, which of them train, and which its norm_cfg left as BN.
 
 The network is built, not trained; no weights are loaded or downloaded.
 

@@ -1,6 +1,6 @@
 """Write a report of one or more runs: report.html (one self-contained page), report.md and report.csv.
 
-Parts whose files are missing are left out; the report says which, and what would bring them.
+Parts whose files are missing are left out; the report says which, and how to get them.
 """
 
 import logging

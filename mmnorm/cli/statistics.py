@@ -1,11 +1,11 @@
-"""The BN statistics of a trained network, one step at a time; mmnorm diagnose does them all and says what to do.
+"""The BN statistics of a trained network, one step at a time; mmnorm diagnose runs them all and says what to do.
 
   shift      measure how far running statistics are from those of the test images (paper xbn, Definitions 1 and 2)
-  recollect  replace them by those of some batches: sn's batch average, precise BN; AdaBN with --data test
+  recollect  replace them with those of some batches: sn's batch average, precise BN; AdaBN with --data test
   evalnorm   turn BNs into EN and estimate alpha and beta, or set the rule (paper evalnorm, Section 3.4)
   perturb    evaluate with noise on the first BNs of the first residual blocks (paper xbn, Eq. 5, Figures 8 and A9)
 
-Any config and checkpoint of mmdet or mmseg; on several processes with --processes.
+Works with any config and checkpoint of mmdet or mmseg; on several processes with --processes.
 """
 
 from pathlib import Path
@@ -113,7 +113,7 @@ def shift(args, evaluation, original):
 
 
 def recollect(args, evaluation, original):
-    """Replace running statistics by those of training batches (or of test batches: AdaBN), with frozen weights."""
+    """Replace running statistics with those of training batches (or of test batches: AdaBN), with frozen weights."""
     engine.check_free(args.out)
     by_batch = statistics.trained_by_batch(evaluation.network)
     if not by_batch and not args.all:

@@ -1,4 +1,4 @@
-"""List the configs of the papers' tables, show what a paper says of one, check them, or search a learning rate."""
+"""List the configs of the papers' tables, show what a paper says about one, check them, or search a learning rate."""
 
 import argparse
 import json

@@ -148,5 +148,5 @@ def test_in_a_neck():
 
 
 def test_training_mode_is_refused():
-    with pytest.raises(ValueError, match=r'call model.eval\(\) before'):
+    with pytest.raises(ValueError, match=r'call model.eval\(\) first'):
         fuse_conv_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))

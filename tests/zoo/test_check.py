@@ -47,7 +47,6 @@ def with_new_parts():
     return names
 
 
-@pytest.mark.xdist_group('zoo')  # parsing all of them, which takes half a minute, is for all of these
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('paper', PAPERS)
 def test_all_configs_are_what_their_entries_say(paper, with_new_parts, monkeypatch):

@@ -127,7 +127,7 @@ def test_find_model_that_a_config_inherits_from(zoo, tmp_path):
         (dict(Color='red'), 'unknown keys: Color'),
         (
             dict(Metadata=dict(Task='sleeping', Norm='BN', Mode='live', Backbone='R-50', Data='COCO')),
-            "'sleeping' is none",
+            "'sleeping' is not one of",
         ),
         (dict(Published=[dict(Table='t')]), 'is incomplete'),
     ],
