@@ -1,10 +1,9 @@
-import importlib.util
 import json
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from mmnorm.cli import benchmark, run_command
 
 
 def test_times_layers_and_writes_json_and_a_chart(forked_tool, tmp_path):
@@ -47,9 +46,6 @@ def test_times_layers_and_writes_json_and_a_chart(forked_tool, tmp_path):
 @pytest.mark.parametrize('rois', [16, pytest.param(512, marks=pytest.mark.slow)])
 def test_times_a_training_step_of_a_detector(rois, tmp_path, monkeypatch):
     """With as many RoIs of an image as trainings have, and with fewer."""
-    spec = importlib.util.spec_from_file_location('benchmark_tool', ROOT / 'tools/benchmark_norms.py')
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     build = benchmark.detector
 
     def detector(norm_cfg):
@@ -59,23 +55,9 @@ def test_times_a_training_step_of_a_detector(rois, tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(benchmark, 'detector', detector)
+    arguments = ['--model', '--norms', 'SN', '--image-size', '64', '--rounds', '1']
     assert (
-        benchmark.main(
-            [
-                '--model',
-                '--norms',
-                'SN',
-                '--image-size',
-                '64',
-                '--rounds',
-                '1',
-                '--out',
-                str(tmp_path),
-                '--threads',
-                str(torch.get_num_threads()),
-            ]
-        )
-        == 0
+        run_command('benchmark', [*arguments, '--out', str(tmp_path), '--threads', str(torch.get_num_threads())]) == 0
     )
     rows = json.loads((tmp_path / 'benchmark_model.json').read_text())['rows']
     assert [row['norm'] for row in rows] == ['BN', 'SN']
