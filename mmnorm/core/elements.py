@@ -94,8 +94,8 @@ def complete(x: Tensor, moments: tuple, mean: Tensor, scale: Tensor, bias: Tenso
     return hat.mul_(spread(scale if rstd is None else scale / rstd, x)).add_(spread(shift, x))
 
 
-def reduce(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """``sum(grad)`` and ``sum(grad * (x - mean))`` over the positions, each (N, C); mean broadcasts to (N, C)."""
+def reduce(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum(grad)`` and ``rstd * sum(grad * (x - mean))`` over the positions, (N, C); mean and rstd broadcast to it."""
     (samples, channels), dtype = x.shape[:2], statistics_dtype(x)
     if not x.numel():
         zeros = x.new_zeros((samples, channels), dtype=dtype)
@@ -103,12 +103,11 @@ def reduce(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     rows = _for_statistics(_rows(x))
     count, length = rows.shape[1:]
     # contiguous: a reshaped scalar has strides of 0, which ATen's backward does not look at
-    own_mean = mean.to(dtype).expand(samples, channels).reshape(1, count).contiguous()
-    one = torch.ones_like(own_mean)
+    mean, rstd = (s.to(dtype).expand(samples, channels).reshape(1, count).contiguous() for s in (mean, rstd))
     # group_norm's bias gradient is sum(grad), its weight gradient sum(grad * (x - mean) * rstd); the weight counts
     # only for its type
     _, centered, total = _group_norm_backward(
-        _for_statistics(_rows(grad)), rows, own_mean, one, one.view(-1), 1, count, length, count, [False, True, True]
+        _for_statistics(_rows(grad)), rows, mean, rstd, rstd.view(-1), 1, count, length, count, [False, True, True]
     )
     return total.view(samples, channels), centered.view(samples, channels)
 

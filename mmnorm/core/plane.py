@@ -68,10 +68,10 @@ def first_derivative_only(backward: Callable) -> Callable:
 
 
 class _Normalize(torch.autograd.Function):
-    """``y = s (x - mu) + b``, ``s = weight / sqrt(var + eps)``; mu, s and b are functions of the plane (m, v).
+    """``y = s (x - mu) + b``, ``s = w r``, ``r = 1 / sqrt(var + eps)``; mu, var, w, b come from the plane (m, v).
 
-    With g = dL/dy and sums over the L positions:
-        dL/dmu = -s sum(g)        dL/ds = sum(g (x - mu))        dL/db = sum(g)
+    With g = dL/dy, sums over the L positions and d = r sum(g (x - mu)):
+        dL/dmu = -s sum(g)        dL/dvar = -s r d / 2        dL/dw = d        dL/db = sum(g)
     autograd through the plane makes dL/dm and dL/dv of these, and the gradients of the parameters. Each x is in
         m = sum(x) / L            v = sum((x - m)^2) / L
     and in y itself, so
@@ -84,20 +84,23 @@ class _Normalize(torch.autograd.Function):
         own_mean = moments[1]
         with torch.enable_grad():
             plane = [moment.detach().requires_grad_() for moment in moments[1:3]]
-            ctx.outputs = _coefficients(statistics, plane[0], plane[1], prod(x.shape[2:]), eps)
+            ctx.outputs = statistics(plane[0], plane[1], prod(x.shape[2:]))
         ctx.inputs = *plane, *parameters
-        mean, scale, bias = (value.detach() if torch.is_tensor(value) else value for value in ctx.outputs)
-        ctx.save_for_backward(x, own_mean, mean, scale)
+        mean, var, weight, bias = (value.detach() if torch.is_tensor(value) else value for value in ctx.outputs)
+        rstd = torch.rsqrt(var + eps)
+        scale = (weight * rstd).to(own_mean.dtype)
+        ctx.save_for_backward(x, own_mean, mean, rstd, scale)
         return elements.complete(x, moments, mean, scale, bias)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx, grad):
-        x, own_mean, mean, scale = ctx.saved_tensors
-        total, centered = elements.reduce(grad, x, mean)
+        x, own_mean, mean, rstd, scale = ctx.saved_tensors
+        total, dweight = elements.reduce(grad, x, mean, rstd)
+        dvar = (scale * dweight).mul_(rstd).mul_(-0.5)
         needed = [
-            (out, g.sum_to_size(out.shape).to(out.dtype))
-            for out, g in zip(ctx.outputs, (-scale * total, centered, total))
+            (out, g if g.shape == out.shape else g.sum_to_size(out.shape))
+            for out, g in zip(ctx.outputs, ((scale * total).neg_(), dvar, dweight, total))
             if torch.is_tensor(out) and out.requires_grad
         ]
         gradients = [None] * len(ctx.inputs)
