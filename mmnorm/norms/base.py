@@ -116,7 +116,11 @@ class PlaneNorm(RunningStatistics):
         """Normalize x, which is checked: on the plane, or as BN where the layer is that."""
         if self.is_bn_in_evaluation and not self.by_batch:
             return self.running_affine(x)
-        return normalize(x, self.statistics, self.eps, self._parameters.values())
+        return normalize(x, self.statistics, self.eps, self.learned())
+
+    def learned(self) -> list[Tensor | None]:
+        """Gamma, beta and the control parameters, or what was put in their place, such as a hypernetwork's tensors."""
+        return [getattr(self, name, None) for name in ('weight', 'bias', *self.control_parameters)]
 
     def running_affine(self, x: Tensor) -> Tensor:
         """Evaluate as BN: normalize by the running statistics, a constant affine per channel."""
@@ -176,7 +180,7 @@ class PlaneNorm(RunningStatistics):
             return
         if self.running_mean is None or self.used_statistics == slice(0):
             return  # evaluation mode changes nothing
-        if any(p is not None and p.requires_grad for p in self._parameters.values()):
+        if any(p is not None and p.requires_grad for p in self.learned()):
             warn_once(
                 f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does. '
                 f'{self.norm_eval_note} To train the norm in full set norm_eval=False (configs/_base_/live_norm.py); '

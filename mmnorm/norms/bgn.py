@@ -99,7 +99,7 @@ class BGN(PlaneNorm):
             return mean.repeat_interleave(per_group), var.repeat_interleave(per_group), gamma, beta
 
         if self.by_batch:
-            return like(normalize(x_runs, statistics, self.eps, self._parameters.values()), x)
+            return like(normalize(x_runs, statistics, self.eps, self.learned()), x)
         mean, var = (s.repeat_interleave(per_group) for s in (self.running_mean, self.running_var))
         gamma, beta = (p if torch.is_tensor(p) else None for p in (gamma, beta))
         return like(F.batch_norm(x_runs, mean, var, gamma, beta, eps=self.eps), x)

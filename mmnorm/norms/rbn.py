@@ -90,7 +90,7 @@ class RBN(PlaneNorm):
 
     def normalize(self, x):
         takes_var = self.by_batch or 'channel_std' in (self.center_stat, self.scale_stat)
-        y = normalize(spatially_centered(self, x), self.statistics, self.eps, self._parameters.values(), takes_var)
+        y = normalize(spatially_centered(self, x), self.statistics, self.eps, self.learned(), takes_var)
         return spatially_scaled(self, y) if self.calibrates('scale', 'spatial') else y
 
     # a BN checkpoint; running statistics are those of x_cm

@@ -58,7 +58,7 @@ class SN(Mixture):
                 'norm, there.'
             )
         statistics = partial(self.statistics, first=IN if x.dim() > 2 else LN)
-        return normalize(x, statistics, self.eps, self._parameters.values())
+        return normalize(x, statistics, self.eps, self.learned())
 
 
 class SyncSN(SN):

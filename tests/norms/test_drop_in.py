@@ -63,6 +63,23 @@ def test_without_bias(bn_cfg):
     torch.testing.assert_close(layer(x := torch.randn(SHAPE)), build(bn_cfg)(x))
 
 
+@pytest.mark.parametrize('bn_cfg', WITH_STATISTICS, ids=described)
+def test_gradients_reach_what_was_put_in_the_place_of_a_parameter(bn_cfg):
+    """As a hypernetwork or an old-style parametrization does: a tensor with a history, no parameter."""
+    layer, plain = build(bn_cfg), build(bn_cfg)
+    x, grad = torch.randn(SHAPE), torch.randn(SHAPE)
+    sources = {}
+    for name in list(dict(layer.named_parameters())):
+        sources[name] = getattr(layer, name).detach().clone().requires_grad_()
+        del layer._parameters[name]
+        setattr(layer, name, sources[name] * 2 - sources[name].detach())
+    for one in (layer, plain):
+        if sources:
+            (one(x) * grad).sum().backward()
+    for name, source in sources.items():
+        torch.testing.assert_close(source.grad, 2 * getattr(plain, name).grad, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('how', ['argument', 'set to None'])
 @pytest.mark.parametrize('bn_cfg', WITH_STATISTICS, ids=described)
 def test_without_running_statistics_evaluation_normalizes_by_the_batch(bn_cfg, how):
