@@ -67,7 +67,7 @@ def test_without_bias(bn_cfg):
 def test_gradients_reach_what_was_put_in_the_place_of_a_parameter(bn_cfg):
     """As a hypernetwork or an old-style parametrization does: a tensor with a history, no parameter."""
     layer, plain = build(bn_cfg), build(bn_cfg)
-    x, grad = torch.randn(SHAPE), torch.randn(SHAPE)
+    x, grad = torch.randn(SHAPE, requires_grad=True), torch.randn(SHAPE)
     sources = {}
     for name in list(dict(layer.named_parameters())):
         sources[name] = getattr(layer, name).detach().clone().requires_grad_()
