@@ -5,7 +5,8 @@ What that changes, and no more:
 - **Registries** (registry.py): the normalizers, hooks, the initializer and our ShuffleNetV2 go to mmengine's root
   registries. The registries of mmdet and mmseg get a further import location, so that our backbones and detectors are
   there when a name is first looked up; no model package of a host is imported before that. mmdet's own FrozenBN, which
-  computes the same and is no BatchNorm, gives way to ours then.
+  computes the same and is no BatchNorm, gives way to ours then. The hooks are also in ``mmnorm.statistics``, where
+  configs of earlier versions name them.
 - **Guards** (guards.py): functions of mmengine, mmcv and torch that take every BatchNorm for a plain one treat ours
   right: conversion to and from SyncBN, folding into convolutions, efficient_conv_bn_eval.
 - **Configs** (inherit.py): ``_base_ = 'mmnorm::...'`` finds our configs, and ``'mmseg::...'`` finds mmseg's with the
