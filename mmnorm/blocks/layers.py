@@ -117,7 +117,8 @@ def set_layer(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for key, child in list(parent._modules.items()):
             if child is old:
                 if is_conv_module(parent) and hasattr(parent, 'turn_on_efficient_conv_bn_eval'):
-                    parent.turn_on_efficient_conv_bn_eval(False)  # type: ignore[operator]  # it would go on folding what was there
+                    # it would go on folding what was there
+                    parent.turn_on_efficient_conv_bn_eval(False)  # type: ignore[operator]
                 setattr(parent, key, new)
 
 
@@ -204,7 +205,7 @@ def is_plain_bn(layer: nn.Module) -> bool:
 
 def _twin(name, old, norm, arguments):
     cfg = dict(type=norm, eps=old.eps) | arguments
-    if hasattr(old, 'momentum') and norm not in ('GN', 'LN'):
+    if hasattr(old, 'momentum') and norm != 'GN':
         cfg.setdefault('momentum', old.momentum)
     new = build_norm(cfg, channels_of(old), name)
     tensors = {key: value for key in _TENSORS if (value := getattr(old, key, None)) is not None}

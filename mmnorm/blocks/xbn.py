@@ -155,6 +155,5 @@ def _replace(backbone, name, norm_cfg, build):
     if norm_cfg.get('num_groups') is not None:
         norm_cfg['num_groups'] = min(norm_cfg['num_groups'], channels)
         check_groups(f'xbn: {name}', norm_cfg['num_groups'], channels)
-    parent, _, attribute = name.rpartition('.')
-    setattr(backbone.get_submodule(parent), attribute, build(norm_cfg, channels))
+    backbone.set_submodule(name, build(norm_cfg, channels))
     return name

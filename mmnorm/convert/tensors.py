@@ -47,7 +47,7 @@ from mmnorm.norms.rbn import initial_gate
 BATCH_FREE = 'batch-free'
 #: What each kind of norm learns or keeps beside BN's tensors.
 OWN = {
-    **{norm.__name__: (*norm.control_parameters, *norm.control_buffers) for norm in (SN, RBN, EN)},
+    **{norm.__name__: tuple(norm.added_to_bn()) for norm in (SN, RBN, EN)},
     'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalized one
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')

@@ -8,6 +8,7 @@ mean of squares minus the squared mean would lose 1e-3 at mean/std = 100 in floa
 """
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,9 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def spread(plane: Tensor, x: Tensor) -> Tensor:
-    """A plane with an axis of 1 for each spatial axis of x."""
-    return plane.reshape(*plane.shape, *[1] * (x.dim() - 2))
+def spread(plane: Any, x: Tensor) -> Any:
+    """A plane, or a value for each channel, with an axis of 1 for each spatial axis of x; a number stays one."""
+    return plane.reshape(*plane.shape, *[1] * (x.dim() - 2)) if torch.is_tensor(plane) else plane
 
 
 def take_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -45,7 +46,10 @@ def take_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     if not x.numel():
         zeros = x.new_zeros((samples, channels), dtype=dtype)
         return torch.empty_like(x), zeros, zeros.clone(), None
-    if x.dim() > 2 and length <= _SHORT and x.dtype == dtype:
+    if x.dim() == 2:  # one value each
+        mean = x.to(dtype)
+        return torch.zeros_like(x), mean, torch.zeros_like(mean), None
+    if length <= _SHORT and x.dtype == dtype:
         positions = tuple(range(2, x.dim()))
         mean = x.mean(positions)
         centered = x.contiguous() - spread(mean, x)

@@ -44,10 +44,10 @@ def normalize(
     count = prod(x.shape[2:])
     if takes_var or not x.numel():
         moments = elements.take_moments(x)
-        mean, scale, bias = _coefficients(statistics, moments[1], moments[2], count, eps)
+        mean, _, scale, bias = _scaled(statistics(moments[1], moments[2], count), eps, moments[1].dtype)
         return like(elements.complete(x, moments, mean, scale, bias), x)
     own_mean = elements.take_means(x)
-    mean, scale, bias = _coefficients(statistics, own_mean, None, count, eps)
+    mean, _, scale, bias = _scaled(statistics(own_mean, None, count), eps, own_mean.dtype)
     scale = scale.expand_as(own_mean)
     return like(elements.affine(x, scale, bias - mean * scale), x)
 
@@ -86,9 +86,8 @@ class _Normalize(torch.autograd.Function):
             plane = [moment.detach().requires_grad_() for moment in moments[1:3]]
             ctx.outputs = statistics(plane[0], plane[1], prod(x.shape[2:]))
         ctx.inputs = *plane, *parameters
-        mean, var, weight, bias = (value.detach() if torch.is_tensor(value) else value for value in ctx.outputs)
-        rstd = torch.rsqrt(var + eps)
-        scale = (weight * rstd).to(own_mean.dtype)
+        detached = (value.detach() if torch.is_tensor(value) else value for value in ctx.outputs)
+        mean, rstd, scale, bias = _scaled(detached, eps, own_mean.dtype)
         ctx.save_for_backward(x, own_mean, mean, rstd, scale)
         return elements.complete(x, moments, mean, scale, bias)
 
@@ -114,10 +113,11 @@ class _Normalize(torch.autograd.Function):
         return dx, None, None, *gradients[2:]
 
 
-def _coefficients(statistics, own_mean, own_var, count, eps):
-    """The mean, scale and bias of ``y = scale * (x - mean) + bias``."""
-    mean, var, weight, bias = statistics(own_mean, own_var, count)
-    return mean, (weight * torch.rsqrt(var + eps)).to(own_mean.dtype), bias
+def _scaled(coefficients, eps, dtype):
+    """Mean, 1 / sqrt(var + eps), scale and bias of ``y = scale * (x - mean) + bias``, of what ``statistics`` gave."""
+    mean, var, weight, bias = coefficients
+    rstd = torch.rsqrt(var + eps)
+    return mean, rstd, (weight * rstd).to(dtype), bias
 
 
 def _spell_out(x, statistics, eps):
@@ -126,9 +126,8 @@ def _spell_out(x, statistics, eps):
     wide = x.to(statistics_dtype(x)).reshape(*x.shape[:2], count)
     own_mean = wide.sum(2) / count
     own_var = (wide - own_mean.unsqueeze(2)).square().sum(2) / count
-    mean, scale, bias = (
-        spread(plane.expand_as(own_mean), x) if torch.is_tensor(plane) else plane
-        for plane in _coefficients(statistics, own_mean, own_var, count, eps)
+    mean, _, scale, bias = (
+        spread(plane, x) for plane in _scaled(statistics(own_mean, own_var, count), eps, own_mean.dtype)
     )
     return ((x - mean) * scale + bias).to(x.dtype)
 
@@ -136,9 +135,6 @@ def _spell_out(x, statistics, eps):
 @torch.no_grad()
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of each sample, (N, C) in float32 at least; without gradient."""
-    if x.dim() == 2:
-        mean = x.to(statistics_dtype(x))
-        return mean, torch.zeros_like(mean)
     return elements.take_moments(x)[1:3]
 
 

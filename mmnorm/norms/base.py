@@ -75,7 +75,7 @@ class PlaneNorm(RunningStatistics):
         if track_running_stats and self.statistics_shape != (num_features,):
             self.running_mean = self.running_mean.new_zeros(self.statistics_shape)
             self.running_var = self.running_var.new_ones(self.statistics_shape)
-        for name, value in {**self.control_parameters, **self.control_buffers}.items():
+        for name, value in self.added_to_bn().items():
             shape = self.control_shape(name)
             if shape is not None:
                 tensor = torch.full(shape, value, device=device, dtype=dtype)
@@ -92,6 +92,11 @@ class PlaneNorm(RunningStatistics):
     def is_bn_in_evaluation(self) -> bool:
         """Whether the layer is BN in evaluation: an affine per channel that does not depend on the sample."""
         return False
+
+    @classmethod
+    def added_to_bn(cls) -> dict[str, float]:
+        """What the layer's state dict has beside BN's: name to initial value."""
+        return {**cls.control_parameters, **cls.control_buffers}
 
     def control_shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a control parameter or buffer; None if this layer has no such one."""
@@ -152,8 +157,9 @@ class PlaneNorm(RunningStatistics):
         for value, start in ((self.weight, 1.0), (self.bias, 0.0)):
             if value is not None:
                 value.fill_(start)
-        for name, start in {**self.control_parameters, **self.control_buffers}.items():
-            value = {**self._parameters, **self._buffers}.get(name)
+        own = {**self._parameters, **self._buffers}
+        for name, start in self.added_to_bn().items():
+            value = own.get(name)
             if value is not None:  # torch's constructor comes here before there are any
                 value.fill_(start)
 
@@ -190,9 +196,7 @@ class PlaneNorm(RunningStatistics):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         own = {**self._parameters, **self._buffers}
         present = {name: state_dict[prefix + name] for name in _BN_KEYS if prefix + name in state_dict}
-        if present and not any(
-            prefix + name in state_dict for name in {**self.control_parameters, **self.control_buffers}
-        ):
+        if present and not any(prefix + name in state_dict for name in self.added_to_bn()):
             state_dict.update({prefix + name: value for name, value in self.from_bn(present).items()})
         for name, value in own.items():
             key = prefix + name

@@ -5,7 +5,7 @@ from math import gcd, prod
 import torch
 from torch.nn import functional as F
 
-from mmnorm.core import like, normalize, spelled_out
+from mmnorm.core import like, normalize, spelled_out, spread
 
 from .base import PlaneNorm
 from .checks import check_positive
@@ -63,7 +63,7 @@ class BGN(PlaneNorm):
             mean, var, sizes = self._group_moments(flat, group)
             mean, var = self.shared_and_tracked(mean, var, sizes, len(x))
         y = ((flat - mean[group]) * torch.rsqrt(var + self.eps)[group]).reshape(x.shape)
-        gamma, beta = (p.view(-1, *[1] * (x.dim() - 2)) if torch.is_tensor(p) else p for p in self.gamma_beta)
+        gamma, beta = (spread(p, x) for p in self.gamma_beta)
         return like((y * gamma + beta).to(x.dtype), x)
 
     def _group_of_element(self, x):

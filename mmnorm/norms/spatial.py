@@ -6,18 +6,20 @@ For them there is no plane: they are passes of their own over the tensor.
 import torch
 from torch import Tensor
 
+from mmnorm.core import spread
+
 
 def spatially_centered(layer, x: Tensor) -> Tensor:
     """x (N, C, *S) after the centering calibration of an RBN layer, if that is by a statistic of each position."""
     if not layer.calibrates('center', 'spatial'):
         return x
-    return (x + _per_channel(layer.center_weight, x) * _statistic(layer.center_stat, x, layer.eps)).to(x.dtype)
+    return (x + spread(layer.center_weight, x) * _statistic(layer.center_stat, x, layer.eps)).to(x.dtype)
 
 
 def spatially_scaled(layer, x: Tensor) -> Tensor:
     """x_s (N, C, *S) after the scaling calibration of an RBN layer by a statistic of each position, and its affine."""
-    weight, bias = _per_channel(layer.scale_weight, x), _per_channel(layer.scale_bias, x)
-    gamma, beta = (_per_channel(p, x) for p in layer.gamma_beta)
+    weight, bias = spread(layer.scale_weight, x), spread(layer.scale_bias, x)
+    gamma, beta = (spread(p, x) for p in layer.gamma_beta)
     return (x * torch.sigmoid(bias + weight * _statistic(layer.scale_stat, x, layer.eps)) * gamma + beta).to(x.dtype)
 
 
@@ -26,7 +28,3 @@ def _statistic(name, x, eps):
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean(1, keepdim=True)
     return mean if name == 'spatial_mean' else torch.sqrt((x - mean).square().mean(1, True) + eps)
-
-
-def _per_channel(parameter, x):
-    return parameter.view(-1, *[1] * (x.dim() - 2)) if torch.is_tensor(parameter) else parameter

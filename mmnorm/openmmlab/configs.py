@@ -115,24 +115,21 @@ def describe_unreplaced(cfg, network) -> str:
     chosen = dict.fromkeys(part['norm_cfg']['type'] for part in dicts(cfg, 'norm_cfg') if _names_other_norm(part))
     if not chosen:
         return ''
-    by_design = [f'{name}.' for name, module in network.named_modules() if hasattr(module, 'xbn_layers')]
+    by_design = tuple(f'{name}.' for name, module in network.named_modules() if hasattr(module, 'xbn_layers'))
     left = {}
     for layer in list_norms(network):
-        if layer.type in ('BN', 'BatchNorm1d', 'BatchNorm3d', *SYNC_TYPES) and not layer.name.startswith(
-            tuple(by_design)
-        ):
-            part = _config_of(cfg, layer.name)
-            if 'norm_cfg' not in part or _names_other_norm(part):
-                left.setdefault(str(part.get('type', 'the model')), []).append(layer.name)
+        is_bn = layer.type in ('BN', 'BatchNorm1d', 'BatchNorm3d', *SYNC_TYPES)
+        part = _config_of(cfg, layer.name)
+        named = 'norm_cfg' in part and not _names_other_norm(part)
+        if is_bn and not named and not layer.name.startswith(by_design):
+            left.setdefault(str(part.get('type', 'the model')), []).append(layer.name)
+    if not left:
+        return ''
     parts = '; '.join(f'{len(names)} of {kind} ({names[0]}{" ..." * (len(names) > 1)})' for kind, names in left.items())
     return (
-        left
-        and (
-            f'norm_cfg names {", ".join(map(str, chosen))}, but these are still BN: {parts}. Set norm_cfg in '
-            'these parts; one that does not take it is BN in its code, and mmnorm.replace_norms replaces it '
-            'in a built network'
-        )
-        or ''
+        f'norm_cfg names {", ".join(map(str, chosen))}, but these are still BN: {parts}. Set norm_cfg in '
+        'these parts; one that does not take it is BN in its code, and mmnorm.replace_norms replaces it '
+        'in a built network'
     )
 
 

@@ -537,7 +537,7 @@ def test_meta_and_note_are_kept(convert, tmp_path):
     assert meta['mmnorm']['converted_from'].endswith('source_0.pth')
 
 
-def test_the_file_initialises_a_backbone(convert, tmp_path):
+def test_the_file_initializes_a_backbone(convert, tmp_path):
     weights = convert(bn_resnet50(), 'SN')[1]
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'out_0.pth'))
     model = ResNet(50, base_channels=WIDTH, norm_cfg=dict(type='SN'), init_cfg=init_cfg)

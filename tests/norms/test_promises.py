@@ -51,7 +51,7 @@ def test_gradcheck(cfg, shape, training):
 
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_input_keeps_its_type_and_is_normalised_in_float32(cfg, dtype, training):
+def test_half_precision_input_keeps_its_type_and_is_normalized_in_float32(cfg, dtype, training):
     layer = randomized(build(cfg)).train(training)
     if is_bn_like(layer):
         layer.running_mean.fill_(3)

@@ -8,7 +8,7 @@ from mmnorm.statistics import EDGES, collect_histograms, measure_shift, normaliz
 from .test_shift import batches, seeded, trained  # noqa: F401
 
 
-def test_counts_are_those_of_the_normalised_channel():
+def test_counts_are_those_of_the_normalized_channel():
     model = trained(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))).eval()
     data = batches()
     with torch.no_grad(), collect_histograms(model, {'1': 5}) as counts:
@@ -22,7 +22,7 @@ def test_counts_are_those_of_the_normalised_channel():
     assert not layer._forward_hooks
 
 
-def test_training_is_normalised_by_the_batch():
+def test_training_is_normalized_by_the_batch():
     model = trained(nn.Sequential(nn.BatchNorm2d(3)))
     model[0].running_mean.fill_(50)
     with normalizing_by_batch(model, [model[0]]), collect_histograms(model, {'0': 1}) as counts:
