@@ -6,8 +6,10 @@ them. These functions would silently turn them into something else, and are wrap
 - ``mmengine.model.convert_sync_batchnorm`` (``Runner(sync_bn=...)``) and ``nn.SyncBatchNorm.convert_sync_batchnorm``
   would make plain SyncBN of any of them: a layer becomes its own Sync twin (SN becomes SyncSN) if it has one, and is
   left alone if not. ``mmengine.model.revert_sync_batchnorm`` turns the twins back.
-- ``mmcv.cnn.fuse_conv_bn`` would fold any of them into the conv before, and BNs behind them through them: on a model
-  that has one, :func:`mmnorm.fuse_conv_norm` folds instead.
+- ``mmcv.cnn.fuse_conv_bn`` would fold any of them into the conv before, and BNs behind them through them. It also takes
+  any Conv2d for a plain one, and any BN after a convolution in the order of attributes for one that takes its output,
+  which weight-standardized convolutions and those that several BNs share make wrong by up to 1000 times the output:
+  :func:`mmnorm.fuse_conv_norm` folds instead, on every model.
 - ``ConvModule(efficient_conv_bn_eval=True)`` does the same in forward: it is turned off for all but FrozenBN.
   mmengine's ``turn_on_efficient_conv_bn_eval_for_single_model`` traces the model, which ours do not take part in: a
   model that has one is left alone.
@@ -23,6 +25,7 @@ from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 from torch import nn
 from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import fuse_conv_norm
 from mmnorm.norms import EN, SYNC_TWINS, FrozenBN, PlaneNorm
@@ -106,11 +109,11 @@ def _fold_by_our_rules(fuse):
 
     @functools.wraps(fuse)
     def guarded(module):
-        if not _has_ours(module):
-            return fuse(module)
         with keeping_modes(module):
             module.eval()
-            warn_once(f'fuse_conv_bn: {fuse_conv_norm(module)}')
+            fused = fuse_conv_norm(module)
+        if any(isinstance(module.get_submodule(name), _BatchNorm) for name in fused.left):
+            warn_once(f'fuse_conv_bn: {fused}')
         return module
 
     return guarded
