@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mmnorm.core import normalize
 
+from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_stock_arguments, number
 from .checks import check_input, warn_once
 from .running import RunningStatistics
 
@@ -24,21 +25,24 @@ class PlaneNorm(RunningStatistics):
 
     Args:
         num_features (int): Number of channels C.
-        eps (float): Added to the variance. Default 1e-5.
-        momentum (float or None): Weight of the new value in the running statistics; None means their plain average.
+        eps (float): Added to the variance, above 0. Default 1e-5.
+        momentum (float or None): Weight of the new value in the running statistics, from 0 to 1; None means their plain
+            average.
         affine (bool): Whether gamma and beta exist. Default True.
         track_running_stats (bool): Whether running statistics exist; without them evaluation normalizes by the batch,
             as BN does. Default True.
         device, dtype: Of the parameters and statistics.
         bias (bool): Whether beta exists. Default True.
         frozen (bool): Statistics, affine and control parameters never change, in training too.
+        **stock: Arguments of other norms that say nothing to this one, such as GN's ``num_groups``, where only the type
+            of a norm_cfg was changed: without effect, which is said once. Any other is an error.
 
     Shape:
         Input and output (N, C, *S) with any number of spatial axes; N may be 0.
 
     Raises:
-        ValueError: The input's channels do not match, or training has one value per channel.
-        TypeError: The input is not floating point.
+        ValueError: An argument is out of range; the input's channels do not match; training has one value per channel.
+        TypeError: An argument is of a wrong type or unknown; the input is not floating point.
     """
 
     _abbr_ = 'bn'  # mmcv's attribute prefix: a BN checkpoint fits key by key
@@ -48,9 +52,21 @@ class PlaneNorm(RunningStatistics):
     control_buffers: dict[str, float] = {}
     #: What evaluation mode means for this norm while the network trains (stock configs carry norm_eval=True).
     norm_eval_note = 'Gamma and beta train; the normalization uses running statistics that stay as they were loaded.'
+    #: Whether eps may be 0: only where no variance of 0 can come.
+    takes_eps_0 = False
     weight: Any
     bias: Any
 
+    @checked(
+        eps=number(least=0),
+        momentum=number(0, 1) | NONE,
+        affine=FLAG,
+        track_running_stats=FLAG,
+        device=DEVICE | NONE,
+        dtype=DTYPE | NONE,
+        bias=FLAG,
+        frozen=FLAG,
+    )
     def __init__(
         self,
         num_features: int,
@@ -63,12 +79,11 @@ class PlaneNorm(RunningStatistics):
         *,
         bias: bool = True,
         frozen: bool = False,
+        **stock: Any,
     ) -> None:
-        if not all(isinstance(flag, bool) for flag in (affine, track_running_stats, bias, frozen)):
-            raise TypeError(
-                f'{type(self).__name__}: affine, track_running_stats, bias and frozen must be True or '
-                'False; pass what this norm adds to BN by keyword'
-            )
+        where = f'{type(self).__name__}({num_features})'
+        note_stock_arguments(where, type(self), stock)
+        check_eps_0(self, where, eps)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:
             self.bias = None
@@ -213,6 +228,12 @@ class PlaneNorm(RunningStatistics):
 
     def extra_repr(self) -> str:
         return f'{self.num_features}, eps={self.eps}, momentum={self.momentum}, frozen={self.frozen}'
+
+
+def check_eps_0(layer: Any, where: str, eps: float) -> None:
+    """Raise a ValueError if eps is 0 and the layer must divide by a variance that may be 0."""
+    if eps == 0 and not layer.takes_eps_0:
+        raise ValueError(f'{where}: eps must be above 0: a constant channel has a variance of 0, and would give NaN')
 
 
 def freeze(layer: nn.Module) -> None:

@@ -1,10 +1,13 @@
 """The layer that normalizers without running statistics are."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mmnorm.core import like
 
-from .base import freeze
+from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_no_effect, note_stock_arguments, number
+from .base import check_eps_0, freeze
 from .checks import check_input
 
 
@@ -15,17 +18,32 @@ class BatchFreeNorm(nn.GroupNorm):
 
     Args:
         num_features (int): Number of channels C.
-        eps (float): Added to the variance. Default 1e-5.
-        momentum, track_running_stats: Without effect; they may stand in a config whose type is changed.
+        eps (float): Added to the variance, above 0. Default 1e-5.
+        momentum, track_running_stats: Without effect, which is said once; they may stand in a config whose type is
+            changed.
         affine (bool): Whether gamma and beta exist. Default True.
         device, dtype: Of the parameters.
-        num_groups (int): Of the channels. Default 1.
+        bias (bool): Whether beta exists. Default True.
         frozen (bool): Gamma and beta never change; they are buffers then.
+        **stock: As of :class:`~mmnorm.norms.base.PlaneNorm`.
 
     Shape:
         Input and output (N, C, *S); N may be 0.
     """
 
+    takes_eps_0 = False  # as of PlaneNorm
+    bias: Any
+
+    @checked(
+        eps=number(least=0),
+        momentum=number(0, 1) | NONE,
+        affine=FLAG,
+        track_running_stats=FLAG | NONE,
+        device=DEVICE | NONE,
+        dtype=DTYPE | NONE,
+        bias=FLAG,
+        frozen=FLAG,
+    )
     def __init__(
         self,
         num_features: int,
@@ -36,10 +54,19 @@ class BatchFreeNorm(nn.GroupNorm):
         device=None,
         dtype=None,
         *,
-        num_groups: int = 1,
+        bias: bool = True,
         frozen: bool = False,
+        **stock,
     ) -> None:
-        super().__init__(num_groups, num_features, eps, affine, device, dtype)
+        where = f'{type(self).__name__}({num_features})'
+        note_stock_arguments(where, type(self), stock)
+        check_eps_0(self, where, eps)
+        for name, value in dict(momentum=momentum, track_running_stats=track_running_stats).items():
+            if value is not None:
+                note_no_effect(type(self), name, 'it keeps no running statistics')
+        super().__init__(1, num_features, eps, affine, device, dtype)
+        if not bias:
+            self.bias = None
         if frozen:
             freeze(self)
 

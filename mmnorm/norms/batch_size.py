@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from .arguments import NONE, checked, integer, one_of
 from .base import PlaneNorm
-from .checks import check_choice, check_positive, warn_once
+from .checks import warn_once
 
 #: alpha = beta = B ** exponent in these modes; the others estimate them, starting from the first.
 RULES = {'rule': -2, 'simple': -1}
@@ -28,10 +29,8 @@ class BatchSizeRule(PlaneNorm):
     beta: Tensor
     mean_batch_size: Tensor
 
+    @checked(mode=one_of(*MODES), batch_size=integer(1) | NONE)
     def __init__(self, num_features: int, *args, mode: str = 'rule', batch_size: int | None = None, **kwargs) -> None:
-        check_choice(self, 'mode', mode, MODES)
-        if batch_size is not None:
-            check_positive(self, 'batch_size', batch_size)
         self.mode, self.batch_size = mode, batch_size
         super().__init__(num_features, *args, **kwargs)
         self._known = False  # whether B is

@@ -7,9 +7,12 @@ from torch.nn import functional as F
 
 from mmnorm.core import like, normalize, spelled_out, spread
 
+from .arguments import NONE, checked, integer, note_no_effect, one_of
 from .base import PlaneNorm
-from .checks import check_positive
+from .checks import warn_once
 from .groups import groups_for, pooled_over_groups
+
+_GROUPS_OF_GN = 32  # in the configs of mmdet and mmseg
 
 
 class BGN(PlaneNorm):
@@ -33,16 +36,23 @@ class BGN(PlaneNorm):
         ValueError: 'auto' without ``batch_size``; more groups than a sample has elements (in forward).
     """
 
+    @checked(num_groups=integer(1) | one_of('auto'), batch_size=integer(1) | NONE)
     def __init__(
         self, num_features: int, *args, num_groups: int | str = 1, batch_size: int | None = None, **kwargs
     ) -> None:
-        if isinstance(num_groups, str) and num_groups == 'auto':
+        name = type(self).__name__
+        if num_groups == 'auto':
             if batch_size is None:
-                raise ValueError(
-                    f"{type(self).__name__}: num_groups='auto' needs batch_size, the images per GPU, to choose by"
-                )
+                raise ValueError(f"{name}: num_groups='auto' needs batch_size, the images per GPU, to choose by")
             num_groups = groups_for(batch_size)
-        check_positive(self, 'num_groups', num_groups)
+        elif batch_size is not None:
+            note_no_effect(type(self), 'batch_size', "num_groups is not 'auto'")
+        if num_groups == _GROUPS_OF_GN:
+            warn_once(
+                f'{name}: num_groups={num_groups} is what stock configs have for GN, where it means another thing: '
+                "these groups are also over the batch and the positions, and 1 is their default, 'auto' the rule of "
+                f'the paper. If type alone was changed, leave num_groups out; if {num_groups} is meant, all is well.'
+            )
         self.num_groups: int = num_groups  # type: ignore[assignment]  # checked
         super().__init__(num_features, *args, **kwargs)
 

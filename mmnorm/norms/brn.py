@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from .arguments import checked, integer, number
 from .base import PlaneNorm
 
 
@@ -30,14 +31,10 @@ class BRN(PlaneNorm):
 
     is_bn_in_evaluation = True
 
+    @checked(r_max=number(1), d_max=number(0), warmup=integer(0))
     def __init__(
         self, num_features: int, *args, r_max: float = 2.0, d_max: float = 1.0, warmup: int = 5000, **kwargs
     ) -> None:
-        if r_max < 1 or d_max < 0 or warmup < 0:
-            raise ValueError(
-                f'{type(self).__name__}: r_max={r_max}, d_max={d_max}, warmup={warmup}; r_max must be at '
-                'least 1, d_max and warmup at least 0'
-            )
         super().__init__(num_features, *args, **kwargs)
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 

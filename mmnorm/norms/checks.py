@@ -1,8 +1,6 @@
 """What is said to a user about a layer's arguments and inputs, once per process where it is a warning."""
 
 import warnings
-from collections.abc import Collection
-from typing import Any
 
 from torch import Tensor, distributed, nn
 
@@ -26,20 +24,6 @@ def check_input(layer: nn.Module, x: Tensor, channels: int) -> None:
             f'{name} was built for {channels} channels, got an input of shape {tuple(x.shape)}: '
             f'axis 1 must have {channels}'
         )
-
-
-def check_choice(layer: nn.Module, argument: str, value: Any, choices: Collection[Any]) -> None:
-    """Raise a ValueError if an argument is none of the known values."""
-    if value not in choices:
-        raise ValueError(
-            f'{type(layer).__name__}: unknown {argument}={value!r}; choose one of {", ".join(map(str, choices))}'
-        )
-
-
-def check_positive(layer: nn.Module, argument: str, value: Any) -> None:
-    """Raise a ValueError if an argument is no positive integer."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{type(layer).__name__}: {argument} must be a positive integer, got {value!r}')
 
 
 def check_groups(where: str, groups: int, channels: int, argument: str = 'num_groups') -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from . import estimate
-from .batch_size import BatchSizeRule
-from .checks import check_positive
+from .arguments import NONE, checked, integer, one_of
+from .batch_size import MODES, BatchSizeRule
 
 
 class EN(BatchSizeRule):
@@ -43,6 +43,7 @@ class EN(BatchSizeRule):
     control_buffers = BatchSizeRule.control_buffers | dict(squared_gradients=0.0)  # AdaGrad's
     norm_eval_note = 'It then computes exactly what BN does with its running statistics, and estimates nothing.'
 
+    @checked(mode=one_of(*MODES), batch_size=integer(1) | NONE, virtual_batch_size=integer(1) | NONE)
     def __init__(
         self,
         num_features: int,
@@ -52,8 +53,6 @@ class EN(BatchSizeRule):
         virtual_batch_size: int | None = None,
         **kwargs,
     ) -> None:
-        if virtual_batch_size is not None:
-            check_positive(self, 'virtual_batch_size', virtual_batch_size)
         self.virtual_batch_size = virtual_batch_size
         super().__init__(num_features, *args, mode=mode, batch_size=batch_size, **kwargs)
         self.estimate_every = estimate.ONLINE_INTERVAL if mode == 'online' else 0  # training batches; 0: never
@@ -111,8 +110,8 @@ class SyncEN(EN):
         super().__init__(*args, **kwargs)
         if self.virtual_batch_size is not None:
             raise ValueError(
-                'SyncEN: virtual_batch_size makes normalization batches smaller than those of a process, '
-                'SyncEN larger; choose one of the two'
+                f'{type(self).__name__}: virtual_batch_size makes normalization batches smaller than those of a '
+                'process, synchronization larger; choose one of the two'
             )
 
 

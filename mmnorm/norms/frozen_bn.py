@@ -1,5 +1,6 @@
 """Frozen Batch Normalization: the BN-dagger rows of every table (papers xbn and sn)."""
 
+from .arguments import FLAG, checked, note_no_effect
 from .base import PlaneNorm
 
 
@@ -9,18 +10,27 @@ class FrozenBN(PlaneNorm):
     All four tensors are buffers with BN's names, so a BN checkpoint loads key by key.
 
     Args:
-        num_features, eps, affine, device, dtype, bias: See :class:`~mmnorm.norms.base.PlaneNorm`.
-        momentum, frozen: Without effect; they may stand in a config whose type is changed.
+        num_features, eps, affine, device, dtype, bias: See :class:`~mmnorm.norms.base.PlaneNorm`; eps may be 0, as in
+            some of mmdet's configs.
+        momentum: Without effect; it may stand in a config whose type is changed.
+        frozen (bool): True.
 
     Raises:
-        ValueError: ``track_running_stats=False``: there would be nothing to normalize by.
+        ValueError: ``track_running_stats=False``, so that there would be nothing to normalize by; or ``frozen=False``.
     """
 
     is_bn_in_evaluation = True
+    takes_eps_0 = True
 
+    @checked(frozen=FLAG)
     def __init__(self, num_features: int, *args, frozen: bool = True, **kwargs) -> None:
         super().__init__(num_features, *args, frozen=True, **kwargs)
+        name = f'{type(self).__name__}({num_features})'
+        if not frozen:
+            raise ValueError(f'{name}: frozen=False is BN; use that')
         if not self.track_running_stats:
             raise ValueError(
-                'FrozenBN normalizes by running statistics, and track_running_stats=False leaves none: leave it out'
+                f'{name} normalizes by running statistics, and track_running_stats=False leaves none: leave it out'
             )
+        if 'momentum' in kwargs:
+            note_no_effect(type(self), 'momentum', 'the running statistics never change')

@@ -1,10 +1,12 @@
 """Generalized Batch Group Normalization: Summers and Dinneen, ICLR 2020, https://arxiv.org/abs/1906.03548 (of bgn)."""
 
+from typing import Any
+
 from mmnorm.core import pool
 
+from .arguments import checked, integer, one_of
 from .base import PlaneNorm
-from .checks import check_groups, check_positive
-from .groups import pooled_over_groups
+from .groups import NUM_GROUPS, cut_channels, pooled_over_groups
 
 
 class GBGN(PlaneNorm):
@@ -18,21 +20,22 @@ class GBGN(PlaneNorm):
             :class:`~mmnorm.norms.base.PlaneNorm`.
         batch_groups (int or str): Cut the batch into that many near-equal runs, or 'sample' for one per sample:
             GN(channel_groups), without running statistics. Default 1.
-        channel_groups (int): Cut the channels into that many groups, at most C. Default 32, as in bgn's Table 2.
+        channel_groups (int or str): Cut the channels into that many groups, at most C. Default 'auto': the largest
+            divisor of C up to 32, which is the number of bgn's Table 2.
 
     Raises:
         ValueError: ``channel_groups`` does not divide the channels.
     """
 
+    @checked(batch_groups=integer(1) | one_of('sample'), channel_groups=NUM_GROUPS)
     def __init__(
-        self, num_features: int, *args, batch_groups: int | str = 1, channel_groups: int = 32, **kwargs
+        self, num_features: int, *args, batch_groups: int | str = 1, channel_groups: int | str = 'auto', **kwargs
     ) -> None:
         if batch_groups == 'sample':
             kwargs['track_running_stats'] = False
-        else:
-            check_positive(self, "unless it is 'sample', batch_groups", batch_groups)
-        self.batch_groups, self.channel_groups = batch_groups, min(channel_groups, num_features)
-        check_groups(type(self).__name__, self.channel_groups, num_features, 'channel_groups')
+        name = type(self).__name__
+        self.batch_groups: Any = batch_groups
+        self.channel_groups = cut_channels(name, num_features, channel_groups, most=32, argument='channel_groups')
         super().__init__(num_features, *args, **kwargs)
 
     @property

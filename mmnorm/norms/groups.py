@@ -4,11 +4,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import integer, one_of
 from .base import PlaneNorm
-from .checks import warn_once
+from .checks import check_groups, warn_once
 
 #: Number of groups for a number of images per GPU (bgn, Table 2).
 GROUPS_OF_BATCH_SIZE = {2: 1, 4: 2, 8: 16, 16: 64, 32: 128, 64: 256, 128: 512}
+
+
+#: What a number of groups of channels may be.
+NUM_GROUPS = integer(1) | one_of('auto')
+
+
+def cut_channels(
+    where: str,
+    channels: int,
+    num_groups: int | str = 'auto',
+    channels_per_group: int | None = None,
+    most: int = 64,
+    argument: str = 'num_groups',
+) -> int:
+    """Number of groups to cut a layer's channels into.
+
+    Args:
+        where (str): Names the layer in errors.
+        channels (int): Of the layer.
+        num_groups (int or str): So many, or as many as channels if these are fewer; or 'auto', the largest divisor of
+            the channels up to ``most``.
+        channels_per_group (int or None): Instead of ``num_groups``; all channels if these are fewer.
+        most (int): The layer's usual number.
+        argument (str): What ``num_groups`` is called there.
+
+    Raises:
+        ValueError: Both are given, or the groups do not divide the channels: the message names what would do.
+    """
+    groups = NUM_GROUPS.check(where, argument, num_groups)
+    if channels_per_group is None:
+        if groups == 'auto':
+            return max(d for d in range(1, min(most, channels) + 1) if channels % d == 0)
+        groups = min(groups, channels)
+        check_groups(where, groups, channels, argument)
+        return groups
+    if groups != 'auto':
+        raise ValueError(
+            f'{where}: {argument}={groups} and channels_per_group={channels_per_group} say the same; leave one '
+            f"out, or write {argument}='auto' where a config inherits it"
+        )
+    size = min(integer(1).check(where, 'channels_per_group', channels_per_group), channels)
+    check_groups(where, size, channels, 'channels_per_group')
+    return channels // size
 
 
 def groups_for(batch_size: int) -> int:

@@ -6,8 +6,9 @@ import torch
 
 from mmnorm.core import first_derivative_only
 
+from .arguments import NONE, checked, integer, one_of
 from .batch_free import BatchFreeNorm
-from .checks import check_choice, check_groups
+from .groups import NUM_GROUPS, cut_channels
 
 
 class GW(BatchFreeNorm):
@@ -20,7 +21,8 @@ class GW(BatchFreeNorm):
     Args:
         num_features, eps, affine, device, dtype, frozen: See
             :class:`~mmnorm.norms.batch_free.BatchFreeNorm`; eps is added to the diagonal of the covariance.
-        num_groups (int): G, at most C. Default 64, as in xbn.
+        num_groups (int or str): G, at most C. Default 'auto': the largest divisor of C up to 64, which is xbn's number.
+        channels_per_group (int): C / G, instead of ``num_groups``.
         method (str): 'iterative' (Newton's iterations) or 'zca' (eigendecomposition, exact; not exportable to ONNX).
         iterations (int): T of 'iterative'. Default 5.
 
@@ -28,16 +30,27 @@ class GW(BatchFreeNorm):
         Input and output (N, C, *S) with M of at least 2; N may be 0.
 
     Raises:
-        ValueError: ``num_groups`` does not divide the channels, unknown method, or M is 1 (in forward).
+        ValueError: The groups do not divide the channels, unknown method, or M is 1 (in forward).
     """
 
+    @checked(
+        num_groups=NUM_GROUPS,
+        channels_per_group=integer(1) | NONE,
+        method=one_of('iterative', 'zca'),
+        iterations=integer(1),
+    )
     def __init__(
-        self, num_features: int, *args, num_groups: int = 64, method: str = 'iterative', iterations: int = 5, **kwargs
+        self,
+        num_features: int,
+        *args,
+        num_groups: int | str = 'auto',
+        channels_per_group: int | None = None,
+        method: str = 'iterative',
+        iterations: int = 5,
+        **kwargs,
     ) -> None:
-        check_choice(self, 'method', method, ('iterative', 'zca'))
-        num_groups = min(num_groups, num_features)
-        check_groups(type(self).__name__, num_groups, num_features)
-        super().__init__(num_features, *args, num_groups=num_groups, **kwargs)
+        super().__init__(num_features, *args, **kwargs)
+        self.num_groups = cut_channels(type(self).__name__, num_features, num_groups, channels_per_group)
         self.method, self.iterations = method, iterations
 
     def normalize(self, x):
@@ -45,7 +58,7 @@ class GW(BatchFreeNorm):
         values = self.num_channels // self.num_groups * positions
         if values == 1:
             raise ValueError(
-                f'GW with num_groups={self.num_groups} has one value per group in an input of shape '
+                f'{type(self).__name__} with num_groups={self.num_groups} has one value per group in an input of shape '
                 f'{tuple(x.shape)}; use at most {self.num_channels // 2} groups there'
             )
         with torch.autocast(x.device.type, enabled=False):
@@ -54,7 +67,9 @@ class GW(BatchFreeNorm):
             identity = torch.eye(self.num_groups, dtype=centered.dtype, device=x.device)
             covariance = centered @ centered.transpose(1, 2) / max(values, 1) + self.eps * identity
             y = (self._whitening(covariance, identity) @ centered).reshape(*x.shape[:2], positions)
-            return y if self.weight is None else y * self.weight[:, None] + self.bias[:, None]
+            for parameter, apply in ((self.weight, torch.mul), (self.bias, torch.add)):
+                y = y if parameter is None else apply(y, parameter[:, None])
+            return y
 
     def _whitening(self, covariance, identity):
         if self.method == 'zca':

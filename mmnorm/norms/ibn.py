@@ -39,6 +39,6 @@ class IBN(PlaneNorm):
         super().check(x)
         if prod(x.shape[2:]) == 1:
             raise ValueError(
-                f'IBN normalizes half of the channels over the positions of a sample, got an input of '
-                f'shape {tuple(x.shape)}, which has only one; use BN there'
+                f'{type(self).__name__} normalizes half of the channels over the positions of a sample, got an input '
+                f'of shape {tuple(x.shape)}, which has only one; use BN there'
             )

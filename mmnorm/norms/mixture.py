@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arguments import FLAG, checked, integer
 from .base import PlaneNorm
 from .checks import check_groups
 
@@ -29,6 +30,7 @@ class Mixture(PlaneNorm):
     mean_weight: Tensor
     var_weight: Tensor
 
+    @checked(groups=integer(1), batch_stat=FLAG, hard=FLAG)
     def __init__(
         self, num_features: int, *args, groups: int = 1, batch_stat: bool = True, hard: bool = False, **kwargs
     ) -> None:

@@ -9,7 +9,7 @@ class PN(BatchFreeNorm):
     """Positional Normalization: mean and deviation over the channels at each position; affine per channel.
 
     Without the path that re-injects the moments into later layers. For arguments see
-    :class:`~mmnorm.norms.batch_free.BatchFreeNorm`, of which ``num_groups`` is 1.
+    :class:`~mmnorm.norms.batch_free.BatchFreeNorm`.
     """
 
     def normalize(self, x):

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mmnorm.core import normalize
 
+from .arguments import FLAG, checked, one_of
 from .base import PlaneNorm
-from .checks import check_choice, warn_once
+from .checks import warn_once
 from .spatial import spatially_centered, spatially_scaled
 
 STATISTICS = ('channel_mean', 'channel_std', 'spatial_mean', 'spatial_std')
@@ -46,6 +47,7 @@ class RBN(PlaneNorm):
         'running statistics that stay as they were loaded.'
     )
 
+    @checked(center_stat=one_of(*STATISTICS), scale_stat=one_of(*STATISTICS), center=FLAG, scale=FLAG, fold_bn=FLAG)
     def __init__(
         self,
         num_features: int,
@@ -57,8 +59,6 @@ class RBN(PlaneNorm):
         fold_bn: bool = True,
         **kwargs,
     ) -> None:
-        check_choice(self, 'center_stat', center_stat, STATISTICS)
-        check_choice(self, 'scale_stat', scale_stat, STATISTICS)
         self.center_stat, self.scale_stat, self.center, self.scale = center_stat, scale_stat, center, scale
         self.fold_bn = fold_bn
         super().__init__(num_features, *args, **kwargs)
@@ -99,8 +99,8 @@ class RBN(PlaneNorm):
         if not (self.fold_bn and self.scale and 'weight' in tensors):
             return tensors
         warn_once(
-            'RBN: a BN checkpoint is loaded; its weights are divided by sigmoid(1), so that the network '
-            'computes what it computed with BN (fold_bn=False leaves them).'
+            f'{type(self).__name__}: a BN checkpoint is loaded; its weights are divided by sigmoid(1), so that the '
+            'network computes what it computed with BN (fold_bn=False leaves them).'
         )
         return tensors | dict(weight=tensors['weight'] / initial_gate(tensors['weight']))
 

@@ -277,20 +277,20 @@ def test_gw_whitens():
     'cfg_of_ours, message',
     [
         (dict(type='SN', groups=3), 'SN: groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
-        (dict(type='RBN', center_stat='mean'), "RBN: unknown center_stat='mean'; choose one of channel_mean, channel"),
-        (dict(type='EN', mode='on'), "EN: unknown mode='on'; choose one of rule, simple, online, offline"),
-        (dict(type='EN', batch_size=0), 'EN: batch_size must be a positive integer, got 0'),
+        (dict(type='RBN', center_stat='mean'), "RBN(8): center_stat must be one of 'channel_mean', 'channel_std', "),
+        (dict(type='EN', mode='on'), "EN(8): mode must be one of 'rule', 'simple', 'online', 'offline', got 'on'"),
+        (dict(type='EN', batch_size=0), 'EN(8): batch_size must be a positive integer or None, got 0'),
         (dict(type='SyncEN', virtual_batch_size=2), 'SyncEN: virtual_batch_size makes normalization batches smaller'),
         (dict(type='BGN', num_groups='auto'), "BGN: num_groups='auto' needs batch_size"),
-        (dict(type='BGN', num_groups=0), 'BGN: num_groups must be a positive integer, got 0'),
+        (dict(type='BGN', num_groups=0), "BGN(8): num_groups must be a positive integer or 'auto', got 0"),
         (dict(type='GBGN', channel_groups=3), 'GBGN: channel_groups=3 does not divide 8 channels; choose one of 1, 2'),
         (
             dict(type='GBGN', batch_groups=0),
-            "GBGN: unless it is 'sample', batch_groups must be a positive integer, got 0",
+            "GBGN(8): batch_groups must be a positive integer or 'sample', got 0",
         ),
-        (dict(type='BRN', r_max=0.5), 'BRN: r_max=0.5, d_max=1.0, warmup=5000; r_max must be at least 1'),
+        (dict(type='BRN', r_max=0.5), 'BRN(8): r_max must be a finite number of at least 1, got 0.5'),
         (dict(type='GW', num_groups=3), 'GW: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8'),
-        (dict(type='GW', method='pca'), "GW: unknown method='pca'; choose one of iterative, zca"),
+        (dict(type='GW', method='pca'), "GW(8): method must be one of 'iterative', 'zca', got 'pca'"),
     ],
 )
 def test_bad_arguments_are_named(cfg_of_ours, message):
