@@ -11,7 +11,7 @@ dict(imports=['mmnorm'], allow_failed_imports=False)``); :mod:`mmnorm.openmmlab`
 
 from importlib.util import find_spec
 
-from .blocks import Fused, NormLayer, fuse_conv_norm, list_norms, place_xbn, replace_norms
+from .blocks import Fused, NormLayer, fuse_conv_norm, list_norms, place_xbn, replace_norms, valid_regions
 from .norms import (
     BGN,
     BRN,
@@ -62,6 +62,7 @@ __all__ = [
     'recollect',
     'replace_norms',
     'to_evalnorm',
+    'valid_regions',
 ]
 
 if find_spec('mmengine') is not None:

@@ -15,6 +15,7 @@ from .layers import (
     summarize_norms,
     type_name,
 )
+from .regions import padding_readers, valid_regions
 from .xbn import GN16, GN64, place_xbn, residual_blocks
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     'is_plain_bn',
     'list_norms',
     'norm_layers',
+    'padding_readers',
     'place_xbn',
     'replace_norms',
     'residual_blocks',
     'set_layer',
     'summarize_norms',
     'type_name',
+    'valid_regions',
 ]

@@ -20,6 +20,7 @@ from rich.progress import track
 from mmnorm.files import replacing
 from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
+from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 
 from .checkpoint import forbid_running_checkpoints, origin_of, read_checkpoint
 from .config import load_config, stop
@@ -100,6 +101,7 @@ class Evaluation:
         cfg.load_from, cfg.resume, cfg.randomness = None, False, dict(seed=seed)
         self.work_dir = cfg.work_dir
         # a checkpoint's weights are the averaged ones already, and hooks of training have no part in this
+        kinds = [getattr(hook, 'type', type(hook)) for hook in cfg.get('custom_hooks') or []]
         cfg.custom_hooks = []
         self._folder = tempfile.TemporaryDirectory(prefix='mmnorm_')  # for what a Runner leaves: logs, its config
         cfg.work_dir = self._folder.name
@@ -119,6 +121,8 @@ class Evaluation:
             self._evaluator = self._runner.build_evaluator(cfg.test_evaluator)
         self._evaluator.dataset_meta = getattr(self._test_loader.dataset, 'metainfo', None)
         self.model = self._runner.model
+        if any(ValidRegionHook.__name__ in str(kind) for kind in kinds):  # which is a matter of evaluation
+            normalize_valid_regions(self.model)
         self.network = self.model.module if is_model_wrapper(self.model) else self.model
         self.loaded = read_checkpoint(checkpoint)
         load_weights(self.network, self.loaded, checkpoint)

@@ -108,6 +108,11 @@ class PlaneNorm(RunningStatistics):
         """Whether the layer is BN in evaluation: an affine per channel that does not depend on the sample."""
         return False
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether evaluation takes statistics over positions, those that pad an image to its batch's size included."""
+        return not self.is_bn_in_evaluation or self.running_mean is None
+
     @classmethod
     def added_to_bn(cls) -> dict[str, float]:
         """What the layer's state dict has beside BN's: name to initial value."""

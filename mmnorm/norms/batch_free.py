@@ -70,6 +70,9 @@ class BatchFreeNorm(nn.GroupNorm):
         if frozen:
             freeze(self)
 
+    #: Whether statistics are over positions, those that pad an image to its batch's size included.
+    sees_padding = True
+
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize x, which is checked; a contiguous tensor of as many elements."""
         raise NotImplementedError

@@ -60,6 +60,11 @@ class BGN(PlaneNorm):
     def statistics_shape(self):
         return (self.num_groups,)
 
+    @property
+    def sees_padding(self):
+        # the group of an element depends on the map's size unless groups are whole channels
+        return self.num_features % self.num_groups > 0 or self.running_mean is None
+
     def normalize(self, x):
         runs = self._runs(x)
         return self._by_runs(x, runs) if runs else self._by_element(x)

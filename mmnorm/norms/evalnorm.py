@@ -61,6 +61,10 @@ class EN(BatchSizeRule):
     def control_shape(self, name):
         return (2,) if name == 'squared_gradients' else ()
 
+    @property
+    def sees_padding(self):
+        return self.running_mean is None or self.knows_batch_size()
+
     def statistics(self, mean, var, count):
         if self.by_batch:
             return *self.batch_statistics(mean, var, count), *self.gamma_beta

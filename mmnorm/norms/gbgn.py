@@ -46,6 +46,10 @@ class GBGN(PlaneNorm):
     def is_bn_in_evaluation(self):
         return self.batch_groups != 'sample'
 
+    @property
+    def used_statistics(self):
+        return slice(0 if self.batch_groups == 'sample' else None)
+
     def statistics(self, mean, var, count):
         samples = mean.shape[0]
         shape = samples, self.channel_groups, self.num_features // self.channel_groups

@@ -12,6 +12,8 @@ class PN(BatchFreeNorm):
     :class:`~mmnorm.norms.batch_free.BatchFreeNorm`.
     """
 
+    sees_padding = False
+
     def normalize(self, x):
         last = x.dim() - 1
         y = F.layer_norm(x.movedim(1, last), (self.num_channels,), self.weight, self.bias, self.eps)

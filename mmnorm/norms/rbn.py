@@ -63,6 +63,11 @@ class RBN(PlaneNorm):
         self.fold_bn = fold_bn
         super().__init__(num_features, *args, **kwargs)
 
+    @property
+    def sees_padding(self):
+        by_channel = any(self.calibrates(what, 'channel') for what in ('center', 'scale'))
+        return by_channel or self.running_mean is None
+
     def control_shape(self, name):
         made = self.center if name == 'center_weight' else self.scale
         return (self.num_features,) if made else None

@@ -9,6 +9,8 @@ What that changes, and no more:
   configs of earlier versions name them.
 - **Guards** (guards.py): functions of mmengine, mmcv and torch that take every BatchNorm for a plain one treat ours
   right: conversion to and from SyncBN, folding into convolutions, efficient_conv_bn_eval.
+- **Evaluation** (padding.py): every mmengine model says once that norms take statistics over the padding of a batch of
+  images of several sizes, or keeps them to each image's own region.
 - **Configs** (inherit.py): ``_base_ = 'mmnorm::...'`` finds our configs, and ``'mmseg::...'`` finds mmseg's with the
   onedl packages, which mmengine looks for under another name.
 - **panopticapi** (panoptic.py): where it is not installed, a stand-in for the few functions of it that mmdet needs.
@@ -29,7 +31,7 @@ class _ToCurrentLogger(logging.Handler):
 
 def install() -> None:
     """Do all of the above; once."""
-    from . import guards, inherit, panoptic, registry
+    from . import guards, inherit, padding, panoptic, registry
 
     logger = logging.getLogger('mmnorm')
     if any(isinstance(handler, _ToCurrentLogger) for handler in logger.handlers):
@@ -41,3 +43,4 @@ def install() -> None:
     panoptic.install()
     registry.install()
     guards.install()
+    padding.install()

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from mmnorm import statistics
 from mmnorm.norms import NORMS
 
-from . import hooks, weights_hook
+from . import hooks, padding, weights_hook
 from .pretrained import PretrainedWithoutNorms
 
 HOOKS = {
@@ -26,6 +26,7 @@ HOOKS = {
         hooks.RecollectHook,
         hooks.SyncStatisticsHook,
         weights_hook.NormWeightsHook,
+        padding.ValidRegionHook,
     )
 }
 #: Host -> module of ours -> what of it goes to the host's registry.

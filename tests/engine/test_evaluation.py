@@ -5,7 +5,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmnorm.engine import check_free, load_weights, read_checkpoint, save_network
+from mmnorm.engine import Evaluation, check_free, load_weights, read_checkpoint, save_network
+from mmnorm.engine.networks import build_network
 
 
 def test_weights_must_fit(tmp_path, capsys):
@@ -32,6 +33,15 @@ def test_files_that_are_no_checkpoints(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match='is not a checkpoint: it holds a list'):
         load_weights(nn.Linear(1, 1), read_checkpoint(str(path)), path)
+
+
+def test_the_hook_that_evaluates_valid_regions_is_kept(digits_config, tmp_path):
+    """It says how the network is evaluated, unlike the other hooks of the config, which are those of a training."""
+    cfg = Config.fromfile(digits_config("custom_hooks = [dict(type='RecollectHook'), dict(type='ValidRegionHook')]"))
+    cfg.work_dir = str(tmp_path)
+    torch.save(build_network(cfg).state_dict(), tmp_path / 'a.pth')
+    network = Evaluation(cfg, str(tmp_path / 'a.pth')).network
+    assert network.normalizes_valid_regions
 
 
 def test_network_and_config_are_written_together(tmp_path):
