@@ -6,6 +6,8 @@ from importlib import import_module
 from itertools import accumulate
 from typing import NamedTuple
 
+from mmnorm.norms.rbn import STATISTICS
+
 from .tensors import OWN, kind_of, listed, mode_of, norm_layers
 
 #: Blocks in each stage, by whether they are bottlenecks (three convolutions) and by depth.
@@ -183,7 +185,16 @@ def _batch_free(weights):
 
 
 def _batch_free_cfg(weights, names):
-    """Config of norms of which tensors show only whether they have gamma; None for the authors', GN with 64 groups."""
+    """Config of norms that a mark shows, or else only whether they have gamma; None for the authors', GN(64)."""
+    whitened, iterations = (
+        max((int(weights.get(f'{name}.{mark}', 0)) for name in names), default=0)
+        for mark in ('whitened_groups', 'newton_iterations')
+    )
+    if whitened:
+        method = {} if iterations == 5 else dict(iterations=iterations) if iterations else dict(method='zca')
+        return dict(type='GW', num_groups=whitened, **method)
+    if any(f'{name}.positional' in weights for name in names):
+        return dict(type='PN')
     channels = [weights[f'{name}.weight'].numel() for name in names if f'{name}.weight' in weights]
     if not channels:
         return dict(type='IN')
@@ -231,7 +242,13 @@ def _norm_cfg(weights, norm, hard):
         )
     elif kind == norm.removeprefix('Sync') == 'RBN':
         own = _without_none(
-            center=None if 'center_weight' in first else False, scale=None if 'scale_bias' in first else False
+            center=None if 'center_weight' in first else False,
+            scale=None if 'scale_bias' in first else False,
+            **{
+                f'{what}_stat': STATISTICS[int(weights[f'layer1.0.bn1.{what}_statistic'])]
+                for what in ('center', 'scale')
+                if f'layer1.0.bn1.{what}_statistic' in weights
+            },
         )
     elif kind == norm.removeprefix('Sync') == 'EN':
         mode = mode_of([layer for layer in layers.values() if kind_of(layer) == kind])
@@ -254,7 +271,7 @@ def _notes(weights, norm, cfg):
             "its batch-free norms have no tensors: the authors' IN, without affine, is assumed. If it was trained "
             'with another norm without affine, set that in xbn=dict(norm_cfg=...)'
         )
-    else:
+    elif norm_cfg['type'] == 'GN':
         yield (
             f'its batch-free norms are taken to be GN with {norm_cfg["num_groups"]} groups'
             + ", as the authors'" * (norm_cfg['num_groups'] == 64)

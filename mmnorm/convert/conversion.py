@@ -11,11 +11,11 @@ import torch
 from mmnorm.engine import check_free, read_checkpoint, save_network
 from mmnorm.engine.checkpoint import note_of, origin_of
 from mmnorm.engine.networks import build_network, read_config
-from mmnorm.norms import IBN
+from mmnorm.norms import IBN, MARKS
 
 from .backbones import OTHER, build_backbone, check_fit, check_placement, find_backbone
 from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, unwrap
-from .tensors import OWN, convert_norms, kinds, listed
+from .tensors import BATCH_FREE, OWN, convert_norms, kinds, listed
 
 #: What a network may be converted to: a kind of norm, batch-free norms as XBN places them, or IBN as IBN-Net-a has it.
 TARGETS = ('BN', 'EN', 'RBN', 'SN', 'XBN', 'IBN')
@@ -111,7 +111,7 @@ def convert_file(
         whole (bool): Convert the whole network of ``config``, heads included; names stay.
         source_prefix (str): Take only what is below it, as of a teacher and a student.
         bn_share (float): Of SN from BN, see :mod:`mmnorm.convert.tensors`.
-        hard (bool): The source's SN layers are hardened. Files of :func:`mmnorm.engine.networks.harden_files` say so.
+        hard (bool): The source's SN layers are hardened. Files of this package say so.
         verbose (bool): Name every layer that cannot be converted.
 
     Returns:
@@ -131,9 +131,10 @@ def convert_file(
     check_free(out)
     checkpoint = _read(source)
     given = None if config is None else _network_of(config, whole)
-    hardened = hard or not {'hard', 'picks'}.isdisjoint(note_of(checkpoint))
     try:
         layout, weights, names, dropped = _take(checkpoint, layout, source_prefix, whole)
+        marked = any(name.endswith('.hardened') for name in weights)
+        hardened = hard or marked or not {'hard', 'picks'}.isdisjoint(note_of(checkpoint))
         network = given or _find_network(weights, norm, hardened)
         converted, changed, notes = _convert(weights, network, norm, bn_share, hardened, verbose)
         _check_use(changed, bn_share, hard)
@@ -166,7 +167,9 @@ def convert_file(
         backbone=backbone,
         norms=dict(Counter(' -> '.join(change) for change in changed.values())),
         mapped={prefix + name: names[name] for name in converted if name in names},
-        missing=[prefix + name for name in network.reference if name not in names],
+        missing=[
+            prefix + name for name in network.reference if name not in names and name.rpartition('.')[2] not in MARKS
+        ],
         dropped=dropped,
         origin=origin,
         notes=[*network.notes, *notes],
@@ -220,8 +223,9 @@ def _take(checkpoint, layout, source_prefix, whole):
     """The layout; the tensors by their new names; the old names by the new; and what was left out."""
     weights, dropped = unwrap(checkpoint)
     alike = _LIKE_BN.search(str(_meta(checkpoint).get('cfg', '')))
-    if alike:
-        raise ValueError(f"its network has {alike[1]}, whose tensors are named like BN's but mean something else")
+    norm = 'IBN' if any(name.endswith('.instance_channels') for name in weights) else alike and alike[1]
+    if norm:
+        raise ValueError(f"its network has {norm}, whose tensors are named like BN's but mean something else")
     if source_prefix:
         weights, dropped['not under --source-prefix'] = select(weights, source_prefix)
     if whole:
@@ -270,12 +274,31 @@ def _convert(weights, network, norm, bn_share, hardened, verbose):
     _check_has_norm(norm, parts, kinds(reference) | ({'IBN'} if ibn else set()), name)
     check_placement(parts[0], weights, name, OTHER if found else '; without --config the xbn=... of SOURCE is printed')
     converted, changed, notes = convert_norms(weights, reference, bn_share, hardened, ibn, verbose)
+    unmarked = {name: value for name, value in converted.items() if name.rpartition('.')[2] not in MARKS}
+    converted = {**unmarked, **_marks(weights, reference, changed)}
     rest = dict(converted)
     for part in parts[1:]:
         check_fit(part, {key: rest.pop(key) for key in part.state_dict() if key in rest}, name)
     check_fit(parts[0], rest, name, OTHER if found else '')
     # an XBN backbone takes, and leaves, gamma and beta of a batch-free norm without affine
     return {key: converted[key] for key in reference if key in converted}, changed, notes
+
+
+def _marks(weights, reference, changed):
+    """Marks of the norms that were converted, which authors' files lack (:mod:`mmnorm.norms.marks`)."""
+    marks = {}
+    for layer, (kind, target) in changed.items():
+        for leaf in MARKS:
+            name = f'{layer}.{leaf}'
+            theirs, own = (int(tensors[name]) if name in tensors else 0 for tensors in (weights, reference))
+            if theirs and theirs != own and kind == target:
+                raise ValueError(
+                    f'{leaf} of its layer {layer} is {theirs}, and {own} in the network that it is for: the arguments '
+                    'of their norms differ'
+                )
+            if own and (theirs or target != BATCH_FREE):
+                marks[name] = reference[name]
+    return marks
 
 
 def _check_has_norm(norm, parts, found, network):

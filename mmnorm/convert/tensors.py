@@ -35,13 +35,12 @@ network's outputs differ by the order of 1 / L, less in larger images. Recollect
 (tools/bn_statistics.py recollect).
 """
 
-import math
-
 import torch
 from torch.nn import functional as F
 
 from mmnorm.norms import EN, RBN, SN
 from mmnorm.norms.batch_size import RULES
+from mmnorm.norms.mixture import weights_of_bn_share
 from mmnorm.norms.rbn import initial_gate
 
 BATCH_FREE = 'batch-free'
@@ -54,7 +53,6 @@ _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 # sums that SN's authors' detector fills while it tests
 _IGNORED = ('batch_mean', 'batch_var')
 _LEAVES = {*_BN, *_IGNORED, *(leaf for own in OWN.values() for leaf in own)}
-_SATURATED = 128.0
 _RATIO_TOLERANCE = 1e-6  # below what float32 statistics resolve
 
 _REFUSED = {
@@ -142,8 +140,7 @@ def convert_norms(weights, reference, bn_share=1.0, hard=False, ibn=(), verbose=
     Raises:
         ValueError: A norm cannot become what it should; or ``bn_share`` is out of range.
     """
-    if not 0 < bn_share <= 1:
-        raise ValueError(f'the share of BN must be above 0 and at most 1, got {bn_share}')
+    weights_of_bn_share(bn_share)  # says what is wrong with it
     references = norm_layers(reference)
     targets = {name: 'IBN' if name in ibn else kind_of(layer) for name, layer in references.items()}
     converted, changed, refused = dict(weights), {}, {}
@@ -217,8 +214,7 @@ def _from_bn(kind, bn, reference, bn_share):
     if kind == BATCH_FREE:
         return {leaf: bn[leaf] for leaf in ('weight', 'bias')}
     if kind == 'SN':
-        gap = _SATURATED if bn_share == 1 else math.log(2 * bn_share / (1 - bn_share))
-        logits = bn['weight'].new_tensor([0.0, 0.0, gap])
+        logits = bn['weight'].new_tensor(weights_of_bn_share(bn_share))
         return {**bn, **{leaf: logits.expand(*reference[leaf].shape[:-1], 3).clone() for leaf in OWN['SN']}}
     if kind == 'RBN':
         own = {

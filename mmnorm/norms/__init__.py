@@ -22,6 +22,12 @@ NORMS = {
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
 SYNC_TWINS = {NORMS[name.removeprefix('Sync')]: twin for name, twin in NORMS.items() if name.startswith('Sync')}
+#: Marks in state dicts (:mod:`mmnorm.norms.marks`) to the first norm that has them.
+MARKS = {mark: name for name, norm in reversed(NORMS.items()) for mark in norm(1).marks()}
+#: What norms keep in a state dict beside the tensors of BN and GN, to the first norm that does.
+OWN_TENSORS = MARKS | {
+    leaf: name for name, norm in reversed(NORMS.items()) for leaf in getattr(norm, 'added_to_bn', dict)()
+}
 
 __all__ = [
     'BGN',
@@ -30,7 +36,9 @@ __all__ = [
     'GBGN',
     'GW',
     'IBN',
+    'MARKS',
     'NORMS',
+    'OWN_TENSORS',
     'PN',
     'RBN',
     'SN',

@@ -10,6 +10,7 @@ from mmnorm.core import normalize
 
 from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_stock_arguments, number
 from .checks import check_input, warn_once
+from .marks import compare_marks, put_marks, reset_marks
 from .running import RunningStatistics
 
 _BN_KEYS = frozenset(nn.BatchNorm2d(1).state_dict())
@@ -50,6 +51,8 @@ class PlaneNorm(RunningStatistics):
     control_parameters: dict[str, float] = {}
     #: What it keeps beside BN's statistics: name to initial value.
     control_buffers: dict[str, float] = {}
+    #: Where a mark's number is the index of a name: these names.
+    mark_values: dict[str, tuple[str, ...]] = {}
     #: What evaluation mode means for this norm while the network trains (stock configs carry norm_eval=True).
     norm_eval_note = 'Gamma and beta train; the normalization uses running statistics that stay as they were loaded.'
     #: Whether eps may be 0: only where no variance of 0 can come.
@@ -98,6 +101,7 @@ class PlaneNorm(RunningStatistics):
                     self.register_parameter(name, nn.Parameter(tensor))
                 else:
                     self.register_buffer(name, tensor)
+        put_marks(self, device)
         self.frozen = frozen
         if frozen:
             freeze(self)
@@ -121,6 +125,10 @@ class PlaneNorm(RunningStatistics):
     def control_shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a control parameter or buffer; None if this layer has no such one."""
         return (self.num_features,)
+
+    def marks(self) -> dict[str, float]:
+        """What evaluation computes and no other tensor shows, name to number (:mod:`mmnorm.norms.marks`)."""
+        return {}
 
     def statistics(self, mean: Tensor, var: Tensor, count: int) -> tuple[Any, Any, Any, Any]:
         """Map the moment plane to the mean, variance, weight and bias to normalize with, broadcast to (N, C)."""
@@ -182,12 +190,14 @@ class PlaneNorm(RunningStatistics):
             value = own.get(name)
             if value is not None:  # torch's constructor comes here before there are any
                 value.fill_(start)
+        reset_marks(self)
 
     def from_bn(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors with which the layer starts as the BN that it was.
+        """The tensors with which the layer starts from a BN; what starts as something else than that BN says so.
 
         Args:
-            tensors (dict[str, Tensor]): What a BN checkpoint has of this layer, by BN's names.
+            tensors (dict[str, Tensor]): What a checkpoint has of this layer, by their names; those of the layer itself
+                come here too.
 
         Returns:
             dict[str, Tensor]: What is loaded in the place of those.
@@ -214,16 +224,27 @@ class PlaneNorm(RunningStatistics):
             )
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
+        compare_marks(self, state_dict, prefix)
         own = {**self._parameters, **self._buffers}
-        present = {name: state_dict[prefix + name] for name in _BN_KEYS if prefix + name in state_dict}
-        if present and not any(prefix + name in state_dict for name in self.added_to_bn()):
+        names = _BN_KEYS.union(self.added_to_bn())
+        present = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        if present:
             state_dict.update({prefix + name: value for name, value in self.from_bn(present).items()})
+        absent = [name for name, value in own.items() if value is None]
+        dropped = [name for name in absent if state_dict.pop(prefix + name, None) is not None]
+        if dropped:
+            warn_once(
+                f'{type(self).__name__}: {", ".join(dropped)} of {prefix[:-1] or "the layer"} and perhaps others are '
+                'in the checkpoint and dropped, since the layer has none (affine, bias, track_running_stats): what the '
+                'network computes changes.',
+                key=f'{type(self).__name__} {dropped}',
+            )
         for name, value in own.items():
             key = prefix + name
             if value is None:
-                state_dict.pop(key, None)
-            elif key in state_dict:
-                if state_dict[key].shape != value.shape and state_dict[key].numel() == value.numel():
+                continue
+            if key in state_dict:
+                if state_dict[key].shape != value.shape and state_dict[key].squeeze().shape == value.squeeze().shape:
                     # the authors' released weights keep (1, C, 1, 1) and (1, C, 1)
                     state_dict[key] = state_dict[key].reshape(value.shape)
             elif name not in _BN_KEYS:

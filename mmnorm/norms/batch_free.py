@@ -9,6 +9,7 @@ from mmnorm.core import like
 from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_no_effect, note_stock_arguments, number
 from .base import check_eps_0, freeze
 from .checks import check_input
+from .marks import compare_marks, put_marks, reset_marks
 
 
 class BatchFreeNorm(nn.GroupNorm):
@@ -31,6 +32,7 @@ class BatchFreeNorm(nn.GroupNorm):
         Input and output (N, C, *S); N may be 0.
     """
 
+    mark_values: dict[str, tuple[str, ...]] = {}  # as of PlaneNorm
     takes_eps_0 = False  # as of PlaneNorm
     bias: Any
 
@@ -67,11 +69,16 @@ class BatchFreeNorm(nn.GroupNorm):
         super().__init__(1, num_features, eps, affine, device, dtype)
         if not bias:
             self.bias = None
+        put_marks(self, device)
         if frozen:
             freeze(self)
 
     #: Whether statistics are over positions, those that pad an image to its batch's size included.
     sees_padding = True
+
+    def marks(self) -> dict[str, float]:
+        """What the layer computes and no other tensor shows, name to number (:mod:`mmnorm.norms.marks`)."""
+        return {}
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize x, which is checked; a contiguous tensor of as many elements."""
@@ -80,3 +87,11 @@ class BatchFreeNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_channels)
         return like(self.normalize(x).to(x.dtype), x)
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        reset_marks(self)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        compare_marks(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)

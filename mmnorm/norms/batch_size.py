@@ -95,7 +95,21 @@ class BatchSizeRule(PlaneNorm):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         from_bn = prefix + 'alpha' not in state_dict
         super()._load_from_state_dict(state_dict, prefix, *args)
+        loaded = torch.zeros(2) if from_bn else torch.stack([self.alpha, self.beta])
         self._learn_batch_size(self.batch_size, from_bn)
+        used = torch.stack([self.alpha, self.beta])
+        # shares averaged over ranks are not those of the average size, but close
+        close = used.is_meta or torch.allclose(loaded.to(used), used, rtol=0.05)
+        if prefix + 'running_mean' in state_dict and not close:
+            warn_once(
+                f'{type(self).__name__}: '
+                + ('a BN checkpoint is loaded' if from_bn else 'alpha and beta of the checkpoint are replaced')
+                + f', and evaluation corrects its statistics with alpha={float(self.alpha):.3g} and '
+                f'beta={float(self.beta):.3g}, which mode={self.mode!r} and B={float(self.mean_batch_size):.3g} give: '
+                'it computes something else than what was loaded'
+                + (', as EvalNorm is meant to.' if from_bn else ". mode='offline' keeps what was estimated."),
+                key=f'{type(self).__name__} {from_bn} alpha',
+            )
 
     def extra_repr(self):
         return f'{super().extra_repr()}, mode={self.mode}, batch_size={self.batch_size}'

@@ -7,10 +7,11 @@ from torch import Tensor, distributed, nn
 _warned: set[str] = set()
 
 
-def warn_once(message: str) -> None:
-    """Warn a user once per process, on the first rank only."""
-    if message not in _warned and (not distributed.is_initialized() or distributed.get_rank() == 0):
-        _warned.add(message)
+def warn_once(message: str, key: str | None = None) -> None:
+    """Warn a user once per process, on the first rank only; once for a key, if messages name one layer of many."""
+    key = key or message
+    if key not in _warned and (not distributed.is_initialized() or distributed.get_rank() == 0):
+        _warned.add(key)
         warnings.warn(message, stacklevel=3)
 
 

@@ -50,6 +50,9 @@ class GBGN(PlaneNorm):
     def used_statistics(self):
         return slice(0 if self.batch_groups == 'sample' else None)
 
+    def marks(self):
+        return dict(groups_of_a_sample=self.channel_groups if self.batch_groups == 'sample' else 0)
+
     def statistics(self, mean, var, count):
         samples = mean.shape[0]
         shape = samples, self.channel_groups, self.num_features // self.channel_groups

@@ -79,5 +79,8 @@ def pooled_over_groups(layer: PlaneNorm, tensors: dict[str, Tensor]) -> dict[str
     overlap = (torch.minimum(upper, group_upper[:, None]) - torch.maximum(lower, group_lower[:, None])).clamp(min=0)
     share = overlap / overlap.sum(1, keepdim=True)
     pooled = share @ mean
-    warn_once(f'{type(layer).__name__}: a BN checkpoint is loaded; its running statistics are pooled over the groups.')
+    warn_once(
+        f'{type(layer).__name__}: a BN checkpoint is loaded; its running statistics are pooled over the '
+        'groups, so that it computes something else than it did with BN.'
+    )
     return tensors | dict(running_mean=pooled, running_var=(share * (var + (mean - pooled[:, None]).square())).sum(1))

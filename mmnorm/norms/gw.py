@@ -9,6 +9,7 @@ from mmnorm.core import first_derivative_only
 from .arguments import NONE, checked, integer, one_of
 from .batch_free import BatchFreeNorm
 from .groups import NUM_GROUPS, cut_channels
+from .marks import reset_marks
 
 
 class GW(BatchFreeNorm):
@@ -49,9 +50,13 @@ class GW(BatchFreeNorm):
         iterations: int = 5,
         **kwargs,
     ) -> None:
+        self.method, self.iterations = method, iterations
         super().__init__(num_features, *args, **kwargs)
         self.num_groups = cut_channels(type(self).__name__, num_features, num_groups, channels_per_group)
-        self.method, self.iterations = method, iterations
+        reset_marks(self)  # by the number of groups
+
+    def marks(self):
+        return dict(whitened_groups=self.num_groups, newton_iterations=self.iterations * (self.method == 'iterative'))
 
     def normalize(self, x):
         positions = prod(x.shape[2:])

@@ -10,8 +10,8 @@ from .base import PlaneNorm
 class IBN(PlaneNorm):
     """Half Instance, half Batch Normalization: the first C // 2 channels IN with affine, the others BN.
 
-    IBN-Net-a has it after the first convolution of each bottleneck of the first three stages. Keys and shapes are BN's;
-    the running statistics of the first half are kept, but not used.
+    IBN-Net-a has it after the first convolution of each bottleneck of the first three stages. Names and shapes are
+    BN's, but for a mark (:mod:`mmnorm.norms.marks`); the running statistics of the first half are kept, but not used.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
@@ -26,6 +26,9 @@ class IBN(PlaneNorm):
     @property
     def used_statistics(self):
         return slice(self.num_features // 2, None)
+
+    def marks(self):
+        return dict(instance_channels=self.num_features // 2)
 
     def statistics(self, mean, var, count):
         half = self.num_features // 2

@@ -1,17 +1,20 @@
 """Mixtures of the statistics of several scopes by learned ratios, which can be hardened (paper sn)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arguments import FLAG, checked, integer
+from .arguments import FLAG, NONE, checked, integer, number
 from .base import PlaneNorm
-from .checks import check_groups
+from .checks import check_groups, warn_once
+from .marks import put_marks
 
 IN, LN, BN = range(3)  # the order of the weights
 NAMES = ('IN', 'LN', 'BN')
+_SATURATED = 128.0  # exp(-128) is 0 in float32
 
 
 class Mixture(PlaneNorm):
@@ -20,21 +23,30 @@ class Mixture(PlaneNorm):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
             :class:`~mmnorm.norms.base.PlaneNorm`.
-        groups, batch_stat, hard: See :class:`~mmnorm.norms.sn.SN`.
+        groups, batch_stat, hard, bn_share: See :class:`~mmnorm.norms.sn.SN`.
 
     Raises:
-        ValueError: ``groups`` does not divide the channels.
+        ValueError: ``groups`` does not divide the channels, or ``bn_share`` is out of range or without BN's part.
     """
 
     control_parameters = dict(mean_weight=1.0, var_weight=1.0)
     mean_weight: Tensor
     var_weight: Tensor
 
-    @checked(groups=integer(1), batch_stat=FLAG, hard=FLAG)
+    @checked(groups=integer(1), batch_stat=FLAG, hard=FLAG, bn_share=number(most=1, above=0) | NONE)
     def __init__(
-        self, num_features: int, *args, groups: int = 1, batch_stat: bool = True, hard: bool = False, **kwargs
+        self,
+        num_features: int,
+        *args,
+        groups: int = 1,
+        batch_stat: bool = True,
+        hard: bool = False,
+        bn_share: float | None = None,
+        **kwargs,
     ) -> None:
-        self.groups, self.batch_stat, self.hard = groups, batch_stat, False
+        self.groups, self.batch_stat, self.hard, self.bn_share = groups, batch_stat, False, bn_share
+        if bn_share is not None and not batch_stat:
+            raise ValueError(f"{type(self).__name__}: bn_share is BN's, which batch_stat=False leaves out")
         check_groups(type(self).__name__, groups, num_features, 'groups')
         super().__init__(num_features, *args, **kwargs)
         if hard:
@@ -43,6 +55,9 @@ class Mixture(PlaneNorm):
     def control_shape(self, name):
         sources = 3 if self.batch_stat else 2
         return (sources,) if self.groups == 1 else (self.groups, sources)
+
+    def marks(self):
+        return dict(hardened=int(self.hard))
 
     def mix(self, weight: Tensor, values: Sequence[Tensor], used: list[int], first: int) -> Tensor:
         """``sum(ratio * value)`` over the scopes that take part.
@@ -83,6 +98,35 @@ class Mixture(PlaneNorm):
             value = getattr(self, name).detach()
             self._parameters.pop(name, None)
             self.register_buffer(name, value)
+        put_marks(self, self.mean_weight.device)
+
+    def from_bn(self, tensors):
+        if any(name in tensors for name in self.control_parameters):
+            return tensors
+        norm, share = type(self).__name__, self.bn_share
+        if share is None:
+            warn_once(
+                f'{norm}: a BN checkpoint is loaded, and its ratios start equal, as in the paper'
+                + (
+                    ': the network does not compute what it computed with BN, and has to be trained. '
+                    'bn_share=1 in norm_cfg computes that, with ratios that never train; less, such as 0.999, trains, '
+                    'from nearly the same; 1/3 is the equal start without this warning.'
+                    if self.batch_stat
+                    else ", without BN's part (batch_stat=False): the network does not compute what it computed with "
+                    'BN, cannot start as that, and has to be trained.'
+                )
+            )
+            return tensors
+        if share == 1:
+            warn_once(
+                f'{norm}: a BN checkpoint is loaded; with bn_share=1 it computes what it computed with BN, and its '
+                'ratios, which select BN to the last bit, never train.'
+            )
+        weights = weights_of_bn_share(share)
+        return tensors | {
+            name: getattr(self, name).new_tensor(weights).expand_as(getattr(self, name))
+            for name in self.control_parameters
+        }
 
     @property
     def is_bn_in_evaluation(self):
@@ -108,6 +152,20 @@ class Mixture(PlaneNorm):
 
     def extra_repr(self):
         return f'{super().extra_repr()}, groups={self.groups}, batch_stat={self.batch_stat}, hard={self.hard}'
+
+
+def weights_of_bn_share(share: float) -> list[float]:
+    """Weights of IN, LN and BN of whose softmax BN has a share and the others the same each.
+
+    Args:
+        share (float): In (0, 1]. With 1 the ratios are (0, 0, 1) to the last bit, and have no gradient.
+
+    Raises:
+        ValueError: It is out of range.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f'the share of BN must be above 0 and at most 1, got {share}')
+    return [0.0, 0.0, _SATURATED if share == 1 else math.log(2 * share / (1 - share))]
 
 
 def ratios(model: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -14,6 +14,9 @@ class PN(BatchFreeNorm):
 
     sees_padding = False
 
+    def marks(self):
+        return dict(positional=1)
+
     def normalize(self, x):
         last = x.dim() - 1
         y = F.layer_norm(x.movedim(1, last), (self.num_channels,), self.weight, self.bias, self.eps)

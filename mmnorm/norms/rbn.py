@@ -42,6 +42,7 @@ class RBN(PlaneNorm):
     center_weight: Tensor
     scale_weight: Tensor
     scale_bias: Tensor
+    mark_values = dict(center_statistic=STATISTICS, scale_statistic=STATISTICS)
     norm_eval_note = (
         'Both calibrations, gamma and beta train on each sample; the normalization between them uses '
         'running statistics that stay as they were loaded.'
@@ -67,6 +68,12 @@ class RBN(PlaneNorm):
     def sees_padding(self):
         by_channel = any(self.calibrates(what, 'channel') for what in ('center', 'scale'))
         return by_channel or self.running_mean is None
+
+    def marks(self):
+        return {
+            f'{what}_statistic': STATISTICS.index(getattr(self, f'{what}_stat')) if getattr(self, what) else 0
+            for what in ('center', 'scale')
+        }
 
     def control_shape(self, name):
         made = self.center if name == 'center_weight' else self.scale
@@ -101,7 +108,7 @@ class RBN(PlaneNorm):
     # a BN checkpoint; running statistics are those of x_cm
 
     def from_bn(self, tensors):
-        if not (self.fold_bn and self.scale and 'weight' in tensors):
+        if 'scale_bias' in tensors or not (self.fold_bn and self.scale and 'weight' in tensors):
             return tensors
         warn_once(
             f'{type(self).__name__}: a BN checkpoint is loaded; its weights are divided by sigmoid(1), so that the '

@@ -26,9 +26,12 @@ class SN(Mixture):
             per GPU. Default True.
         hard (bool): Hard ratios: the largest of each softmax counts 1, the others 0 and are not computed. The weights
             are buffers then. Default False; :func:`harden` sets it on a trained network.
+        bn_share (float): When a BN checkpoint is loaded, the share of BN in mean and variance, in (0, 1]. 1 computes
+            what the BN network computed, but the ratios never train; with less, such as 0.999, they do. Default None:
+            equal ratios, as the paper starts, and a warning that the network computes something else.
 
     Raises:
-        ValueError: ``groups`` does not divide the channels.
+        ValueError: ``groups`` does not divide the channels, or ``bn_share`` is out of range or without BN's part.
     """
 
     norm_eval_note = (

@@ -34,6 +34,7 @@ BAD = dict(
     groups=[*NO_INTEGER, -1, 0, 3],
     batch_stat=NO_FLAG,
     hard=NO_FLAG,
+    bn_share=[*(v for v in NO_NUMBER if v is not None), -0.1, 0, 1.1, math.nan],
     center_stat=NO_WORD,
     scale_stat=NO_WORD,
     center=NO_FLAG,
