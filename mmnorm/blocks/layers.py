@@ -1,7 +1,8 @@
 """The norm layers of a network: what is one, which there are, and how one is put in the place of another."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmnorm.norms import NORMS, PlaneNorm
-from mmnorm.norms.checks import check_groups
+from mmnorm.norms.groups import cut_channels
 
 #: Other norms that a layer can be made of, by the names that configs call them.
 TORCH_NORMS: dict[str, type[nn.Module]] = {
@@ -122,29 +123,46 @@ def set_layer(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, key, new)
 
 
-def build_norm(cfg: dict[str, Any], channels: int, where: str = 'norm') -> nn.Module:
+def build_norm(cfg: dict[str, Any], channels: int, where: str = '') -> nn.Module:
     """Build a norm layer.
 
     Args:
         cfg (dict): ``type``, a name of :data:`~mmnorm.norms.NORMS` or :data:`TORCH_NORMS`, and arguments of it.
-            GN has 32 groups by default.
+            GN takes ``num_groups``, a number or 'auto', the default: the largest divisor of the channels up to
+            ``max_groups`` (32); or ``channels_per_group``.
         channels (int): Number of channels.
-        where (str): Named in errors.
+        where (str): Name of the layer, for errors.
 
     Raises:
-        ValueError: There is no such norm, or its groups do not divide the channels.
+        ValueError: There is no such norm, an argument is out of range, or groups do not divide the channels.
+        TypeError: An argument is unknown or of a wrong type.
     """
-    arguments = dict(cfg)
-    kind, trains = arguments.pop('type'), arguments.pop('requires_grad', True)
-    if kind not in NORMS and kind not in TORCH_NORMS:
-        raise ValueError(f'{where}: no norm is called {kind!r}; choose one of {", ".join((*NORMS, *TORCH_NORMS))}')
-    if kind == 'GN':
-        groups = min(arguments.pop('num_groups', 32), channels)
-        check_groups(where, groups, channels)
-        layer: nn.Module = nn.GroupNorm(groups, channels, **arguments)
-    else:
-        layer = (NORMS.get(kind) or TORCH_NORMS[kind])(channels, **arguments)
+    with errors_naming(where):
+        arguments = fit_groups(cfg, channels, 32)
+        kind, trains = arguments.pop('type'), arguments.pop('requires_grad', True)
+        if kind not in NORMS and kind not in TORCH_NORMS:
+            raise ValueError(f'no norm is called {kind!r}; choose one of {", ".join((*NORMS, *TORCH_NORMS))}')
+        norm = NORMS.get(kind) or TORCH_NORMS[kind]
+        layer = norm(num_channels=channels, **arguments) if norm is nn.GroupNorm else norm(channels, **arguments)
     return layer if trains else layer.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def errors_naming(where: str) -> Iterator[None]:
+    """Have what is wrong with a norm's arguments say which layer of the network they are for."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f'{where}: {error}' if where else str(error)) from error
+
+
+def fit_groups(cfg: dict[str, Any], channels: int, max_groups: int) -> dict[str, Any]:
+    """A norm_cfg with GN's number of groups for so many channels; see :func:`build_norm`."""
+    cfg = dict(cfg)
+    if cfg['type'] in ('GN', nn.GroupNorm):
+        groups, size = cfg.pop('num_groups', 'auto'), cfg.pop('channels_per_group', None)
+        cfg['num_groups'] = cut_channels('GN', channels, groups, size, cfg.pop('max_groups', max_groups))
+    return cfg
 
 
 def replace_norms(
@@ -205,7 +223,7 @@ def is_plain_bn(layer: nn.Module) -> bool:
 
 def _twin(name, old, norm, arguments):
     cfg = dict(type=norm, eps=old.eps) | arguments
-    if hasattr(old, 'momentum') and norm != 'GN':
+    if hasattr(old, 'momentum') and issubclass(NORMS.get(norm, TORCH_NORMS.get(norm, PlaneNorm)), _NormBase):
         cfg.setdefault('momentum', old.momentum)
     new = build_norm(cfg, channels_of(old), name)
     tensors = {key: value for key in _TENSORS if (value := getattr(old, key, None)) is not None}

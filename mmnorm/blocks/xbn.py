@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from mmnorm.norms.checks import check_groups
+from .layers import build_norm, channels_of, errors_naming, fit_groups, is_conv_module, is_norm
 
-from .layers import build_norm, channels_of, is_conv_module, is_norm
-
-GN64 = dict(type='GN', num_groups=64)  # ResNet, ResNeXt
-GN16 = dict(type='GN', num_groups=16)  # MobileNetV2
+# the paper's numbers, where they divide a layer's channels
+GN64 = dict(type='GN', num_groups='auto', max_groups=64)  # ResNet, ResNeXt
+GN16 = dict(type='GN', num_groups='auto', max_groups=16)  # MobileNetV2
 
 
 def place_xbn(
@@ -39,8 +38,9 @@ def place_xbn(
             footnote 2). None means 2 for a Bottleneck, 1 for a BasicBlock. In an inverted residual 2, the default, is
             after the depthwise convolution, of ShuffleNetV2's projection too; 1 and 3 are before and after it.
         every (int): The every-th blocks only, counted 1, 2, 3 ... through the whole backbone (D2, D4, D8).
-        norm_cfg (dict): The batch-free normalizer. GN with more groups than a layer has channels gets as many groups
-            as channels. Default GN with 64 groups.
+        norm_cfg (dict): The batch-free normalizer. GN takes ``num_groups``, a number (as many as channels, where these
+            are fewer) or 'auto', the largest divisor of a layer's channels up to ``max_groups`` (64); or
+            ``channels_per_group``. Default GN with 'auto': 64 groups in every ResNet and ResNeXt of the paper.
         stem (bool): The stem's norm too, as in the authors' released weights; in a deep stem the last of the three.
         stages (tuple[int] or None): Indices of the stages to place in, from 0. None means all.
         scope (str or None): 'full' replaces every norm, downsamples and stem included: Figure 7's "Full". With
@@ -151,9 +151,8 @@ def _norms_at(block_name, block, position):
 
 
 def _replace(backbone, name, norm_cfg, build):
-    channels, norm_cfg = channels_of(backbone.get_submodule(name)), dict(norm_cfg)
-    if norm_cfg.get('num_groups') is not None:
-        norm_cfg['num_groups'] = min(norm_cfg['num_groups'], channels)
-        check_groups(f'xbn: {name}', norm_cfg['num_groups'], channels)
-    backbone.set_submodule(name, build(norm_cfg, channels))
+    channels = channels_of(backbone.get_submodule(name))
+    with errors_naming(f'xbn: {name}'):
+        layer = build(fit_groups(norm_cfg, channels, GN64['max_groups']), channels)  # type: ignore[arg-type]
+    backbone.set_submodule(name, layer)
     return name

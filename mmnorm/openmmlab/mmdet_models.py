@@ -20,7 +20,7 @@ class XBNResNeXt(XBN, ResNeXt):
 
 
 class XBNRegNet(XBN, RegNet):
-    """RegNet with XBN blocks."""
+    """RegNet with XBN blocks: GN with up to 64 groups, the largest divisor of each width."""
 
 
 class XBNMobileNetV2(XBN, MobileNetV2):

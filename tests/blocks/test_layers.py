@@ -142,7 +142,7 @@ def test_a_whole_backbone():
         (
             network(),
             dict(norm='GN', num_groups=3),
-            '1: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8',
+            '1: GN: num_groups=3 does not divide 8 channels; choose one of 1, 2, 4, 8',
         ),
         (nn.BatchNorm2d(8), dict(norm='SN'), 'the model is itself a BN layer'),
     ],

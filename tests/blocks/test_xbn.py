@@ -122,7 +122,7 @@ def test_more_groups_than_channels_means_as_many_as_channels():
     [
         (
             dict(norm_cfg=dict(type='GN', num_groups=6)),
-            r'xbn: layer1.0.bn1: num_groups=6 does not divide 8 channels; choose one of 1, 2, 4, 8',
+            r'xbn: layer1.0.bn1: GN: num_groups=6 does not divide 8 channels; choose one of 1, 2, 4, 8',
         ),
         (dict(position=4), r'position must be 1, 2, 3 or a tuple of them, got 4'),
         (dict(every=0), r'every must be a positive integer'),

@@ -73,7 +73,7 @@ def test_arguments_of_the_placement(xbn, placed):
         (dict(stages=(7,)), r'stages must be indices below 7, got \(7,\)'),
         (
             dict(norm_cfg=dict(type='GN', num_groups=64)),
-            r'layer2.0.depthwise_conv.bn: num_groups=64 does not divide 96 channels',
+            r'xbn: layer2.0.depthwise_conv.bn: GN: num_groups=64 does not divide 96 channels',
         ),
     ],
 )
