@@ -22,6 +22,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10',
+    # so that an editable install puts this folder on the path. The finder that it uses otherwise is asked after the whole
+    # path: a clone called mmnorm in the working directory would pass for the package, with nothing in it
+    package_dir={'': '.'},
     packages=find_packages(include=['mmnorm', 'mmnorm.*']),
     # .mim links to configs, tools and model-index.yml, where mim and `_base_ = 'mmnorm::...'` look for them
     package_data={'mmnorm': ['py.typed', '.mim/*', '.mim/**/*'], 'mmnorm.report': ['*.j2']},

@@ -65,16 +65,22 @@ print('all of it works')
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    """The wheel of this checkout, built with what is installed, from a copy: a build leaves files behind."""
-    folder = tmp_path_factory.mktemp('wheel')
-    source = folder / 'source'
+def source(tmp_path_factory):
+    """A copy of this checkout: a build leaves files behind."""
+    source = tmp_path_factory.mktemp('wheel') / 'source'
     source.mkdir()
     for name in ('mmnorm', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('setup.py', 'README.md', 'LICENSE', 'model-index.yml', 'pyproject.toml'):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope='module')
+def wheel(source):
+    """The wheel of this checkout, built with what is installed."""
+    folder = source.parent
     subprocess.run(
         [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', folder, source],
         check=True,
@@ -140,3 +146,26 @@ def test_wheel_carries_what_is_used_from_it(wheel):
         for line in metadata.splitlines()
         if line.startswith('Requires-Dist') and 'extra ==' not in line
     } == {'torch>=2.5', 'numpy'}
+
+
+def test_an_editable_install_is_not_hidden_by_a_clone_of_its_name(source, tmp_path):
+    """In the folder that holds a clone called mmnorm, and under a project's PYTHONPATH that does."""
+    build = 'import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])'
+    subprocess.run([sys.executable, '-c', build, tmp_path], cwd=source, check=True, stdout=subprocess.DEVNULL)
+    (built,) = tmp_path.glob('mmnorm-*.whl')
+    zipfile.ZipFile(built).extractall(tmp_path / 'site-packages')
+    project = tmp_path / 'project'
+    (project / 'mmnorm').mkdir(parents=True)
+    code = (
+        'import site, sys; site.addsitedir(sys.argv[1]); from mmnorm import SN; import mmnorm; print(mmnorm.__file__)'
+    )
+    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    found = subprocess.run(
+        [sys.executable, '-c', code, tmp_path / 'site-packages'],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip().startswith(str(source))

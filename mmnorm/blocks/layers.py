@@ -76,7 +76,13 @@ def list_norms(model: nn.Module) -> list[NormLayer]:
 
 def type_name(layer: nn.Module) -> str:
     """What a config calls a norm layer."""
-    return _NAMES.get(type(layer).__name__, type(layer).__name__)
+    return registered_name(type(layer))
+
+
+def registered_name(kind: type | str) -> str:
+    """The name by which configs know a norm that they give as such, as a class, or by the class's dotted name."""
+    name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    return _NAMES.get(name, name)
 
 
 def channels_of(layer: nn.Module) -> int:

@@ -3,6 +3,7 @@
 import os
 import shlex
 
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
 from mmnorm import engine
@@ -92,6 +93,14 @@ def run(args):
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if (
+        getattr(cfg.optim_wrapper.type, '__name__', cfg.optim_wrapper.type) == 'AmpOptimWrapper'
+        and get_device() == 'cpu'
+    ):
+        engine.stop(
+            'mixed precision needs a GPU, and this machine has none: '
+            + ('leave out --amp' if args.amp else f"set optim_wrapper.type='OptimWrapper' in {args.config}")
+        )
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             engine.stop(f'--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in {args.config}')

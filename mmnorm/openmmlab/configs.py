@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Iterator
 
-from mmnorm.blocks import list_norms
+from mmnorm.blocks import list_norms, registered_name
 from mmnorm.norms import EN
 from mmnorm.statistics import unwrapped
 
 #: Types in a norm_cfg, and what they are without synchronization.
 SYNC_TYPES = {'SyncBN': 'BN', 'MMSyncBN': 'BN', 'NaiveSyncBN': 'BN'}
-_EVALNORM_TYPES = {'BN': 'EN', 'BN1d': 'EN', 'BN2d': 'EN', 'BN3d': 'EN', **dict.fromkeys(SYNC_TYPES, 'SyncEN')}
+_BN_TYPES = ('BN', 'BN1d', 'BN2d', 'BN3d', 'BatchNorm1d', 'BatchNorm3d')
+_EVALNORM_TYPES = {**dict.fromkeys(_BN_TYPES, 'EN'), **dict.fromkeys(SYNC_TYPES, 'SyncEN')}
 
 
 def dicts(tree, key: str | None = None) -> Iterator[dict]:
@@ -89,16 +90,21 @@ def replace_norm_types(tree, types, **arguments):
 
     Args:
         tree (dict or list): Such as the model's config.
-        types (dict[str, str]): Type to its replacement.
+        types (dict[str, str]): Type to its replacement. Classes, which new-style configs have, go by their names.
         **arguments: Of the replacement.
 
     Returns:
         int: How many there were.
     """
-    found = [part for part in dicts(tree, 'type') if part['type'] in types]
+    found = [part for part in dicts(tree, 'type') if _type_of(part) in types]
     for part in found:
-        part.update(arguments, type=types[part['type']])
+        part.update(arguments, type=types[_type_of(part)])
     return len(found)
+
+
+def _type_of(cfg):
+    kind = cfg['type']
+    return registered_name(kind) if isinstance(kind, (str, type)) else kind
 
 
 def describe_unreplaced(cfg, network) -> str:
@@ -112,7 +118,7 @@ def describe_unreplaced(cfg, network) -> str:
         str: One sentence; '' where no norm_cfg names another norm than BN, or every BN is one that the config names.
             XBN backbones keep BNs by design.
     """
-    chosen = dict.fromkeys(part['norm_cfg']['type'] for part in dicts(cfg, 'norm_cfg') if _names_other_norm(part))
+    chosen = dict.fromkeys(_type_of(part['norm_cfg']) for part in dicts(cfg, 'norm_cfg') if _names_other_norm(part))
     if not chosen:
         return ''
     by_design = tuple(f'{name}.' for name, module in network.named_modules() if hasattr(module, 'xbn_layers'))
@@ -135,7 +141,7 @@ def describe_unreplaced(cfg, network) -> str:
 
 def _names_other_norm(part):
     cfg = part.get('norm_cfg')
-    return isinstance(cfg, dict) and 'type' in cfg and cfg['type'] not in _EVALNORM_TYPES
+    return isinstance(cfg, dict) and 'type' in cfg and _type_of(cfg) not in _EVALNORM_TYPES
 
 
 def _as_list(value):

@@ -4,6 +4,8 @@ import warnings
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
+from torch import nn
 
 from mmnorm.cli.arguments import add_run_arguments
 from mmnorm.engine.config import fit_to_cpu, load_config, parse_config
@@ -160,6 +162,39 @@ def test_fewer_gpus_than_asked_is_said(monkeypatch, gpus, asked, problem):
     assert found == ([] if not problem else [found[0]])
     if problem:
         assert '8 processes need as many GPUs, but there are 2: use at most 2' in found[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+@pytest.mark.parametrize(
+    'extra, arguments, remedy',
+    [
+        ('', ['--amp'], 'leave out --amp'),
+        ("optim_wrapper = dict(type='AmpOptimWrapper')", [], "set optim_wrapper.type='OptimWrapper' in "),
+    ],
+)
+def test_mixed_precision_on_a_cpu_ends_in_one_line(forked_tool, digits_config, extra, arguments, remedy):
+    done = forked_tool('train.py', digits_config(extra), *arguments)
+    assert done.returncode and f'error: mixed precision needs a GPU, and this machine has none: {remedy}' in done.stdout
+    assert 'Traceback' not in done.stdout
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'SyncBN',
+        'mmdet.SyncBN',
+        'MMSyncBN',
+        nn.SyncBatchNorm,
+        SyncBatchNorm,
+        f'{SyncBatchNorm.__module__}.SyncBatchNorm',
+    ],
+)
+def test_sync_bn_by_any_name_and_as_a_class_becomes_bn_on_a_cpu(kind):
+    """New-style configs have classes, and their dumps the dotted names."""
+    cfg = Config(dict(launcher='none', model=dict(backbone=dict(type='ResNet', norm_cfg=dict(type=kind)))))
+    with pytest.warns(UserWarning, match='SyncBN needs GPUs'):
+        fit_to_cpu(cfg)
+    assert cfg.model.backbone.norm_cfg.type == 'BN'
 
 
 def test_sync_bn_becomes_bn_on_a_cpu_with_one_warning():

@@ -13,7 +13,8 @@ from mmnorm.blocks import norm_layers, replace_norms
 from mmnorm.norms import GBGN, GW
 
 NARROW = [
-    (DET, dict(type='RegNet', arch='regnetx_400mf'))(DET, dict(type='RegNet', arch='regnetx_3.2gf')),
+    (DET, dict(type='RegNet', arch='regnetx_400mf')),
+    (DET, dict(type='RegNet', arch='regnetx_3.2gf')),
     (DET, dict(type='MobileNetV2', widen_factor=0.75)),
     (DET, dict(type='EfficientNet', arch='b0')),
     (DET, dict(type='CSPDarknet', widen_factor=0.375, deepen_factor=0.33)),
@@ -55,7 +56,7 @@ def test_xbn_regnet_builds_all_regnets(arch):
 
 
 @pytest.mark.parametrize('norm', [GW, GBGN])
-@pytest.mark.parametrize('registry, cfg', NARROW, ids=lambda v: v.get('type') if isinstance(v, dict) else '')
+@pytest.mark.parametrize('registry, cfg', NARROW, ids=lambda v: v['type'] if isinstance(v, dict) else '')
 def test_defaults_fit_every_width(registry, cfg, norm):
     backbone = build(dict(cfg, norm_cfg=dict(type=norm.__name__)), registry)
     layers = [layer for layer in norm_layers(backbone).values() if isinstance(layer, norm)]
