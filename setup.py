@@ -22,7 +22,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10',
-    # so that an editable install puts this folder on the path. The finder that it uses otherwise is asked after the whole
+    # so that an editable install puts this folder on the path. The finder that it uses otherwise is asked after the
     # path: a clone called mmnorm in the working directory would pass for the package, with nothing in it
     package_dir={'': '.'},
     packages=find_packages(include=['mmnorm', 'mmnorm.*']),
