@@ -8,6 +8,7 @@ from mmengine.registry import RUNNERS
 
 from mmnorm import engine
 from mmnorm.openmmlab.hooks import ListNormsHook
+from mmnorm.openmmlab.loading import ResumeError
 from mmnorm.zoo import find_model
 
 from .arguments import add_run_arguments
@@ -122,6 +123,8 @@ def run(args):
         runner.logger.warning(batch)
     try:
         runner.train()
+    except ResumeError as error:
+        engine.stop(f'{error} With mmnorm train: --cfg-options load_from=FILE, without --resume.')
     except KeyboardInterrupt:
         engine.stop(f'interrupted; continue with --resume --work-dir {cfg.work_dir}')
     if runner.rank == 0:

@@ -9,6 +9,8 @@ What that changes, and no more:
   configs of earlier versions name them.
 - **Guards** (guards.py): functions of mmengine, mmcv and torch that take every BatchNorm for a plain one treat ours
   right: conversion to and from SyncBN, folding into convolutions, efficient_conv_bn_eval.
+- **Loading** (loading.py): where norms of a checkpoint are not those of the model, loading says what becomes of them,
+  and resuming says what differs.
 - **Evaluation** (padding.py): every mmengine model says once that norms take statistics over the padding of a batch of
   images of several sizes, or keeps them to each image's own region.
 - **Configs** (inherit.py): ``_base_ = 'mmnorm::...'`` finds our configs, and ``'mmseg::...'`` finds mmseg's with the
@@ -31,7 +33,7 @@ class _ToCurrentLogger(logging.Handler):
 
 def install() -> None:
     """Do all of the above; once."""
-    from . import guards, inherit, padding, panoptic, registry
+    from . import guards, inherit, loading, padding, panoptic, registry
 
     logger = logging.getLogger('mmnorm')
     if any(isinstance(handler, _ToCurrentLogger) for handler in logger.handlers):
@@ -43,4 +45,5 @@ def install() -> None:
     panoptic.install()
     registry.install()
     guards.install()
+    loading.install()
     padding.install()

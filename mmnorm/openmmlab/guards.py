@@ -36,21 +36,21 @@ from mmnorm.norms.modes import keeping_modes
 def install():
     """Wrap the functions above; called once, by ``import mmnorm``."""
     torch_convert = nn.SyncBatchNorm.convert_sync_batchnorm
-    _rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), SYNC_TWINS))
+    rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), SYNC_TWINS))
     nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_retype_ours(_leave_ours_alone(torch_convert), SYNC_TWINS))
-    _rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in SYNC_TWINS.items()}))
-    _rebind(
+    rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in SYNC_TWINS.items()}))
+    rebind(
         turn_on_efficient_conv_bn_eval_for_single_model, _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model)
     )
     if find_spec('mmcv') is None:
         return
     from mmcv.cnn import ConvModule, fuse_conv_bn
 
-    _rebind(fuse_conv_bn, _fold_by_our_rules(fuse_conv_bn))
+    rebind(fuse_conv_bn, _fold_by_our_rules(fuse_conv_bn))
     ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
 
 
-def _rebind(function, guarded):
+def rebind(function, guarded):
     """Put ``guarded`` in the place of ``function`` in every module that has imported it."""
     for module in list(sys.modules.values()):
         if getattr(module, '__dict__', {}).get(function.__name__) is function:

@@ -66,6 +66,14 @@ def test_wrong_arguments(start, name, args, message):
     assert done.returncode != 0 and message in done.stdout and 'Traceback' not in done.stdout
 
 
+def test_resuming_with_other_norms(forked_tool, digits_config, tmp_path):
+    checkpoint = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict={'backbone.bn1.mean_weight': torch.ones(3)}, optimizer={}, meta={}), checkpoint)
+    done = forked_tool('train.py', digits_config(), '--resume', str(checkpoint))
+    assert done.returncode != 0 and 'Traceback' not in done.stdout
+    assert f'error: {checkpoint} cannot be resumed:' in done.stdout and 'load_from=' in done.stdout
+
+
 def test_missing_checkpoint(forked_tool, digits_config):
     done = forked_tool('test.py', digits_config(), 'gone.pth')
     assert done.returncode != 0 and 'error: checkpoint gone.pth does not exist' in done.stdout
