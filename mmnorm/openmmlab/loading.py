@@ -96,9 +96,7 @@ class _CheckResumed(Hook):
 
 def describe_other_norms(model, state_dict):
     """Say which norms of a checkpoint (str; '' if none) have other tensors than those of a model."""
-    theirs = {
-        name.removeprefix('module.'): value.shape for name, value in state_dict.items() if hasattr(value, 'shape')
-    }
+    theirs = {key.removeprefix('module.'): value.shape for key, value in state_dict.items() if hasattr(value, 'shape')}
     ours = {name: value.shape for name, value in model.state_dict().items()}
     norms, differing = norm_layers(model), {}
     for key in dict.fromkeys([*ours, *theirs]):

@@ -1,6 +1,7 @@
 """What the tools say when something is missing: one message, before anything starts, and no traceback."""
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 
