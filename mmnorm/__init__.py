@@ -5,13 +5,14 @@ The layers and what works on built networks need torch alone:
     from mmnorm import SN
     layer = SN(64)
 
-Where mmengine is installed, ``import mmnorm`` also registers every name for configs (``custom_imports =
+``import mmnorm`` wraps the functions of torch that would take these layers for plain BNs
+(:mod:`mmnorm.blocks.guards`). Where mmengine is installed, it also registers every name for configs (``custom_imports =
 dict(imports=['mmnorm'], allow_failed_imports=False)``); :mod:`mmnorm.openmmlab` lists all that this does.
 """
 
 from importlib.util import find_spec
 
-from .blocks import Fused, NormLayer, fuse_conv_norm, list_norms, place_xbn, replace_norms, valid_regions
+from .blocks import Fused, NormLayer, fuse_conv_norm, guards, list_norms, place_xbn, replace_norms, valid_regions
 from .norms import (
     BGN,
     BRN,
@@ -65,6 +66,7 @@ __all__ = [
     'valid_regions',
 ]
 
+guards.install()
 if find_spec('mmengine') is not None:
     from . import openmmlab
 

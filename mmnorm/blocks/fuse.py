@@ -4,6 +4,7 @@ import copy
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,13 +87,13 @@ def fuse_conv_norm(model: nn.Module, example_inputs: Any = None) -> Fused:
     return fused
 
 
-def constant_affine(norm: nn.Module) -> nn.BatchNorm2d | None:
-    """The plain BN, in evaluation mode, that a norm of ours is in evaluation; None if it depends on the sample."""
-    if not isinstance(norm, PlaneNorm) or norm.running_mean is None or not norm.is_bn_in_evaluation:
+def constant_affine(norm: nn.Module) -> SimpleNamespace | None:
+    """What a plain BN would have that computes what a norm of ours does in evaluation; None if that is no BN."""
+    if _why_not_constant(norm):
         return None
-    bn: Any = nn.BatchNorm2d(norm.num_features, device='meta').eval()
-    bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias = _constants(norm)
-    return bn
+    names = 'running_mean', 'running_var', 'eps', 'weight', 'bias'
+    constants: Any = dict(zip(names, _constants(norm)))
+    return SimpleNamespace(**constants, num_features=norm.num_features, training=norm.training)
 
 
 def _pairs(parent):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmnorm.core import normalize
 
 from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_stock_arguments, number
-from .checks import check_input, warn_once
+from .checks import check_input, refuse_script, warn_once
 from .marks import compare_marks, put_marks, reset_marks
 from .running import RunningStatistics
 
@@ -203,6 +203,10 @@ class PlaneNorm(RunningStatistics):
             dict[str, Tensor]: What is loaded in the place of those.
         """
         return tensors
+
+    def __prepare_scriptable__(self):
+        """Called by torch.jit.script."""
+        refuse_script(self)
 
     def _check_input_dim(self, x):
         """torch's check, of four dimensions; ours is :meth:`check`."""

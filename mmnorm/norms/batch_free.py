@@ -8,7 +8,7 @@ from mmnorm.core import like
 
 from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_no_effect, note_stock_arguments, number
 from .base import check_eps_0, freeze
-from .checks import check_input
+from .checks import check_input, refuse_script
 from .marks import compare_marks, put_marks, reset_marks
 
 
@@ -87,6 +87,10 @@ class BatchFreeNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_channels)
         return like(self.normalize(x).to(x.dtype), x)
+
+    def __prepare_scriptable__(self):
+        """Called by torch.jit.script."""
+        refuse_script(self)
 
     def reset_parameters(self):
         super().reset_parameters()

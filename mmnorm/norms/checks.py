@@ -35,3 +35,11 @@ def check_groups(where: str, groups: int, channels: int, argument: str = 'num_gr
             f'{where}: {argument}={groups} does not divide {channels} channels; choose one of '
             f'{", ".join(map(str, divisors))}'
         )
+
+
+def refuse_script(layer: nn.Module) -> None:
+    """Raise the error of a layer that torch.jit.script is to compile, which cannot read its forward."""
+    raise NotImplementedError(
+        f'torch.jit.script cannot compile {type(layer).__name__}; torch.jit.trace(model, images) and '
+        'torch.export.export(model, (images,)) take a model with norms of mmnorm'
+    )

@@ -5,14 +5,16 @@ What that changes, and no more:
 - **Registries** (registry.py): the normalizers, hooks, the initializer and our ShuffleNetV2 go to mmengine's root
   registries. The registries of mmdet and mmseg get a further import location, so that our backbones and detectors are
   there when a name is first looked up; no model package of a host is imported before that. mmdet's own FrozenBN, which
-  computes the same and is no BatchNorm, gives way to ours then. The hooks are also in ``mmnorm.statistics``, where
-  configs of earlier versions name them.
-- **Guards** (guards.py): functions of mmengine, mmcv and torch that take every BatchNorm for a plain one treat ours
-  right: conversion to and from SyncBN, folding into convolutions, efficient_conv_bn_eval.
+  computes the same and is no BatchNorm, gives way to ours then; a project's class under a name of ours stays. The hooks
+  are also in ``mmnorm.statistics``, where configs of earlier versions name them.
+- **Guards** (guards.py, and ``mmnorm.blocks.guards`` for torch): functions of mmengine, mmcv and mmdet that take every
+  BatchNorm for a plain one treat ours right: conversion to and from SyncBN and to frozen BN, folding into convolutions,
+  efficient_conv_bn_eval.
 - **Loading** (loading.py): where norms of a checkpoint are not those of the model, loading says what becomes of them,
   and resuming says what differs.
 - **Evaluation** (padding.py): every mmengine model says once that norms take statistics over the padding of a batch of
   images of several sizes, or keeps them to each image's own region.
+- **Counters of FLOPs** (flops.py): mmengine's, mmcv's and fvcore's count our norms as torch's.
 - **Configs** (inherit.py): ``_base_ = 'mmnorm::...'`` finds our configs, and ``'mmseg::...'`` finds mmseg's with the
   onedl packages, which mmengine looks for under another name.
 - **panopticapi** (panoptic.py): where it is not installed, a stand-in for the few functions of it that mmdet needs.
@@ -33,7 +35,7 @@ class _ToCurrentLogger(logging.Handler):
 
 def install() -> None:
     """Do all of the above; once."""
-    from . import guards, inherit, loading, padding, panoptic, registry
+    from . import flops, guards, inherit, loading, padding, panoptic, registry
 
     logger = logging.getLogger('mmnorm')
     if any(isinstance(handler, _ToCurrentLogger) for handler in logger.handlers):
@@ -47,3 +49,4 @@ def install() -> None:
     guards.install()
     loading.install()
     padding.install()
+    flops.install()

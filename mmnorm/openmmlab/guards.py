@@ -1,11 +1,11 @@
-"""Guards around functions of mmengine, mmcv and torch that take every BatchNorm for a plain one.
+"""Guards around functions of mmengine, mmcv and mmdet that take every BatchNorm for a plain one.
 
 Our layers subclass ``nn.BatchNorm2d``, so that norm_eval, norm_decay_mult and tools that recollect statistics find
-them. These functions would silently turn them into something else, and are wrapped, wherever they were imported to:
+them. These functions would silently turn them into something else, and are wrapped, wherever they were imported to, as
+those of torch are by :mod:`mmnorm.blocks.guards`:
 
-- ``mmengine.model.convert_sync_batchnorm`` (``Runner(sync_bn=...)``) and ``nn.SyncBatchNorm.convert_sync_batchnorm``
-  would make plain SyncBN of any of them: a layer becomes its own Sync twin (SN becomes SyncSN) if it has one, and is
-  left alone if not. ``mmengine.model.revert_sync_batchnorm`` turns the twins back.
+- ``mmengine.model.convert_sync_batchnorm`` (``Runner(sync_bn=...)``) would make plain SyncBN of any of them, as torch's
+  own. ``mmengine.model.revert_sync_batchnorm`` turns their Sync twins back.
 - ``mmcv.cnn.fuse_conv_bn`` would fold any of them into the conv before, and BNs behind them through them. It also takes
   any Conv2d for a plain one, and any BN after a convolution in the order of attributes for one that takes its output,
   which weight-standardized convolutions and those that several BNs share make wrong by up to 1000 times the output:
@@ -13,32 +13,31 @@ them. These functions would silently turn them into something else, and are wrap
 - ``ConvModule(efficient_conv_bn_eval=True)`` does the same in forward: it is turned off for all but FrozenBN.
   mmengine's ``turn_on_efficient_conv_bn_eval_for_single_model`` traces the model, which ours do not take part in: a
   model that has one is left alone.
+- mmdet's ``FrozenBatchNorm2d.convert_frozen_batchnorm`` would make frozen BNs of them: they become frozen themselves,
+  and stay what they are.
 
 Each says once what it did.
 """
 
 import functools
-import sys
 from importlib.util import find_spec
 
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
-from torch import nn
-from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import fuse_conv_norm
-from mmnorm.norms import EN, SYNC_TWINS, FrozenBN, PlaneNorm
+from mmnorm.blocks.guards import leave_ours_alone, rebind, retype_ours
+from mmnorm.norms import SYNC_TWINS, FrozenBN, PlaneNorm
+from mmnorm.norms.base import freeze
 from mmnorm.norms.checks import warn_once
 from mmnorm.norms.modes import keeping_modes
 
 
 def install():
     """Wrap the functions above; called once, by ``import mmnorm``."""
-    torch_convert = nn.SyncBatchNorm.convert_sync_batchnorm
-    rebind(convert_sync_batchnorm, _retype_ours(_leave_ours_alone(convert_sync_batchnorm), SYNC_TWINS))
-    nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_retype_ours(_leave_ours_alone(torch_convert), SYNC_TWINS))
-    rebind(revert_sync_batchnorm, _retype_ours(revert_sync_batchnorm, {sync: own for own, sync in SYNC_TWINS.items()}))
+    rebind(convert_sync_batchnorm, retype_ours(leave_ours_alone(convert_sync_batchnorm), SYNC_TWINS))
+    rebind(revert_sync_batchnorm, retype_ours(revert_sync_batchnorm, {sync: own for own, sync in SYNC_TWINS.items()}))
     rebind(
         turn_on_efficient_conv_bn_eval_for_single_model, _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model)
     )
@@ -50,53 +49,26 @@ def install():
     ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
 
 
-def rebind(function, guarded):
-    """Put ``guarded`` in the place of ``function`` in every module that has imported it."""
-    for module in list(sys.modules.values()):
-        if getattr(module, '__dict__', {}).get(function.__name__) is function:
-            setattr(module, function.__name__, guarded)
+def guard_frozen_batchnorm(kind):
+    """Wrap ``convert_frozen_batchnorm`` of mmdet's class, which is not imported before it is used."""
+    if not hasattr(kind.convert_frozen_batchnorm, '__wrapped__'):
+        kind.convert_frozen_batchnorm = classmethod(_freeze_ours(kind.convert_frozen_batchnorm.__func__))
 
 
-def _retype_ours(function, types):
-    """Have a function that converts a model make each of our layers one of another type, of the same parameters."""
+def _freeze_ours(convert):
 
-    @functools.wraps(function)
-    def guarded(module, *args, **kwargs):
-        made = set()
-        # ours synchronize over all ranks, not over the group of some that torch's function may be given
-        ours = [] if any(isinstance(v, ProcessGroup) for v in (*args, *kwargs.values())) else module.modules()
-        for layer in ours:
-            # EN's virtual batches are smaller than a process's, synchronized ones larger
-            if type(layer) in types and not (isinstance(layer, EN) and layer.virtual_batch_size):
-                made.add(f'{type(layer).__name__} to {types[type(layer)].__name__}')
-                layer.__class__ = types[type(layer)]
-        if made:
-            warn_once(f'{function.__name__} turns {", ".join(sorted(made))}')
-        return function(module, *args, **kwargs)
-
-    return guarded
-
-
-def _leave_ours_alone(function):
-    """Have a function that walks over a model not see our layers."""
-
-    @functools.wraps(function)
-    def guarded(module, *args, **kwargs):
-        ours = {name: m for name, m in module.named_modules(remove_duplicate=False) if isinstance(m, PlaneNorm)}
-        if not ours:
-            return function(module, *args, **kwargs)
-        kinds = ', '.join(sorted({type(m).__name__ for m in ours.values() if not m.sync}))
+    @functools.wraps(convert)
+    def guarded(cls, module):
+        kinds = set()
+        for layer in module.modules():
+            if isinstance(layer, PlaneNorm) and not layer.frozen:
+                layer.frozen = True
+                freeze(layer)
+                layer.eval()
+                kinds.add(type(layer).__name__)
         if kinds:
-            warn_once(f'{function.__name__} skips {kinds}: not a plain BatchNorm')
-        if '' in ours:
-            return module
-        for name in ours:
-            module.set_submodule(name, nn.Identity())
-        try:
-            return function(module, *args, **kwargs)
-        finally:
-            for name, layer in ours.items():
-                module.set_submodule(name, layer)
+            warn_once(f'convert_frozen_batchnorm makes {", ".join(sorted(kinds))} frozen, not FrozenBatchNorm2d')
+        return leave_ours_alone(functools.partial(convert, cls), say=False)(module)
 
     return guarded
 

@@ -16,9 +16,8 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 
 from mmnorm.blocks import norm_layers
+from mmnorm.blocks.guards import rebind
 from mmnorm.norms import MARKS, OWN_TENSORS
-
-from .guards import rebind
 
 _OF_NORMS = {'running_mean', 'running_var', 'num_batches_tracked', *OWN_TENSORS}
 _SHOWN = 3

@@ -3,19 +3,24 @@
 Normalizers, hooks, the initializer and our own ShuffleNetV2 go to mmengine's root registries, which every other
 OpenMMLab project falls back on; twins of backbones to the registries of mmdet and mmseg, when something is first looked
 up there. Each host may be missing.
+
+A name that a project has given to a class of its own stays the project's, registered before ours or after, with a
+warning. Ours has its full name then (``type='mmnorm.norms.SN'``). Of what the hosts ship, ours takes the place.
 """
 
+import functools
 import logging
 from importlib import import_module
 from importlib.util import find_spec
 
 from mmengine.registry import HOOKS as HOOK_REGISTRY
-from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
+from mmengine.registry import MODELS, WEIGHT_INITIALIZERS, Registry
 
 from mmnorm import statistics
 from mmnorm.norms import NORMS
+from mmnorm.norms.checks import warn_once
 
-from . import hooks, padding, weights_hook
+from . import guards, hooks, padding, weights_hook
 from .pretrained import PretrainedWithoutNorms
 
 HOOKS = {
@@ -39,28 +44,32 @@ HOST_MODELS = dict(
         'mmnorm.openmmlab.mmseg_models': ('XBNResNet', 'XBNResNetV1c', 'XBNResNetV1d', 'XBNResNeXt', 'XBNMobileNetV2'),
     },
 )
+_HOSTS = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
 _logger = logging.getLogger('mmnorm')
 
 
 def install() -> None:
     """Register everything that the installed hosts can use; called once, by ``import mmnorm``."""
+    Registry._register_module = _what_is_a_projects_stays(Registry._register_module)
     for name, norm in NORMS.items():
-        MODELS.register_module(name=name, module=norm)
+        _register(MODELS, norm, name)
     for name, hook in HOOKS.items():
-        HOOK_REGISTRY.register_module(name=name, module=hook)
+        _register(HOOK_REGISTRY, hook)
         setattr(statistics, name, hook)  # where configs of earlier versions, and of their work dirs, have it
-    WEIGHT_INITIALIZERS.register_module(module=PretrainedWithoutNorms)
+    _register(WEIGHT_INITIALIZERS, PretrainedWithoutNorms)
     if find_spec('mmcv') is not None:
         from .shufflenet_v2 import ShuffleNetV2, XBNShuffleNetV2
 
         for backbone in (ShuffleNetV2, XBNShuffleNetV2):
-            MODELS.register_module(module=backbone)
+            _register(MODELS, backbone)
     for host in HOST_MODELS:
         try:
             registry = import_module(f'{host}.registry').MODELS
         except (ImportError, AssertionError) as error:  # an mmdet beside the wrong mmcv fails by an assertion
             _say_left_out(host, error)
             continue
+        if hasattr(registry.module_dict.get('FrozenBN'), 'convert_frozen_batchnorm'):
+            guards.guard_frozen_batchnorm(registry.module_dict['FrozenBN'])
         # a location that is imported after the host's own, when a name is first looked up
         registry._locations.append(f'{__package__}.{host}_names')
         registry._imported = False
@@ -75,11 +84,57 @@ def register_host(host: str) -> None:
         _say_left_out(host, error)
         return
     for model in models:
-        registry.register_module(module=model)
+        _register(registry, model)
     for name, norm in NORMS.items():
         if name in registry.module_dict:
             # mmdet has a FrozenBN that computes the same but is no _BatchNorm; in its scope it would win over ours
-            registry.register_module(name=name, module=norm, force=True)
+            _register(registry, norm, name)
+
+
+def _register(registry, ours, name=None):
+    """Register a class of ours, unless the name is that of a project's class there, and say if it is, or is below."""
+    name = name or ours.__name__
+    held = registry.module_dict.get(name)
+    for theirs in (held, *(child.module_dict.get(name) for child in registry.children.values())):
+        if _is_a_projects(theirs):
+            _say_kept(name, theirs, ours)
+    if not _is_a_projects(held):
+        registry.register_module(name=name, module=ours, force=True)
+
+
+def _what_is_a_projects_stays(register):
+    """Have a registry take a project's class under a name of ours, and guard mmdet's FrozenBatchNorm2d."""
+
+    @functools.wraps(register)
+    def guarded(self, module, module_name=None, force=False):
+        if hasattr(module, 'convert_frozen_batchnorm'):
+            guards.guard_frozen_batchnorm(module)
+        names = module_name or getattr(module, '__name__', None)
+        for name in [names] if isinstance(names, str) else names or []:
+            ours = self._module_dict.get(name, self._get_root_registry()._module_dict.get(name))
+            clashes = _top_package(ours) == 'mmnorm' and _is_a_projects(module)
+            if clashes:
+                _say_kept(name, module, ours)
+            register(self, module, name, force or clashes)
+
+    return guarded
+
+
+def _top_package(module):
+    return getattr(module, '__module__', '').partition('.')[0]
+
+
+def _is_a_projects(module):
+    """Whether a registered class, or function, is neither ours nor one that a host ships."""
+    return module is not None and _top_package(module) not in ('mmnorm', *_HOSTS)
+
+
+def _say_kept(name, theirs, ours):
+    theirs, ours = (f'{kind.__module__}.{getattr(kind, "__qualname__", kind)}' for kind in (theirs, ours))
+    warn_once(
+        f'{name} is {theirs} in configs, since a project has registered that. The class of mmnorm of that name is '
+        f"type='{ours}' there; or register yours under another name"
+    )
 
 
 def _say_left_out(host, error):

@@ -3,6 +3,7 @@ import functools
 import pytest
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmdet.models.layers import FrozenBatchNorm2d
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.runner import runner
@@ -10,7 +11,9 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from mmnorm import norms
-from mmnorm.norms import BGN, BRN, EN, GBGN, IBN, RBN, SN, FrozenBN, checks
+from mmnorm.norms import BGN, BRN, EN, GBGN, IBN, RBN, SN, FrozenBN, PlaneNorm, checks
+
+from ..norms.cases import EVERY, build, described, randomized
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -119,3 +122,32 @@ def test_efficient_conv_bn_eval_changes_no_result(kind):
     module.turn_on_efficient_conv_bn_eval()
     assert (module.efficient_conv_bn_eval_forward is None) == (kind != 'FrozenBN')
     torch.testing.assert_close(module(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('cfg', EVERY, ids=described)
+def test_convert_frozen_batchnorm_freezes_ours_as_they_are(cfg):
+    torch.manual_seed(0)
+    layer = randomized(build(cfg)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), layer, nn.BatchNorm2d(8)).eval()
+    with torch.no_grad():
+        expected = model(X)
+    batch_free = not isinstance(layer, PlaneNorm)
+    known = set(layer.state_dict())
+    assert FrozenBatchNorm2d.convert_frozen_batchnorm(model) is model
+    assert model[1] is layer and isinstance(model[2], FrozenBatchNorm2d) and set(layer.state_dict()) == known
+    assert layer.training is False and (batch_free or layer.frozen and not list(layer.parameters()))
+    with torch.no_grad():
+        torch.testing.assert_close(model(X), expected, rtol=1e-5, atol=1e-5)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    model.train()(X.requires_grad_()).sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    assert FrozenBatchNorm2d.convert_frozen_batchnorm(layer) is layer
+
+
+def test_convert_frozen_batchnorm_says_so_once():
+    model = nn.Sequential(SN(8), nn.Sequential(FrozenBN(8), RBN(8), nn.BatchNorm2d(8)))
+    with pytest.warns(UserWarning, match='convert_frozen_batchnorm makes RBN, SN frozen, not Froz') as warned:
+        FrozenBatchNorm2d.convert_frozen_batchnorm(model)
+    assert len(warned) == 1 and isinstance(model[1][2], FrozenBatchNorm2d)
+    plain = FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(8))
+    assert isinstance(plain, FrozenBatchNorm2d)

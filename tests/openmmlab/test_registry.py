@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -70,3 +71,56 @@ def test_registers_also_where_the_hosts_models_were_imported_before():
         'theirs = MODELS.get("ResNet"), MODELS.get("XBNResNet")\nassert theirs[0] and not theirs[1]\n'
         'import mmnorm\nassert MODELS.get("XBNResNet") and MODELS.get("FrozenBN") is mmnorm.FrozenBN\n'
     )
+
+
+#: Names of ours, and the registries that a project has beside or above them.
+TAKEN = [
+    ('SN', 'mmengine', 'MODELS'),
+    ('FrozenBN', 'mmengine', 'MODELS'),
+    ('ShuffleNetV2', 'mmengine', 'MODELS'),
+    ('PretrainedWithoutNorms', 'mmengine', 'WEIGHT_INITIALIZERS'),
+    ('RecollectHook', 'mmengine', 'HOOKS'),
+    ('IBN', 'mmdet', 'MODELS'),
+    ('XBNResNet', 'mmdet', 'MODELS'),
+    ('ListNormsHook', 'mmdet', 'HOOKS'),
+    ('BGN', 'mmseg', 'MODELS'),
+    ('XBNResNetV1c', 'mmseg', 'MODELS'),
+]
+TAKES = f"""
+from importlib import import_module
+registries = [(name, getattr(import_module(host + '.registry'), kind)) for name, host, kind in {TAKEN}]
+def take():
+    theirs = [type(name, (), dict(__module__='project.models')) for name, _ in registries]
+    return [registry.register_module()(kind) for kind, (_, registry) in zip(theirs, registries)]
+def check(theirs):
+    assert [registry.get(name) for name, registry in registries] == theirs
+    import mmdet.registry
+    assert mmdet.registry.MODELS.get('XBNMobileNetV2').__module__.startswith('mmnorm')
+"""
+
+
+@pytest.mark.parametrize(
+    'steps',
+    [
+        'theirs = take(); import mmnorm; check(theirs)',
+        'import mmnorm; check(take())',
+        'import mmnorm; [registry.get(name) for name, registry in registries]; check(take())',
+    ],
+    ids=['before', 'after', 'after a look-up'],
+)
+def test_a_projects_own_class_stays_and_is_named_beside_ours(steps):
+    printed = in_a_new_process(TAKES + steps)
+    ours = dict(re.findall(r"(\w+) is project.models.\w+ in configs, .*type='(mmnorm\.[\w.]+)'", printed))
+    assert ours.keys() == {name for name, *_ in TAKEN}
+    assert [ROOT.get(path).__name__ for path in ours.values()] == list(ours)
+
+
+def test_two_classes_of_a_project_clash_as_ever():
+    printed = in_a_new_process(
+        'import mmnorm\nfrom mmengine.registry import MODELS\n'
+        'class Own: pass\nMODELS.register_module(module=Own)\n'
+        "try: MODELS.register_module(module=type('Own', (), {}))\n"
+        'except KeyError as error: print(error)\n'
+        "MODELS.register_module(name=['A', 'B'], module=Own); assert MODELS.get('A') is MODELS.get('B') is Own\n"
+    )
+    assert 'Own is already registered in model' in printed and 'in configs' not in printed
