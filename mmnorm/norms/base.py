@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from mmnorm.core import normalize
 
-from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_stock_arguments, number
-from .checks import check_input, refuse_script, warn_once
+from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_stock_arguments, number, one_of
+from .checks import called, check_input, refuse_script, warn_once
 from .marks import compare_marks, put_marks, reset_marks
 from .running import RunningStatistics
 
@@ -35,6 +35,9 @@ class PlaneNorm(RunningStatistics):
         device, dtype: Of the parameters and statistics.
         bias (bool): Whether beta exists. Default True.
         frozen (bool): Statistics, affine and control parameters never change, in training too.
+        single_value (str): What training does with an input of one value for each of its statistics, as one image has
+            behind a global pool: 'error' (default), or 'running', to normalize it as evaluation does, by the running
+            statistics, which it does not change.
         **stock: Arguments of other norms that say nothing to this one, such as GN's ``num_groups``, where only the type
             of a norm_cfg was changed: without effect, which is said once. Any other is an error.
 
@@ -69,6 +72,7 @@ class PlaneNorm(RunningStatistics):
         dtype=DTYPE | NONE,
         bias=FLAG,
         frozen=FLAG,
+        single_value=one_of('error', 'running'),
     )
     def __init__(
         self,
@@ -82,6 +86,7 @@ class PlaneNorm(RunningStatistics):
         *,
         bias: bool = True,
         frozen: bool = False,
+        single_value: str = 'error',
         **stock: Any,
     ) -> None:
         where = f'{type(self).__name__}({num_features})'
@@ -102,6 +107,11 @@ class PlaneNorm(RunningStatistics):
                 else:
                     self.register_buffer(name, tensor)
         put_marks(self, device)
+        self.single_value = single_value
+        if single_value == 'running' and not track_running_stats:
+            raise ValueError(
+                f"{where}: single_value='running' without running statistics; set track_running_stats=True"
+            )
         self.frozen = frozen
         if frozen:
             freeze(self)
@@ -137,13 +147,24 @@ class PlaneNorm(RunningStatistics):
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
         self._note_norm_eval()
+        if self.single_value == 'running' and self._lacks_variance(x):
+            self.training = False
+            try:
+                return self.normalize(x)
+            finally:
+                self.training = True
         return self.normalize(x)
 
     def check(self, x: Tensor) -> None:
         """Raise a TypeError or ValueError if the layer cannot normalize x."""
         check_input(self, x, self.num_features)
-        if self.by_batch and self._one_value_each(x) and not self.spans_ranks():
-            raise ValueError(f'Expected more than 1 value per channel when training, got input size {x.size()}')
+        if self._lacks_variance(x) and (self.single_value == 'error' or self.running_mean is None):
+            raise ValueError(
+                f'{called(self)}: Expected more than 1 value per channel when training, got input size {x.size()}. '
+                'One value has no variance, as that of one image behind a global pool. What works there: PN, or BGN '
+                'with one group, whose statistics are over channels; a Sync norm over several ranks; no norm; more '
+                "images for each process; or single_value='running' in norm_cfg, which normalizes it as evaluation does"
+            )
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize x, which is checked: on the plane, or as BN where the layer is that."""
@@ -210,6 +231,10 @@ class PlaneNorm(RunningStatistics):
 
     def _check_input_dim(self, x):
         """torch's check, of four dimensions; ours is :meth:`check`."""
+
+    def _lacks_variance(self, x):
+        """Whether BN's part would be taken from one value for each of the statistics."""
+        return self.by_batch and self._one_value_each(x) and not self.spans_ranks()
 
     def _one_value_each(self, x):
         """Whether each of the layer's statistics would have one value, so that no variance exists."""

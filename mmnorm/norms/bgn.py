@@ -9,7 +9,7 @@ from mmnorm.core import like, normalize, spelled_out, spread
 
 from .arguments import NONE, checked, integer, note_no_effect, one_of
 from .base import PlaneNorm
-from .checks import warn_once
+from .checks import called, warn_once
 from .groups import groups_for, pooled_over_groups
 
 _GROUPS_OF_GN = 32  # in the configs of mmdet and mmseg
@@ -126,7 +126,7 @@ class BGN(PlaneNorm):
         elements = prod(x.shape[1:])
         if self.num_groups > elements > 0:
             raise ValueError(
-                f'{type(self).__name__}: num_groups={self.num_groups}, but a sample of shape '
+                f'{called(self)}: num_groups={self.num_groups}, but a sample of shape '
                 f'{tuple(x.shape[1:])} has only {elements} elements; use at most that many groups'
             )
 

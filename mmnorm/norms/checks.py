@@ -1,7 +1,9 @@
 """What is said to a user about a layer's arguments and inputs, once per process where it is a warning."""
 
+import inspect
 import warnings
 
+import torch
 from torch import Tensor, distributed, nn
 
 _warned: set[str] = set()
@@ -15,14 +17,35 @@ def warn_once(message: str, key: str | None = None) -> None:
         warnings.warn(message, stacklevel=3)
 
 
+def called(layer: nn.Module) -> str:
+    """What messages call a layer: its class, and its name in the network whose forward pass runs, if any does.
+
+    The network is found on the stack of calls, so that a name costs nothing until there is something to say.
+    """
+    kind = type(layer).__name__
+    if torch.compiler.is_compiling():
+        return kind
+    calling: dict[nn.Module, None] = {}
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = frame.f_locals.get('self')
+        if isinstance(module, nn.Module):
+            calling[module] = None
+        frame = frame.f_back
+    for network in reversed(calling):  # the outermost first
+        for name, module in network.named_modules():
+            if module is layer and name:
+                return f'{kind} {name}'
+    return kind
+
+
 def check_input(layer: nn.Module, x: Tensor, channels: int) -> None:
     """Raise a TypeError or ValueError naming the layer if ``x`` is not floating point of shape (N, channels, *S)."""
-    name = type(layer).__name__
     if not x.is_floating_point():
-        raise TypeError(f'{name} normalizes floating point tensors, got {x.dtype}')
+        raise TypeError(f'{called(layer)} normalizes floating point tensors, got {x.dtype}')
     if x.dim() < 2 or x.shape[1] != channels:
         raise ValueError(
-            f'{name} was built for {channels} channels, got an input of shape {tuple(x.shape)}: '
+            f'{called(layer)} was built for {channels} channels, got an input of shape {tuple(x.shape)}: '
             f'axis 1 must have {channels}'
         )
 

@@ -5,6 +5,7 @@ from math import prod
 import torch
 
 from .base import PlaneNorm
+from .checks import called
 
 
 class IBN(PlaneNorm):
@@ -42,6 +43,6 @@ class IBN(PlaneNorm):
         super().check(x)
         if prod(x.shape[2:]) == 1:
             raise ValueError(
-                f'{type(self).__name__} normalizes half of the channels over the positions of a sample, got an input '
+                f'{called(self)} normalizes half of the channels over the positions of a sample, got an input '
                 f'of shape {tuple(x.shape)}, which has only one; use BN there'
             )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from .arguments import FLAG, NONE, checked, integer, number
 from .base import PlaneNorm
-from .checks import check_groups, warn_once
+from .checks import called, check_groups, warn_once
 from .marks import put_marks
 
 IN, LN, BN = range(3)  # the order of the weights
@@ -23,7 +24,7 @@ class Mixture(PlaneNorm):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
             :class:`~mmnorm.norms.base.PlaneNorm`.
-        groups, batch_stat, hard, bn_share: See :class:`~mmnorm.norms.sn.SN`.
+        groups, batch_stat, hard, bn_share, unbiased: See :class:`~mmnorm.norms.sn.SN`.
 
     Raises:
         ValueError: ``groups`` does not divide the channels, or ``bn_share`` is out of range or without BN's part.
@@ -33,7 +34,7 @@ class Mixture(PlaneNorm):
     mean_weight: Tensor
     var_weight: Tensor
 
-    @checked(groups=integer(1), batch_stat=FLAG, hard=FLAG, bn_share=number(most=1, above=0) | NONE)
+    @checked(groups=integer(1), batch_stat=FLAG, hard=FLAG, bn_share=number(most=1, above=0) | NONE, unbiased=FLAG)
     def __init__(
         self,
         num_features: int,
@@ -42,9 +43,11 @@ class Mixture(PlaneNorm):
         batch_stat: bool = True,
         hard: bool = False,
         bn_share: float | None = None,
+        unbiased: bool = False,
         **kwargs,
     ) -> None:
         self.groups, self.batch_stat, self.hard, self.bn_share = groups, batch_stat, False, bn_share
+        self.unbiased = unbiased
         if bn_share is not None and not batch_stat:
             raise ValueError(f"{type(self).__name__}: bn_share is BN's, which batch_stat=False leaves out")
         check_groups(type(self).__name__, groups, num_features, 'groups')
@@ -57,7 +60,7 @@ class Mixture(PlaneNorm):
         return (sources,) if self.groups == 1 else (self.groups, sources)
 
     def marks(self):
-        return dict(hardened=int(self.hard))
+        return dict(hardened=int(self.hard), unbiased_instances=int(self.unbiased))
 
     def mix(self, weight: Tensor, values: Sequence[Tensor], used: list[int], first: int) -> Tensor:
         """``sum(ratio * value)`` over the scopes that take part.
@@ -138,6 +141,27 @@ class Mixture(PlaneNorm):
 
     def _normalized(self, weight):
         return F.one_hot(weight.argmax(-1), weight.shape[-1]).to(weight) if self.hard else weight.softmax(-1)
+
+    def check(self, x):
+        super().check(x)
+        if self.unbiased and prod(x.shape[2:]) == 1:
+            raise ValueError(
+                f'{called(self)}: unbiased=True divides by the number of positions minus 1, got an input of shape '
+                f'{tuple(x.shape)}, which has one: use unbiased=False there'
+            )
+
+    def instance_variance(self, var: Tensor, count: int) -> Tensor:
+        """The variance of each instance, (N, C), that those of all scopes are made of, from the biased one."""
+        return var * (count / (count - 1)) if self.unbiased else var
+
+    def track(self, mean, var, elements, samples):
+        if self.unbiased:  # no second correction, which track makes
+            var = var * ((elements - 1) / (elements.clamp(min=1) if torch.is_tensor(elements) else elements))
+        super().track(mean, var, elements, samples)
+
+    def _tracked_plane(self, x):
+        mean, var = super()._tracked_plane(x)
+        return mean, self.instance_variance(var, prod(x.shape[2:]))
 
     def _one_value_each(self, x):
         return self.batch_stat and super()._one_value_each(x)

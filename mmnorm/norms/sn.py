@@ -13,9 +13,9 @@ class SN(Mixture):
     """Switchable Normalization (sn, Eq. 3 to 5): IN, LN and BN, mixed by learned softmax weights.
 
     Means and variances have weights of their own, ``mean_weight`` and ``var_weight``, (3,) each in the order IN, LN,
-    BN, shared by all channels and initialized to 1. Variances are biased, as in the paper. In evaluation BN's part
-    uses running statistics; IN and LN are those of each sample. An input (N, C) has no IN: the softmax is over the
-    others.
+    BN, shared by all channels and initialized to 1. Variances are biased, as in the paper (see ``unbiased``). In
+    evaluation BN's part uses running statistics; IN and LN are those of each sample. An input (N, C) has no IN: the
+    softmax is over the others.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
@@ -29,9 +29,13 @@ class SN(Mixture):
         bn_share (float): When a BN checkpoint is loaded, the share of BN in mean and variance, in (0, 1]. 1 computes
             what the BN network computed, but the ratios never train; with less, such as 0.999, they do. Default None:
             equal ratios, as the paper starts, and a warning that the network computes something else.
+        unbiased (bool): Make the variances of all three of the unbiased variance of each instance, of L positions:
+            L / (L - 1) of the biased one, as the authors' code does and their released weights want it. Default False,
+            the paper's.
 
     Raises:
-        ValueError: ``groups`` does not divide the channels, or ``bn_share`` is out of range or without BN's part.
+        ValueError: ``groups`` does not divide the channels, ``bn_share`` is out of range or without BN's part, or an
+            input of one position with ``unbiased``.
     """
 
     norm_eval_note = (
@@ -40,7 +44,7 @@ class SN(Mixture):
     )
 
     def statistics(self, mean, var, count, first=IN):
-        used = self.used_scopes(first)
+        used, var = self.used_scopes(first), self.instance_variance(var, count)
         scopes = {
             IN: lambda: (mean, var),
             LN: lambda: pool(mean, var, 1),

@@ -10,6 +10,7 @@ VARIANTS = [
     dict(type='SN', groups=2),
     dict(type='SN', batch_stat=False),
     dict(type='SN', hard=True),
+    dict(type='SN', unbiased=True),
     dict(type='RBN', scale_stat='channel_std'),
     dict(type='RBN', center_stat='channel_std', scale=False),
     dict(type='RBN', center_stat='spatial_mean', scale_stat='spatial_std'),

@@ -39,9 +39,13 @@ def bn(layer, x, training):
 
 
 def sn(layer, x, training):
-    scopes = [over(x, *spatial(x)), over(x, 1, *spatial(x))]
+    mean, square = x.mean(spatial(x), True), x.square().mean(spatial(x), True)
+    if layer.unbiased:  # the authors' code: of every instance, and the other scopes from these
+        square = x.var(spatial(x), keepdim=True) + mean.square()
+    scopes = [(m, s - m.square()) for m, s in ((mean, square), (mean.mean(1, True), square.mean(1, True)))]
     if layer.batch_stat:
-        scopes.append(bn_statistics(layer, x, training))
+        m, s = mean.mean(0, True), square.mean(0, True)
+        scopes.append((m, s - m.square()) if training else running(layer, x))
     mixed = []
     for moment, weight in enumerate((layer.mean_weight, layer.var_weight)):
         weight = weight.reshape(layer.groups, -1)

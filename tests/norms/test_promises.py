@@ -165,7 +165,7 @@ def test_empty_batch_leaves_statistics_alone_and_gives_zero_gradients(cfg, shape
 # 3. one value per channel
 
 
-def test_one_value_per_statistic_raises_torchs_error(cfg):
+def test_one_value_per_statistic_raises_torchs_error_and_says_what_works(cfg):
     layer = build(cfg).train()
     if not is_bn_like(layer) or not layer.training or cfg.get('batch_stat') is False:
         pytest.skip('takes no batch statistics')
@@ -176,8 +176,12 @@ def test_one_value_per_statistic_raises_torchs_error(cfg):
     with pytest.raises(ValueError) as theirs:
         nn.BatchNorm2d(x.shape[1])(x)
     with pytest.raises(ValueError) as ours:
-        layer(x)
-    assert str(ours.value) == str(theirs.value) or cfg['type'] == 'IBN'
+        nn.Sequential(nn.Identity(), nn.Sequential(layer))(x)
+    said = str(ours.value)
+    assert said.startswith(f'{cfg["type"]} 1.0')
+    if cfg['type'] != 'IBN' and not cfg.get('unbiased'):  # which need positions in any mode
+        assert str(theirs.value) in said
+        assert all(part in said for part in ("single_value='running'", 'PN', 'BGN', 'Sync', 'no norm'))
 
 
 # 4. the input
@@ -395,3 +399,31 @@ def test_norm_eval_is_explained_once(cfg, recwarn):
 
 def test_ids_are_unique():
     assert len({described(cfg) for cfg in EVERY}) == len(EVERY)
+
+
+def lacks_variance(cfg):
+    """Whether one value per channel is one for each of a layer's batch statistics, and all that is wrong with it."""
+    over_channels = 'BGN' in cfg['type'] and not (cfg['type'] == 'GBGN' and cfg.get('channel_groups', 8) == 8)
+    no_batch = cfg['type'] in ('FrozenBN', 'PN', 'GW') or cfg.get('batch_stat') is False or over_channels
+    return not no_batch and cfg['type'] != 'IBN' and not cfg.get('unbiased')
+
+
+@pytest.mark.parametrize('shape', [(1, CHANNELS, 1, 1), (1, CHANNELS)])
+def test_single_value_running_trains_on_one_as_evaluation_computes_it(cfg, shape):
+    if not lacks_variance(cfg):
+        pytest.skip('takes no statistics of single values, or says something else of them')
+    layer = randomized(build(dict(cfg, single_value='running'))).train()
+    layer(torch.randn(SHAPE))
+    before = buffers_of(layer)
+    x = torch.randn(shape, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert same_buffers(before, layer) and layer.training and x.grad.isfinite().all()
+    torch.testing.assert_close(layer.eval()(x), y)
+    layer.train()(torch.randn(SHAPE))
+    assert not same_buffers(before, layer)
+
+
+def test_single_value_running_needs_running_statistics():
+    with pytest.raises(ValueError, match=rf"SN\({CHANNELS}\): single_value='running' without running statistics"):
+        build(dict(type='SN', single_value='running', track_running_stats=False))

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from mmnorm.norms import SN, harden, ratios
 
+from .cases import CHANNELS, build
+
 IN, LN, BN = range(3)
 
 
@@ -111,3 +113,25 @@ def test_all_bn_is_a_constant_affine_in_evaluation():
         torch.testing.assert_close(
             layer.eval()(x) - layer(x - 1), (layer(x * 0 + 1) - layer(x * 0)), rtol=1e-3, atol=1e-4
         )
+
+
+@pytest.mark.parametrize('kind', ['SN', 'SyncSN'])
+def test_unbiased_keeps_the_running_statistics_that_the_authors_code_keeps(kind):
+    layer = build(dict(type=kind, unbiased=True, momentum=0.25))
+    mean, var = torch.zeros(CHANNELS), torch.ones(CHANNELS)
+    for _ in range(3):
+        x = torch.randn(3, CHANNELS, 2, 3) * 2 + 1
+        layer(x)
+        means, variances = x.mean((2, 3)), x.var((2, 3))  # unbiased
+        batch = means.mean(0)
+        mean = 0.75 * mean + 0.25 * batch
+        var = 0.75 * var + 0.25 * ((variances + means.square()).mean(0) - batch.square())
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, var)
+
+
+@pytest.mark.parametrize('shape', [(4, CHANNELS), (4, CHANNELS, 1, 1)])
+def test_unbiased_needs_two_positions(shape):
+    layer = nn.Sequential(build(dict(type='SN', unbiased=True)))
+    with pytest.raises(ValueError, match='SN 0: unbiased=True divides by the number of positions minus 1'):
+        layer(torch.randn(shape))
