@@ -168,9 +168,10 @@ def note_stock_arguments(where: str, norm: type, arguments: dict[str, Any]) -> N
             raise TypeError(f'{where}: unknown argument {name}={value!r}; {_order(norm)}')
         if name == 'elementwise_affine' and value is not True:
             raise ValueError(f'{where}: {name}={value!r} is of LN; write affine={value!r}')
-        warn_once(
-            f'{norm.__name__} has no {name}, which is of {STOCK_ARGUMENTS[name]}: it has no effect; leave it out.'
-        )
+        if value is not None:
+            warn_once(
+                f'{norm.__name__} has no {name}, which is of {STOCK_ARGUMENTS[name]}: it has no effect; leave it out.'
+            )
 
 
 def note_no_effect(norm: type, argument: str, why: str) -> None:

@@ -158,6 +158,8 @@ class PlaneNorm(RunningStatistics):
     def check(self, x: Tensor) -> None:
         """Raise a TypeError or ValueError if the layer cannot normalize x."""
         check_input(self, x, self.num_features)
+        if (self.running_mean is None) != (self.running_var is None):
+            raise ValueError(f'{called(self)}: running_mean and running_var must both be None, or none of them')
         if self._lacks_variance(x) and (self.single_value == 'error' or self.running_mean is None):
             raise ValueError(
                 f'{called(self)}: Expected more than 1 value per channel when training, got input size {x.size()}. '

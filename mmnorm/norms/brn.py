@@ -1,7 +1,5 @@
 """Batch Renormalization: Ioffe, NeurIPS 2017, https://arxiv.org/abs/1702.03275 (baseline of evalnorm and sn)."""
 
-from typing import Any
-
 import torch
 
 from .arguments import checked, integer, number
@@ -23,7 +21,7 @@ class BRN(PlaneNorm):
             :class:`~mmnorm.norms.base.PlaneNorm`. Without running statistics it is BN.
         r_max, d_max (float): Limits. Default 2.0 and 1.0 (evalnorm); sn used 1.5 and 0.5.
         warmup (int): Steps, counted by ``num_batches_tracked``, over which the limits grow linearly from 1 and 0 (BN)
-            to r_max and d_max. Default 5000.
+            to r_max and d_max. Default 5000; none without that count.
 
     Raises:
         ValueError: ``r_max`` is below 1, or ``d_max`` or ``warmup`` below 0.
@@ -50,7 +48,9 @@ class BRN(PlaneNorm):
         return mean, var, gamma * r, beta + gamma * d
 
     def _limits(self):
-        progress: Any = (self.num_batches_tracked / max(self.warmup, 1)).clamp(max=1) if self.warmup else 1.0
+        if not self.warmup or self.num_batches_tracked is None:
+            return self.r_max, self.d_max
+        progress = (self.num_batches_tracked / self.warmup).clamp(max=1)
         return 1 + progress * (self.r_max - 1), progress * self.d_max
 
     def normalize(self, x):

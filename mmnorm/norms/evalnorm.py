@@ -58,6 +58,10 @@ class EN(BatchSizeRule):
         self.estimate_every = estimate.ONLINE_INTERVAL if mode == 'online' else 0  # training batches; 0: never
         self.batches_seen = 0
 
+    def reset_parameters(self):
+        super().reset_parameters()
+        self.batches_seen = 0
+
     def control_shape(self, name):
         return (2,) if name == 'squared_gradients' else ()
 

@@ -2,6 +2,7 @@
 
 from .arguments import FLAG, checked, note_no_effect
 from .base import PlaneNorm
+from .checks import called
 
 
 class FrozenBN(PlaneNorm):
@@ -34,3 +35,8 @@ class FrozenBN(PlaneNorm):
             )
         if 'momentum' in kwargs:
             note_no_effect(type(self), 'momentum', 'the running statistics never change')
+
+    def check(self, x):
+        super().check(x)
+        if self.running_mean is None:
+            raise ValueError(f'{called(self)} normalizes by running statistics, and running_mean is None')

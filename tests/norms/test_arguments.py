@@ -1,14 +1,17 @@
 """Arguments over the registry: each is as documented or refused, where the layer is built, by its name."""
 
+import ast
 import inspect
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import mmnorm
 from mmnorm.norms import NORMS
 from mmnorm.norms.arguments import FLAG, Allowed, checked, integer, known_arguments, number
 
@@ -129,3 +132,21 @@ def test_a_norm_has_to_state_its_arguments():
 def test_what_is_allowed_is_said(allowed: Allowed, text):
     with pytest.raises(TypeError, match=f"SN: it must be {text}, got 'x'"):
         allowed.check('SN', 'it', 'x')
+
+
+def first_words(node):
+    """How a string, formatted or not, or the first of several, starts; '' if by something that is put in."""
+    while not isinstance(node, ast.Constant):
+        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        if not children or isinstance(node, ast.FormattedValue):
+            return ''
+        node = children[0]
+    return str(node.value)
+
+
+@pytest.mark.parametrize('path', sorted(Path(mmnorm.norms.__file__).parent.glob('*.py')), ids=lambda path: path.stem)
+def test_messages_name_the_class_in_use_and_no_base_or_twin(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
+    messages = [first_words(call.args[0]) for call in calls if getattr(call.func, 'id', '') == 'warn_once']
+    messages += [first_words(c.args[0]) for c in calls if getattr(c.func, 'id', '').endswith('Error')]
+    assert not [text for text in messages if re.match(rf'({"|".join(NORMS)}|PlaneNorm|BatchFreeNorm|Mixture)\b', text)]

@@ -102,13 +102,50 @@ def test_without_running_statistics_evaluation_normalizes_by_the_batch(bn_cfg, h
     layer.load_state_dict(copy.deepcopy(layer.state_dict()), strict=True)
 
 
-def test_track_running_stats_off_updates_nothing_and_evaluates_by_what_there_is():
-    bn, x = nn.BatchNorm2d(CHANNELS), torch.randn(SHAPE) + 1
-    for name in ('SN', 'RBN', 'BGN', 'BRN', 'IBN', 'EN'):
-        for layer in (bn, NORMS[name](CHANNELS)):
-            layer.track_running_stats = False
-            layer(x)
-            assert not layer.running_mean.any() and layer.num_batches_tracked == 0
+@pytest.mark.parametrize('bn_cfg', [None, *WITH_STATISTICS], ids=lambda cfg: described(cfg) if cfg else 'BN')
+def test_track_running_stats_off_updates_nothing_and_evaluates_by_what_there_is(bn_cfg):
+    """As torch's BN does, the first one here."""
+    layer = build(bn_cfg) if bn_cfg else nn.BatchNorm2d(CHANNELS)
+    if layer.running_mean is None:
+        pytest.skip('keeps none')
+    layer.running_mean.fill_(0.5)
+    layer.running_var.fill_(2)
+    layer.track_running_stats = False
+    before, x = copy.deepcopy(layer.state_dict()), torch.randn(SHAPE) + 1
+    layer(x)
+    after = layer.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in ('running_mean', 'running_var', 'num_batches_tracked'))
+    tracking = copy.deepcopy(layer).eval()
+    tracking.track_running_stats = True
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), tracking(x))
+
+
+@pytest.mark.parametrize('name', ['running_mean', 'running_var'])
+@pytest.mark.parametrize('bn_cfg', WITH_STATISTICS, ids=described)
+def test_one_of_two_running_statistics_alone_is_an_error_as_of_bn(bn_cfg, name):
+    for layer in (nn.BatchNorm2d(CHANNELS), build(bn_cfg)):
+        if layer.running_mean is None:
+            pytest.skip('keeps none')
+        setattr(layer, name, None)
+        with pytest.raises(ValueError, match='running_mean and running_var must '):
+            layer.train()(torch.randn(SHAPE))
+
+
+@pytest.mark.parametrize('bn_cfg', WITH_STATISTICS, ids=described)
+def test_without_the_count_of_batches(bn_cfg):
+    layer = build(dict(bn_cfg, momentum=0.1))
+    layer.num_batches_tracked = None
+    x = torch.randn(SHAPE)
+    for mode in (True, False):
+        assert layer.train(mode)(x).isfinite().all()
+
+
+def test_frozen_bn_whose_statistics_were_taken_says_so():
+    layer = NORMS['FrozenBN'](CHANNELS)
+    layer.running_mean = layer.running_var = None
+    with pytest.raises(ValueError, match='FrozenBN normalizes by running statistics, and running_mean is None'):
+        layer(torch.randn(SHAPE))
 
 
 def test_frozen_bn_has_to_have_statistics():
@@ -116,12 +153,19 @@ def test_frozen_bn_has_to_have_statistics():
         NORMS['FrozenBN'](CHANNELS, track_running_stats=False)
 
 
-def test_reset_parameters_resets_everything(cfg):
+@pytest.mark.parametrize('frozen', [False, True])
+def test_reset_parameters_resets_everything(cfg, frozen):
+    cfg = dict(cfg, frozen=frozen or cfg['type'] == 'FrozenBN')
     layer, fresh = randomized(build(cfg)), build(cfg)
     layer.train()(torch.randn(SHAPE))
     layer.reset_parameters()
     for key, value in fresh.state_dict().items():
         assert torch.equal(layer.state_dict()[key], value), key
+    for _ in range(5):  # what is no tensor is as new too, such as EN's count of batches
+        x = torch.randn(SHAPE)
+        torch.testing.assert_close(layer.train()(x), fresh.train()(x))
+    for key, value in fresh.state_dict().items():
+        torch.testing.assert_close(layer.state_dict()[key], value)
 
 
 def test_meta_device_and_to_empty(cfg):
