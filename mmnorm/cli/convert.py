@@ -14,9 +14,11 @@ EXAMPLE = 'mmnorm convert SOURCE.pth OUT.pth --from sn --to SN'
 LAYOUTS = {
     'xbn': "XBN's authors: torchvision's names, some norms GN",
     'sn': "SN's authors: layer1.0.sn1",
+    'sn-segmentation': "SN's authors' segmenter: layer0.1.mean_weight",
     'sn-detectron': "SN's authors' detector: Conv_Body.conv_body.res2.0.sn1",
     'rbn': "RBN's authors: layer1.0.bn1.center_weight",
     'ibn': "IBN-Net's authors: layer1.0.bn1.IN",
+    'xbn-detection': "XBN's authors' detectors (maskrcnn-benchmark): backbone.body.stem.conv1",
     'torchvision': 'its ResNets and ResNeXts, its detectors',
     'mmdet': 'mmdet, mmseg, mmnorm: a backbone or a whole network',
     'auto': 'detected from the names (default)',
@@ -33,7 +35,7 @@ NORMS = {
 
 def add_arguments(parser):
     def listed(choices):
-        return '\n'.join(f'  {name:<13} {what}' for name, what in choices.items())
+        return '\n'.join(f'  {name:<15} {what}' for name, what in choices.items())
 
     parser.epilog = (
         f'--from:\n{listed(LAYOUTS)}\n\n--to:\n{listed(NORMS)}\n\n'

@@ -34,13 +34,14 @@ class Backbone(NamedTuple):
     notes: list
 
 
-def find_backbone(weights, norm, hard=False):
+def find_backbone(weights, norm, hard=False, stated=None):
     """Describe the backbone that tensors belong to.
 
     Args:
         weights (dict[str, Tensor]): Named as mmdet's ResNet names them.
         norm (str): 'XBN', 'IBN' (IBN-Net-a), or a name for ``norm_cfg``.
         hard (bool): Its SN layers, if it has any, are hardened.
+        stated (dict[str, dict]): Arguments that the code of these weights has, beside what tensors show.
 
     Returns:
         Backbone: What it is. :func:`check_placement` and :func:`check_fit` tell whether that holds.
@@ -50,6 +51,8 @@ def find_backbone(weights, norm, hard=False):
     """
     cfg, name = _structure(weights)
     cfg.update(_norms(weights, norm, cfg['type'], hard))
+    for argument, parts in (stated or {}).items():
+        cfg[argument] = {**cfg.get(argument, {}), **parts}
     return Backbone(cfg, f'{norm} {name}', list(_notes(weights, norm, cfg)))
 
 

@@ -135,7 +135,7 @@ def convert_file(
         layout, weights, names, dropped = _take(checkpoint, layout, source_prefix, whole)
         marked = any(name.endswith('.hardened') for name in weights)
         hardened = hard or marked or not {'hard', 'picks'}.isdisjoint(note_of(checkpoint))
-        network = given or _find_network(weights, norm, hardened)
+        network = given or _find_network(weights, norm, hardened, LAYOUTS[layout])
         converted, changed, notes = _convert(weights, network, norm, bn_share, hardened, verbose)
         _check_use(changed, bn_share, hard)
     except ValueError as error:
@@ -145,7 +145,7 @@ def convert_file(
     if gone:
         dropped['not in the new norm'] = gone
     table, stays_sn = LAYOUTS[layout], ('SN', 'SN') in changed.values()
-    if table.note and stays_sn:
+    if table.note and any(kind == target == table.norms[0] for kind, target in changed.values()):
         notes.append(table.note)
     origin = _origin(checkpoint, source, table)
     note = dict(origin, layout=layout, norm=norm, fits=network.name)
@@ -261,9 +261,9 @@ def _network_of(config, whole):
     return _Network([network.backbone, *([shared] if shared is not None else [])], f'the backbone of {config}')
 
 
-def _find_network(weights, norm, hardened):
+def _find_network(weights, norm, hardened, layout):
     """The backbone that the shapes are those of."""
-    found = find_backbone(weights, norm, hardened)
+    found = find_backbone(weights, norm, hardened, layout.stated.get(norm.removeprefix('Sync'), {}))
     return _Network([build_backbone(found.cfg)], found.name, found.cfg, found.notes)
 
 

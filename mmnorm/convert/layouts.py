@@ -14,6 +14,9 @@ from .backbones import norm_names
 from .tensors import BATCH_FREE, kinds
 
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
+_SEGMENTER_STEM = {r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.'}
+# of the authors' detection and segmentation code, in torch's sense
+_SN_DENSE = dict(SN=dict(norm_cfg=dict(momentum=0.003)))
 _SN_LICENSE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
 _SN_NOTE = (
     "the authors' IN and LN divide by unbiased variances, ours by the biased ones of the paper: outputs differ "
@@ -34,6 +37,7 @@ class Layout(NamedTuple):
         drop (dict[str, str]): Regular expressions of what has no place in a backbone, and what it is.
         license (str): Of the weights that are known in this layout; names tell a layout, not whose the weights are.
         note (str): What the user should know of norms that stay as they are.
+        stated (dict[str, dict]): Norm that they stay to what a backbone's config needs beside what tensors show.
     """
 
     about: str
@@ -43,18 +47,29 @@ class Layout(NamedTuple):
     drop: dict = {}
     license: str = 'that of its source, which the file does not state'
     note: str = ''
+    stated: dict = {}
 
 
 _CLASSIFIER = {r'^fc\.': 'ImageNet classifier'}
 
 #: 'auto' finds the first that fits; mmdet's, which may have any norm, is the last.
 LAYOUTS = {
+    'sn-segmentation': Layout(
+        "SN's authors, SwitchNorm_Segmentation: whole segmenters",
+        signs=('layer0.1.mean_weight',),
+        norms=('SN',),
+        rename={**_SEGMENTER_STEM, **_SN_NAMES},
+        drop={r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'},
+        license=_SN_LICENSE,
+        note=_SN_NOTE,
+        stated=_SN_DENSE,
+    ),
     # (8,1) weights, without BN's part, have mean_weight of shape (2,) and no running statistics
     'sn': Layout(
-        "SN's authors, Switchable-Normalization (ResNet v1) and SwitchNorm_Segmentation",
+        "SN's authors, Switchable-Normalization (ResNet v1)",
         signs=('layer1.0.sn1.mean_weight',),
         norms=('SN',),
-        rename={r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.', **_SN_NAMES},  # layer0 is the segmenter's stem
+        rename={**_SEGMENTER_STEM, **_SN_NAMES},
         drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'},
         license=_SN_LICENSE,
         note=_SN_NOTE,
@@ -83,6 +98,7 @@ LAYOUTS = {
         },
         license=_SN_LICENSE,
         note=_SN_NOTE,
+        stated=_SN_DENSE,
     ),
     'rbn': Layout(
         "RBN's authors, RBN (torchvision's ResNet and ResNeXt)",
@@ -107,6 +123,20 @@ LAYOUTS = {
         drop={**_CLASSIFIER, r'^last_bn\.': 'norm before the classifier'},
         license="if it is the authors' release: they state none",
     ),
+    # maskrcnn-benchmark's names; its BNs are frozen ones, which add no eps to the variance, and its GNs have 32 groups
+    'xbn-detection': Layout(
+        "XBN's authors, XBNBlock/ObjectDetection (maskrcnn-benchmark): whole detectors",
+        signs=('backbone.body.stem.conv1.weight', 'body.stem.conv1.weight'),
+        norms=('BN', BATCH_FREE),
+        rename={r'\bbody\.stem\.(conv1|bn1)\.': r'body.\1.'},
+        license="if it is the authors' release: they state none",
+        note=(
+            "maskrcnn-benchmark's frozen BNs add no eps to the variance: norm_cfg=dict(type='FrozenBN', eps=0) "
+            "computes what they did. Its GNs have 32 groups unless its config sets GROUP_NORM.NUM_GROUPS, the authors' "
+            'ImageNet weights 64'
+        ),
+        stated=dict(XBN=dict(norm_cfg=dict(type='FrozenBN', eps=0), xbn=dict(norm_cfg=dict(type='GN', num_groups=32)))),
+    ),
     'torchvision': Layout(
         "torchvision's ResNet and ResNeXt, alone or in its detectors",
         signs=('layer1.0.bn1.running_mean', 'backbone.body.layer1.0.bn1.running_mean'),
@@ -127,6 +157,13 @@ LAYOUTS = {
     ),
 }
 
+#: Names of networks that no backbone here is, and what these networks are.
+_NO_BACKBONE = {
+    r'\.(mean_fixed|var_fixed|radius)$': 'SSN, whose ratios are a sparsestmax and not a softmax',
+    r'^(module\.)?layer\d\.\d+\.IN\.': 'IBN-Net-b, with IN after the addition of some blocks',
+    r'\.se\.fc\.\d\.weight$': 'a network of squeeze-and-excitation blocks (SE-ResNet, SE-IBN)',
+}
+
 _NETWORK_KEYS = ('state_dict', 'model')
 _TRUNK = re.compile(r'(.*?)layer1\.0\.conv1\.weight')
 
@@ -142,7 +179,7 @@ def unwrap(checkpoint):
         names by what they are.
 
     Raises:
-        ValueError: It holds no tensors, or two networks.
+        ValueError: It holds no tensors, two networks, or one that no backbone here is.
     """
     if not isinstance(checkpoint, dict):
         raise ValueError(f'it is not a checkpoint: it holds a {type(checkpoint).__name__}')
@@ -153,6 +190,10 @@ def unwrap(checkpoint):
     tensors = {key: value for key, value in entries.items() if isinstance(key, str) and torch.is_tensor(value)}
     if not tensors:
         raise ValueError(f'it holds no tensors by name, only {", ".join(map(str, list(checkpoint)[:5])) or "nothing"}')
+    for pattern, what in _NO_BACKBONE.items():
+        name = next((name for name in tensors if re.search(pattern, name)), None)
+        if name:
+            raise ValueError(f'it is {what} ({name}): there is no such network here, so it cannot be converted')
     weights = {key.removeprefix('module.'): value for key, value in tensors.items()}
     if len(weights) < len(tensors):
         raise ValueError('it is ambiguous: it has some names both with module. and without')

@@ -15,7 +15,8 @@ All of it is for evaluation: what a converted network computes there is what the
 batch-free norms in the place of BN.
 Whatever else has BN's tensors (SyncBN, FrozenBN, BRN) is of kind BN here. So would be our own IBN, which has both
 halves in BN's tensors: :func:`~mmnorm.convert.convert_file` knows it in the network that it converts for by its class,
-and refuses it as a source, with BGN, by the config that a checkpoint of mmengine carries.
+and refuses it as a source, by its mark (:mod:`mmnorm.norms.marks`) or, with BGN, by the config that a checkpoint of
+mmengine carries. Other marks tell GW, PN, hardened SN and RBN's statistics; what is converted gets those of its norms.
 
 SN from BN. With ``bn_share=1`` the ratios are (0, 0, 1) to the last bit: the logits are (0, 0, 128), and exp(-128) is
 0 in float32. So evaluation is BN's, up to the rounding of the arithmetic; but the softmax is saturated there, its

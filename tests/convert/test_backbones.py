@@ -155,6 +155,33 @@ def test_what_tensors_do_not_tell_is_said(save, tmp_path, norm_cfg):
     assert report.notes[0].startswith("its batch-free norms are taken to be GN with 64 groups, as the authors': GW ")
 
 
+@torch.no_grad()
+def test_detectors_of_xbns_authors(save, tmp_path):
+    """maskrcnn-benchmark: its names, frozen BNs without eps and counter, GN with 32 groups."""
+    cfg = dict(
+        xbn(stem=True, norm_cfg=dict(type='GN', num_groups=32)), norm_cfg=dict(type='FrozenBN', eps=0), base_channels=32
+    )
+    cfg['stem_channels'] = 32
+    network, source = save(cfg)
+    theirs = {
+        f'module.backbone.body.{"stem." * key.startswith(("conv1", "bn1"))}{key}': value
+        for key, value in network.state_dict().items()
+        if 'num_batches' not in key
+    }
+    others = ['module.backbone.fpn.fpn_inner1.weight', 'module.rpn.head.conv.weight', 'module.roi_heads.box.fc6.bias']
+    torch.save(dict(model={**theirs, **{key: torch.ones(3) for key in others}}, iteration=90000), source)
+    report = convert_file(source, tmp_path / 'out.pth', 'XBN')
+    assert report.layout == 'xbn-detection'
+    backbone = pasted(report)
+    assert {key: value for key, value in backbone.items() if key != 'init_cfg'} == cfg
+    ours = MODELS.build(backbone)
+    ours.init_weights()
+    ours.eval()
+    x = torch.randn(2, 3, 64, 64)
+    for found, expected in zip(ours(x), network(x), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_in_without_tensors_is_said(save, tmp_path):
     report = convert_file(save(xbn(norm_cfg=IN))[1], tmp_path / 'out.pth', 'XBN')
     assert report.notes[0].startswith("its batch-free norms have no tensors: the authors' IN, without affine, is")

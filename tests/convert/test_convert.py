@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import re
 import warnings
 
 import pytest
@@ -98,7 +99,7 @@ def test_float32_is_as_near_as_its_rounding(convert):
     [
         ('sn', lambda key: f'module.{key.replace("bn", "sn")}', 'module.layer1.0.sn1.weight'),
         (
-            'sn',
+            'sn-segmentation',
             lambda key: (
                 key.replace('bn', 'sn')
                 if 'layer' in key
@@ -124,7 +125,8 @@ def test_sn_of_the_authors(convert, layout, name, first):
     theirs = {name(key): value for key, value in sn.items()}
     assert first in theirs
     heads = {
-        'sn': ['module.fc.weight', 'cls.0.weight', 'aux.1.mean_weight'],
+        'sn': ['module.fc.weight'],
+        'sn-segmentation': ['cls.0.weight', 'aux.1.mean_weight'],
         'sn-detectron': [
             'Conv_Body.conv_top.1.mean_weight',
             'Conv_Body.posthoc_modules.0.0.weight',
@@ -135,9 +137,10 @@ def test_sn_of_the_authors(convert, layout, name, first):
     }
     theirs.update({key: torch.ones(3) for key in heads[layout]})
     report, weights = convert(
-        dict(model='resnetv1sn50', state_dict=theirs) if layout == 'sn' else dict(model=theirs), 'SN'
+        dict(model='resnetv1sn50', state_dict=theirs) if layout != 'sn-detectron' else dict(model=theirs), 'SN'
     )
     assert report.layout == layout and report.norms == {'SN -> SN': 53}
+    assert report.backbone['norm_cfg'] == (dict(type='SN') if layout == 'sn' else dict(type='SN', momentum=0.003))
     dropped = [key for keys in report.dropped.values() for key in keys]
     assert sorted(dropped) == sorted(key.removeprefix('module.') for key in heads[layout])
     assert len(report.mapped) + len(dropped) == len(theirs)
@@ -667,3 +670,18 @@ def test_nothing_is_overwritten(convert, tmp_path):
         with pytest.raises(FileExistsError, match='is not overwritten'):
             convert_file(str(tmp_path / 'source_0.pth'), tmp_path / out, 'RBN')
     assert (tmp_path / 'out_0.pth').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    'name, what',
+    [
+        ('layer1.0.sn1.mean_fixed', 'SSN, whose ratios are a sparsestmax'),
+        ('layer1.2.IN.weight', 'IBN-Net-b, with IN after the addition'),
+        ('module.layer1.0.se.fc.0.weight', 'a network of squeeze-and-excitation blocks'),
+    ],
+)
+@pytest.mark.parametrize('norm', ['SN', 'IBN', 'BN'])
+def test_networks_that_are_not_here_are_refused_by_name(convert, name, what, norm):
+    with pytest.raises(ValueError, match=f'it is {re.escape(what)}') as error:
+        convert({**resnet50(lambda _, channels: networks.bn_tensors(channels)), name: torch.ones(8)}, norm)
+    assert '--config' not in str(error.value) and name in str(error.value)
