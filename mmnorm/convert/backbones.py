@@ -242,6 +242,7 @@ def _norm_cfg(weights, norm, hard):
             groups=shape[0] if len(shape) > 1 else None,
             batch_stat=False if shape[-1:] == (2,) else None,
             hard=True if hard else None,
+            unbiased=True if 'layer1.0.bn1.unbiased_instances' in weights else None,
         )
     elif kind == norm.removeprefix('Sync') == 'RBN':
         own = _without_none(

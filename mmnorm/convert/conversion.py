@@ -145,7 +145,8 @@ def convert_file(
     if gone:
         dropped['not in the new norm'] = gone
     table, stays_sn = LAYOUTS[layout], ('SN', 'SN') in changed.values()
-    if table.note and any(kind == target == table.norms[0] for kind, target in changed.values()):
+    states = any(name.endswith('.unbiased_instances') for name in network.reference)  # what the note says of SN
+    if table.note and not states and any(kind == target == table.norms[0] for kind, target in changed.values()):
         notes.append(table.note)
     origin = _origin(checkpoint, source, table)
     note = dict(origin, layout=layout, norm=norm, fits=network.name)

@@ -15,12 +15,14 @@ from .tensors import BATCH_FREE, kinds
 
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
 _SEGMENTER_STEM = {r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.'}
-# of the authors' detection and segmentation code, in torch's sense
-_SN_DENSE = dict(SN=dict(norm_cfg=dict(momentum=0.003)))
+_SN_STATED = dict(SN=dict(norm_cfg=dict(unbiased=True)))
+# the momentum of the authors' detection and segmentation code, in torch's sense
+_SN_DENSE = dict(SN=dict(norm_cfg=dict(momentum=0.003, unbiased=True)))
 _SN_LICENSE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
 _SN_NOTE = (
-    "the authors' IN and LN divide by unbiased variances, ours by the biased ones of the paper: outputs differ "
-    'by the order of 1 / positions, most in the last stage and for small images'
+    "the authors' IN and LN divide by unbiased variances, the norms of this config by the biased ones of the paper: "
+    'outputs differ by the order of 1 / positions, most in the last stage and for small images; unbiased=True in '
+    'norm_cfg computes what they did'
 )
 
 
@@ -73,6 +75,7 @@ LAYOUTS = {
         drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'},
         license=_SN_LICENSE,
         note=_SN_NOTE,
+        stated=_SN_STATED,
     ),
     # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
     'sn-detectron': Layout(

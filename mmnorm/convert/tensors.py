@@ -31,9 +31,8 @@ variance of each channel of each sample, over its L positions; ours is BN's, (NL
 over samples and positions. Theirs is larger by less than 1 / (L - 1), at L = 49 (the last stage, 224 pixels) 2 % of
 a variance, and smaller by at most 1 / (NL). A correction would need N, L and how much of the variance lies within
 samples, none of which a checkpoint has; and evaluation needs none, since both take the running statistics as they are.
-The other trace of it remains: their IN and LN divide by v', ours by the biased variance (the paper's), so a trained
-network's outputs differ by the order of 1 / L, less in larger images. Recollecting the statistics makes them ours
-(tools/bn_statistics.py recollect).
+The other trace of it is that their IN and LN divide by v', ours by the biased variance (the paper's), so that outputs
+would differ by the order of 1 / L: the config that is printed has ``unbiased=True``, which computes what they did.
 """
 
 import torch

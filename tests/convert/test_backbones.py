@@ -92,6 +92,7 @@ def pasted(report):
         resnet('SN'),
         resnet('SN', groups=2),
         resnet('SN', hard=True),
+        resnet('SN', unbiased=True),
         resnet('SyncSN', batch_stat=False),
         resnet('RBN'),
         resnet('RBN', center=False),

@@ -140,15 +140,17 @@ def test_sn_of_the_authors(convert, layout, name, first):
         dict(model='resnetv1sn50', state_dict=theirs) if layout != 'sn-detectron' else dict(model=theirs), 'SN'
     )
     assert report.layout == layout and report.norms == {'SN -> SN': 53}
-    assert report.backbone['norm_cfg'] == (dict(type='SN') if layout == 'sn' else dict(type='SN', momentum=0.003))
+    assert report.backbone['norm_cfg'] == dict(
+        type='SN', **({} if layout == 'sn' else dict(momentum=0.003)), unbiased=True
+    )
     dropped = [key for keys in report.dropped.values() for key in keys]
     assert sorted(dropped) == sorted(key.removeprefix('module.') for key in heads[layout])
     assert len(report.mapped) + len(dropped) == len(theirs)
-    ours = outputs(weights, norm_cfg=dict(type='SN'))
-    assert_same(ours, forward(sn, X, networks.sn))
-    # the authors' instance variance is the unbiased one, which at 2 x 2 positions of this small image is much
-    unbiased = forward(sn, X, functools.partial(networks.sn, correction=1))
-    assert not torch.allclose(ours[-1], unbiased[-1], rtol=1e-2)
+    # as the authors' code computes it: by unbiased variances, which at the 2 x 2 positions of this image is much
+    ours = outputs(weights, norm_cfg=report.backbone['norm_cfg'])
+    assert_same(ours, forward(sn, X, functools.partial(networks.sn, correction=1)))
+    assert not torch.allclose(ours[-1], forward(sn, X, networks.sn)[-1], rtol=1e-2)
+    assert not report.notes
 
 
 def detectron(key, body, last_stage):
@@ -191,7 +193,10 @@ def test_sn_weights_without_bn(convert):
     sn = resnet50(lambda _, channels: networks.sn_tensors(channels, sources=2))
     report, weights = convert({key.replace('bn', 'sn'): value for key, value in sn.items()}, 'SN')
     assert any('batch_stat=False' in note for note in report.notes)
-    assert_same(outputs(weights, norm_cfg=dict(type='SN', batch_stat=False)), forward(sn, X, networks.sn))
+    norm_cfg = dict(type='SN', batch_stat=False, unbiased=True)
+    assert report.backbone['norm_cfg'] == norm_cfg
+    expected = forward(sn, X, functools.partial(networks.sn, correction=1))
+    assert_same(outputs(weights, norm_cfg=norm_cfg), expected)
     with pytest.raises(ValueError, match=r'SN whose ratios do not select BN .*: 53 \(bn1, layer1.0.bn1, '):
         convert({key.replace('bn', 'sn'): value for key, value in sn.items()}, 'BN')
 
@@ -522,13 +527,18 @@ def test_a_wrong_layout_is_told_from_the_right_one(convert, layout, says):
         convert(bn_resnet50(), 'SN', layout=layout)
 
 
-def test_variances_of_the_authors_of_sn_are_told_of(convert):
+def test_variances_of_the_authors_of_sn_are_told_of_where_a_config_has_others(convert, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\nmodel = dict(backbone=dict(base_channels=8, "
+        "stem_channels=8, norm_cfg=dict(type='SN'), init_cfg=None), neck=dict(in_channels=[32, 64, 128, 256]))\n"
+    )
     sn = resnet50(lambda _, channels: networks.sn_tensors(channels))
     for theirs in (
         {key.replace('bn', 'sn'): value for key, value in sn.items()},
         {detectron(key, 'Conv_Body.', 'Conv_Body.'): value for key, value in sn.items()},
     ):
-        assert 'divide by unbiased variances, ours by the biased' in convert(theirs, 'SN')[0].notes[-1]
+        assert 'unbiased=True in norm_cfg computes what they did' in convert(theirs, 'SN', config=config)[0].notes[-1]
     assert not convert(sn, 'SN')[0].notes  # trained here
 
 
