@@ -12,7 +12,17 @@ dict(imports=['mmnorm'], allow_failed_imports=False)``); :mod:`mmnorm.openmmlab`
 
 from importlib.util import find_spec
 
-from .blocks import Fused, NormLayer, fuse_conv_norm, guards, list_norms, place_xbn, replace_norms, valid_regions
+from .blocks import (
+    Fused,
+    NormLayer,
+    fuse_conv_norm,
+    guards,
+    list_norms,
+    per_level,
+    place_xbn,
+    replace_norms,
+    valid_regions,
+)
 from .norms import (
     BGN,
     BRN,
@@ -24,10 +34,12 @@ from .norms import (
     RBN,
     SN,
     FrozenBN,
+    PerLevel,
     SyncBGN,
     SyncEN,
     SyncRBN,
     SyncSN,
+    count_levels,
     estimate_offline,
     harden,
     ratios,
@@ -48,15 +60,18 @@ __all__ = [
     'FrozenBN',
     'Fused',
     'NormLayer',
+    'PerLevel',
     'SyncBGN',
     'SyncEN',
     'SyncRBN',
     'SyncSN',
+    'count_levels',
     'estimate_offline',
     'fuse_conv_norm',
     'harden',
     'list_norms',
     'measure_shift',
+    'per_level',
     'perturbed',
     'place_xbn',
     'ratios',

@@ -16,6 +16,7 @@ from .layers import (
     summarize_norms,
     type_name,
 )
+from .levels import per_level
 from .regions import padding_readers, valid_regions
 from .xbn import GN16, GN64, place_xbn, residual_blocks
 
@@ -33,6 +34,7 @@ __all__ = [
     'list_norms',
     'norm_layers',
     'padding_readers',
+    'per_level',
     'place_xbn',
     'registered_name',
     'replace_norms',

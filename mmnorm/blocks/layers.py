@@ -196,9 +196,7 @@ def replace_norms(
     Raises:
         ValueError: No layer is chosen, or the norm does not fit one; the message names it.
     """
-    if where is not None and not callable(where) and not isinstance(where, str):
-        where = frozenset(where)
-    chosen = {name: layer for name, layer in norm_layers(model).items() if _is_chosen(name, layer, where)}
+    chosen = choose_norms(model, where, is_plain_bn)
     if not chosen:
         found = ', '.join(dict.fromkeys(map(type_name, norm_layers(model).values()))) or 'none'
         wanted = 'plain BN' if where is None else 'norm layer that matches where'
@@ -214,12 +212,21 @@ def replace_norms(
     return list(chosen)
 
 
-def _is_chosen(name, layer, where):
+def choose_norms(
+    model: nn.Module,
+    where: Callable[[str, nn.Module], bool] | str | Iterable[str] | None,
+    default: Callable[[nn.Module], bool],
+) -> dict[str, nn.Module]:
+    """The norm layers of a network that ``where`` (see :func:`replace_norms`) means; with None those of ``default``."""
+    layers = norm_layers(model)
     if where is None:
-        return is_plain_bn(layer)
+        return {name: layer for name, layer in layers.items() if default(layer)}
     if callable(where):
-        return where(name, layer)
-    return fnmatchcase(name, where) if isinstance(where, str) else name in where
+        return {name: layer for name, layer in layers.items() if where(name, layer)}
+    if isinstance(where, str):
+        return {name: layer for name, layer in layers.items() if fnmatchcase(name, where)}
+    names = frozenset(where)
+    return {name: layer for name, layer in layers.items() if name in names}
 
 
 def is_plain_bn(layer: nn.Module) -> bool:

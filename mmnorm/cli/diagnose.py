@@ -76,6 +76,8 @@ def run(args):
         print(result['recommendation']['sentence'])
         if result['recommendation']['command']:
             print(result['recommendation']['command'])
+        if result['recommendation']['levels']:
+            print(result['recommendation']['levels'])
         if args.apply:
             for path in diagnosis.apply(args.apply, target):
                 print(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from mmengine.registry import MODELS
 
 from mmnorm import engine, statistics
-from mmnorm.engine.recommend import headline
+from mmnorm.engine.recommend import headline, recommend_levels
 from mmnorm.files import write_json, write_text
 from mmnorm.norms import estimate_offline
 from mmnorm.openmmlab.batches import training_forward
@@ -102,14 +102,26 @@ def shift(args, evaluation, original):
         metrics = evaluation.evaluate()
     shifts = statistics.estimation_shift(evaluation.model, collected)
     if engine.on_first_rank():
-        found = {name: of_layer.figures for name, of_layer in shifts.items()}
         print(f'{"layer":50s}{"ESM mu":>10s}{"ESM sigma":>12s}{"rel. mu":>10s}{"rel. sigma":>12s}')
-        for name, values in found.items():
-            print(
-                f'{name:50s}{values["esm_mu"]:10.3f}{values["esm_sigma"]:12.3f}{values["relative_mu"]:10.3f}'
-                f'{values["relative_sigma"]:12.3f}'
-            )
-        write(args, evaluation, dict(metrics=metrics, layers=found))
+        for name, of_layer in shifts.items():
+            _print_shift(name, of_layer)
+            for call, of_call in enumerate(of_layer.calls, 1):
+                _print_shift(f'  call {call} of {len(of_layer.calls)}', of_call)
+        found = {
+            name: of_layer.figures | dict(calls=[call.figures for call in of_layer.calls])
+            for name, of_layer in shifts.items()
+        }
+        by_batch = statistics.trained_by_batch(evaluation.network)
+        advice = recommend_levels([dict(found[name], name=name) for name in by_batch if name in found], args.checkpoint)
+        if advice:
+            print(advice)
+        write(args, evaluation, dict(metrics=metrics, layers=found, levels=advice))
+
+
+def _print_shift(title, shift):
+    print(
+        f'{title:50s}{shift.esm_mu:10.3f}{shift.esm_sigma:12.3f}{shift.relative_mu:10.3f}{shift.relative_sigma:12.3f}'
+    )
 
 
 def recollect(args, evaluation, original):

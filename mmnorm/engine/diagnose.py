@@ -163,6 +163,7 @@ class Diagnosis:
             domain_mu=domain and domain.relative_mu,
             domain_sigma=domain and domain.relative_sigma,
             size=judged.size,
+            calls=[call.figures for call in shift.calls],
             worst_channels=[
                 dict(channel=i, mu=float(judged.channel_mu[i]), sigma=float(judged.channel_sigma[i]))
                 for i in order[:3].tolist()

@@ -46,14 +46,15 @@ def recommend(result, config, checkpoint):
         config, checkpoint (str): As the user gave them.
 
     Returns:
-        dict: ``repair`` (None: leave it as it is), ``sentence``, ``finding`` (where the shift comes from), and
-        ``command`` (None without repair).
+        dict: ``repair`` (None: leave it as it is), ``sentence``, ``finding`` (where the shift comes from), ``levels``
+        (of :func:`recommend_levels`), and ``command`` (None without repair).
     """
     layers = [layer for layer in result['layers'] if layer['type'] != 'input']
     trained_by_batch = [layer for layer in layers if layer['by_batch']]
     if not trained_by_batch:
-        return dict(repair=None, command=None, **_without_repair(layers))
-    advice = dict(repair=None, command=None, finding=_finding(trained_by_batch))
+        return dict(repair=None, command=None, levels=None, **_without_repair(layers))
+    levels = recommend_levels(trained_by_batch, checkpoint)
+    advice = dict(repair=None, command=None, finding=_finding(trained_by_batch), levels=levels)
     # a network that detects nothing has no figures
     keys = list(dict.fromkeys(key for figures in result['headline'].values() for key in figures))
     metrics = {repair: {key: figures.get(key, 0.0) for key in keys} for repair, figures in result['headline'].items()}
@@ -68,8 +69,6 @@ def recommend(result, config, checkpoint):
             sentence=f'Leave it as it is: no repair gains {MIN_GAIN} points (the best, to {title}, {gains[best]:+.1f}).'
         )
     changes = ', '.join(f'{key} {value:.1f} to {metrics[best][key]:.1f}' for key, value in as_it_is.items())
-    # beside the checkpoint, or here where that came from a URL
-    out = checkpoint.rpartition('/')[2] if '://' in checkpoint else checkpoint
     command = shlex.join(
         [
             'python',
@@ -79,10 +78,54 @@ def recommend(result, config, checkpoint):
             checkpoint,
             *result.get('options', ()),
             '--out',
-            f'{out.removesuffix(".pth")}_{best}.pth',
+            _beside(checkpoint, best),
         ]
     )
     return advice | dict(repair=best, command=command, sentence=f'{title[0].upper()}{title[1:]}: {changes}.')
+
+
+def recommend_levels(layers, checkpoint):
+    """What to do about layers that are called several times in a pass and share their running statistics.
+
+    Args:
+        layers (list[dict]): Those that training normalizes by batches: ``name``, ``relative_mu``, ``relative_sigma``,
+            and ``calls``, a list of the same figures for each call.
+        checkpoint (str): As the user gave it.
+
+    Returns:
+        str or None: None where there is no such layer, or each call fits the running statistics.
+    """
+    shifted = [
+        (_size(call), number, layer)
+        for layer in layers
+        for number, call in enumerate(layer.get('calls') or (), 1)
+        if _size(call) >= DIFFERENT
+    ]
+    if not shifted:
+        return None
+    size, number, layer = max(shifted, key=lambda found: found[0])
+    names = list(dict.fromkeys(of['name'] for _, _, of in shifted))
+    others = f' and {len(names) - 1} more are' if len(names) > 1 else ' is'
+    command = ['python', 'tools/bn_statistics.py', 'recollect', 'NEW_CONFIG', checkpoint, '--out']
+    return (
+        f'{names[0]}{others} called several times in a pass, as heads that FPN levels share are. Training normalizes '
+        'each call by itself, evaluation all of them by the same running statistics: what call '
+        f'{number} of {len(layer["calls"])} of {layer["name"]} gets is {size:.2f} deviations from these, all calls '
+        f'together {_size(layer):.2f}. A norm per level mends that without training: set '
+        f"norm_cfg=dict(type='PerLevel', norm=dict(...), levels={len(layer['calls'])}) in that part of the config, "
+        'with its norm_cfg for the dots, and recollect the statistics: '
+        f'{shlex.join([*command, _beside(checkpoint, "per_level")])}'
+    )
+
+
+def _beside(checkpoint, what):
+    """A file beside the checkpoint, or here where that came from a URL."""
+    out = checkpoint.rpartition('/')[2] if '://' in checkpoint else checkpoint
+    return f'{out.removesuffix(".pth")}_{what}.pth'
+
+
+def _size(figures):
+    return math.hypot(figures['relative_mu'], figures['relative_sigma'])
 
 
 def _finding(layers):

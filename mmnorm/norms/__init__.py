@@ -10,6 +10,7 @@ from .frozen_bn import FrozenBN
 from .gbgn import GBGN
 from .gw import GW
 from .ibn import IBN
+from .levels import PerLevel, count_levels
 from .mixture import harden, ratios
 from .pn import PN
 from .rbn import RBN, SyncRBN
@@ -40,6 +41,7 @@ __all__ = [
     'NORMS',
     'OWN_TENSORS',
     'PN',
+    'PerLevel',
     'RBN',
     'SN',
     'SYNC_TWINS',
@@ -50,6 +52,7 @@ __all__ = [
     'SyncEN',
     'SyncRBN',
     'SyncSN',
+    'count_levels',
     'estimate_offline',
     'harden',
     'ratios',

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from mmnorm.core import normalize
 
-from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_stock_arguments, number, one_of
+from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, integer, note_stock_arguments, number, one_of
 from .checks import called, check_input, refuse_script, warn_once
+from .levels import PerLevel, refuse_levels
 from .marks import compare_marks, put_marks, reset_marks
 from .running import RunningStatistics
 
@@ -38,6 +39,9 @@ class PlaneNorm(RunningStatistics):
         single_value (str): What training does with an input of one value for each of its statistics, as one image has
             behind a global pool: 'error' (default), or 'running', to normalize it as evaluation does, by the running
             statistics, which it does not change.
+        per_level (int): Running statistics for each of so many calls in a pass, of a layer that the levels of a feature
+            pyramid share: the layer is a :class:`~mmnorm.norms.PerLevel` of so many of these norms then. Default None:
+            one set, as BN has.
         **stock: Arguments of other norms that say nothing to this one, such as GN's ``num_groups``, where only the type
             of a norm_cfg was changed: without effect, which is said once. Any other is an error.
 
@@ -63,6 +67,11 @@ class PlaneNorm(RunningStatistics):
     weight: Any
     bias: Any
 
+    def __new__(cls, *args, per_level: int | None = None, **kwargs) -> Any:
+        if per_level is None:
+            return super().__new__(cls)
+        return PerLevel.build(lambda: cls(*args, **kwargs), integer(1).check(cls.__name__, 'per_level', per_level))
+
     @checked(
         eps=number(least=0),
         momentum=number(0, 1) | NONE,
@@ -73,6 +82,7 @@ class PlaneNorm(RunningStatistics):
         bias=FLAG,
         frozen=FLAG,
         single_value=one_of('error', 'running'),
+        per_level=NONE,  # see __new__
     )
     def __init__(
         self,
@@ -87,6 +97,7 @@ class PlaneNorm(RunningStatistics):
         bias: bool = True,
         frozen: bool = False,
         single_value: str = 'error',
+        per_level: None = None,
         **stock: Any,
     ) -> None:
         where = f'{type(self).__name__}({num_features})'
@@ -257,6 +268,7 @@ class PlaneNorm(RunningStatistics):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         compare_marks(self, state_dict, prefix)
         own = {**self._parameters, **self._buffers}
+        refuse_levels(self, state_dict, prefix)
         names = _BN_KEYS.union(self.added_to_bn())
         present = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if present:

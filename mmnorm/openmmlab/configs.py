@@ -141,6 +141,8 @@ def describe_unreplaced(cfg, network) -> str:
 
 def _names_other_norm(part):
     cfg = part.get('norm_cfg')
+    if isinstance(cfg, dict) and 'type' in cfg and _type_of(cfg) == 'PerLevel':
+        cfg = cfg.get('norm')
     return isinstance(cfg, dict) and 'type' in cfg and _type_of(cfg) not in _EVALNORM_TYPES
 
 

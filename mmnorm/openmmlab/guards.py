@@ -15,6 +15,8 @@ those of torch are by :mod:`mmnorm.blocks.guards`:
   model that has one is left alone.
 - mmdet's ``FrozenBatchNorm2d.convert_frozen_batchnorm`` would make frozen BNs of them: they become frozen themselves,
   and stay what they are.
+- mmengine's optimizer constructor takes the parameters of each module for its own: with ``paramwise_cfg`` the levels of
+  a PerLevel, which share theirs, would end in torch's error that a parameter is in several groups.
 
 Each says once what it did.
 """
@@ -24,11 +26,12 @@ from importlib.util import find_spec
 
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
+from mmengine.optim import DefaultOptimWrapperConstructor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import fuse_conv_norm
 from mmnorm.blocks.guards import leave_ours_alone, rebind, retype_ours
-from mmnorm.norms import SYNC_TWINS, FrozenBN, PlaneNorm
+from mmnorm.norms import SYNC_TWINS, FrozenBN, PerLevel, PlaneNorm
 from mmnorm.norms.base import freeze
 from mmnorm.norms.checks import warn_once
 from mmnorm.norms.modes import keeping_modes
@@ -41,6 +44,7 @@ def install():
     rebind(
         turn_on_efficient_conv_bn_eval_for_single_model, _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model)
     )
+    DefaultOptimWrapperConstructor.add_params = _of_one_level(DefaultOptimWrapperConstructor.add_params)
     if find_spec('mmcv') is None:
         return
     from mmcv.cnn import ConvModule, fuse_conv_bn
@@ -74,7 +78,7 @@ def _freeze_ours(convert):
 
 
 def _has_ours(module):
-    return any(isinstance(m, PlaneNorm) for m in module.modules())
+    return any(isinstance(m, (PlaneNorm, PerLevel)) for m in module.modules())
 
 
 def _fold_by_our_rules(fuse):
@@ -111,5 +115,14 @@ def _not_for_ours(turn_on):
         if efficient_conv_bn_eval and ours:
             warn_once(f'efficient_conv_bn_eval stays off for {type(self.norm).__name__}: not a plain BatchNorm')
         turn_on(self, efficient_conv_bn_eval and not ours)
+
+    return guarded
+
+
+def _of_one_level(add_params):
+
+    @functools.wraps(add_params)
+    def guarded(self, params, module, *args, **kwargs):
+        add_params(self, params, module[0] if isinstance(module, PerLevel) else module, *args, **kwargs)
 
     return guarded

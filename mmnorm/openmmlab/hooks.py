@@ -127,7 +127,8 @@ class EstimationShiftHook(Hook):
     """Measure the estimation shift of every layer in each validation and test (xbn, Definition 2), and log it.
 
     To mmengine's visualizer, so to scalars.json, TensorBoard and the like: ``estimation_shift/LAYER/NAME``, NAME one of
-    esm_mu, esm_sigma, relative_mu, relative_sigma.
+    esm_mu, esm_sigma, relative_mu, relative_sigma. Of a layer that is called several times in a pass also for each
+    call: ``estimation_shift/LAYER/call_1/NAME`` ...
     """
 
     priority = 'ABOVE_NORMAL'  # its end is before EMAHook's, which takes the averaged weights away
@@ -149,13 +150,18 @@ class EstimationShiftHook(Hook):
         if runner.rank == 0:
             scalars = {
                 f'estimation_shift/{name}/{key}': value
-                for name, shift in shifts.items()
-                for key, value in shift.figures.items()
+                for layer, shift in shifts.items()
+                for name, of_name in _with_calls(layer, shift).items()
+                for key, value in of_name.figures.items()
             }
             runner.visualizer.add_scalars(scalars, step=runner.iter)
 
     before_test_epoch = before_val_epoch
     after_test_epoch = after_val_epoch
+
+
+def _with_calls(layer, shift):
+    return {layer: shift} | {f'{layer}/call_{number}': call for number, call in enumerate(shift.calls, 1)}
 
 
 def _has_bn(model, hook):

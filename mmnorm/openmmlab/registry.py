@@ -21,6 +21,7 @@ from mmnorm.norms import NORMS
 from mmnorm.norms.checks import warn_once
 
 from . import guards, hooks, padding, weights_hook
+from .levels import PerLevelFromConfig, counting_levels
 from .pretrained import PretrainedWithoutNorms
 
 HOOKS = {
@@ -53,6 +54,7 @@ def install() -> None:
     Registry._register_module = _what_is_a_projects_stays(Registry._register_module)
     for name, norm in NORMS.items():
         _register(MODELS, norm, name)
+    _register(MODELS, PerLevelFromConfig, 'PerLevel')
     for name, hook in HOOKS.items():
         _register(HOOK_REGISTRY, hook)
         setattr(statistics, name, hook)  # where configs of earlier versions, and of their work dirs, have it
@@ -73,6 +75,14 @@ def install() -> None:
         # a location that is imported after the host's own, when a name is first looked up
         registry._locations.append(f'{__package__}.{host}_names')
         registry._imported = False
+    _count_levels(MODELS)
+
+
+def _count_levels(registry):
+    """In what this registry and those below it build; registries that are made later inherit the function."""
+    registry.build_func = counting_levels(registry.build_func)
+    for child in registry.children.values():
+        _count_levels(child)
 
 
 def register_host(host: str) -> None:

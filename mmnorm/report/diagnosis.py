@@ -47,6 +47,7 @@ def write_diagnosis(result, out):
         differences=metrics - metrics.iloc[0],
         layers=layers,
         worst=of_norms.sort_values('size', ascending=False).head(WORST_LAYERS).to_dict('records'),
+        shared=[layer for layer in result['layers'] if layer.get('calls')],
         by_batch=result['trained_by_batch'],
         number_of_layers=sum(result['norms'].values()),
         depth_plot=draw_depth(of_norms),

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Moments:
         batches (int): Number of batches; 0: nothing was added, and the others are no tensors yet.
         batch_mean, batch_var (Tensor): Plain averages over the batches of their means and (Bessel-corrected)
             variances, (K,).
+        calls (list[Moments]): The same of the first, second ... call in a pass of the network, where a layer is called
+            several times in each, always as often; else empty. Known at the end of :func:`collect_moments`.
     """
 
     count: Any = 0.0
@@ -39,6 +41,7 @@ class Moments:
     batches: int = 0
     batch_mean: Any = 0.0
     batch_var: Any = 0.0
+    calls: list['Moments'] = field(default_factory=list)
 
     def add(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Add a batch.
@@ -87,7 +90,37 @@ class Moments:
         values: dict[str, Any] = {
             name: value.cpu() if torch.is_tensor(value) else value for name, value in vars(self).items()
         }
-        return Moments(**values)
+        return Moments(**values | dict(calls=[call.on_cpu() for call in self.calls]))
+
+
+class _Calls:
+    """Moments of the calls of a layer by their place in a pass of the network."""
+
+    def __init__(self):
+        self.moments, self.numbers, self.made = [], set(), None  # calls in this pass; None before the first
+
+    def start_pass(self):
+        if self.made:
+            self.numbers.add(self.made)
+        self.made = 0
+
+    def add(self, *moments):
+        """Count a call, and add what it got if that is not empty."""
+        if self.made is None or len(self.numbers) > 1:
+            self.numbers.update((0, 1))  # no pass, or another number in each, as in heads that go over objects
+            self.moments.clear()
+            return
+        self.made += 1
+        if self.made > len(self.moments):
+            self.moments.append(Moments())
+        if moments:
+            self.moments[self.made - 1].add(*moments)
+
+    def in_turn(self):
+        """What each call got, if there are several in each pass and always as many."""
+        self.start_pass()
+        same = len(self.numbers) == 1 and len(self.moments) > 1 and all(call.batches for call in self.moments)
+        return self.moments if same else []
 
 
 def bn_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -134,8 +167,9 @@ def used_statistics(layer: nn.Module) -> slice:
 def collect_moments(model: nn.Module) -> Iterator[dict[str, Moments]]:
     """Collect the moments of what every BN-like layer gets in the forward passes made inside.
 
-    A layer that is used several times in a pass (a head shared by FPN levels) counts each time; an empty input (a RoI
-    head without proposals) does not count. On leaving they are pooled over all ranks, so all ranks must leave.
+    A layer that is used several times in a pass (a head shared by FPN levels) counts each time, and what each of its
+    calls gets is kept by itself as well; a pass is one forward of the network. An empty input (a RoI head without
+    proposals) does not count. On leaving they are pooled over all ranks, so all ranks must leave.
 
     Args:
         model (nn.Module): Any network.
@@ -157,9 +191,17 @@ def collect_moments(model: nn.Module) -> Iterator[dict[str, Moments]]:
     }
     for module in folding:
         module.efficient_conv_bn_eval_forward = None  # it passes the norm by
-    handles = [model.register_forward_pre_hook(functools.partial(_see_input, collected[INPUT]), with_kwargs=True)]
+    calls = {name: _Calls() for name in layers}
+
+    def start(model, args, kwargs):
+        for of_layer in calls.values():
+            of_layer.start_pass()
+        _see_input(collected[INPUT], args, kwargs)
+
+    handles = [model.register_forward_pre_hook(start, with_kwargs=True)]
     handles += [
-        layer.register_forward_pre_hook(functools.partial(_see, collected[name])) for name, layer in layers.items()
+        layer.register_forward_pre_hook(functools.partial(_see, collected[name], calls[name]))
+        for name, layer in layers.items()
     ]
     try:
         yield collected
@@ -168,19 +210,25 @@ def collect_moments(model: nn.Module) -> Iterator[dict[str, Moments]]:
             handle.remove()
         for module, forward in folding.items():
             module.efficient_conv_bn_eval_forward = forward
+    for name, of_layer in calls.items():
+        collected[name].calls = of_layer.in_turn()
     _pool_ranks(collected)
     _check_finite(collected, layers)
 
 
 @torch.no_grad()
-def _see(seen, layer, args):
+def _see(seen, calls, layer, args):
     x = args[0]
-    if x.numel():
-        seen.add(*(layer.tracked_moments(x) if isinstance(layer, PlaneNorm) else _channel_moments(x)))
+    if not x.numel():
+        calls.add()
+        return
+    found = layer.tracked_moments(x) if isinstance(layer, PlaneNorm) else _channel_moments(x)
+    seen.add(*found)
+    calls.add(*found)
 
 
 @torch.no_grad()
-def _see_input(seen, model, args, kwargs):
+def _see_input(seen, args, kwargs):
     for x in (*args, *kwargs.values()):
         if torch.is_tensor(x) and x.is_floating_point() and x.dim() > 1:
             if x.numel():
@@ -202,9 +250,17 @@ def _pool_ranks(collected):
     of_ranks: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(of_ranks, {name: seen.on_cpu() for name, seen in collected.items()})
     for name in collected:
-        collected[name] = Moments()
-        for of_rank in of_ranks:
-            collected[name].merge(of_rank[name])
+        of_layer = [of_rank[name] for of_rank in of_ranks if of_rank[name].batches]
+        collected[name] = _merged(of_layer)
+        if len({len(seen.calls) for seen in of_layer}) == 1:
+            collected[name].calls = [_merged(of_call) for of_call in zip(*(seen.calls for seen in of_layer))]
+
+
+def _merged(parts):
+    whole = Moments()
+    for part in parts:
+        whole.merge(part)
+    return whole
 
 
 def _check_finite(collected, layers):

@@ -22,9 +22,10 @@ def recollect(
 
     The layers normalize each batch by its own statistics, as in training; everything else evaluates. With training
     data it is sn's batch average, in its pooled form also called precise BN; with data of another domain it is AdaBN.
-    It is right for batches and images of any sizes, layers used several times in a pass and empty batches, and for our
-    layers, whose running statistics may be those of something else than their input (RBN, BGN). Frozen layers keep
-    theirs.
+    It is right for batches and images of any sizes and empty batches, and for our layers, whose running statistics may
+    be those of something else than their input (RBN, BGN). Frozen layers keep theirs. A layer that is called several
+    times in a pass gets what all calls have together, which may fit none of them: :func:`~mmnorm.blocks.per_level`
+    gives it statistics for each.
 
     Args:
         model (nn.Module): Trained network; only running statistics change.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ class Shift:
         running_mean, running_var: Estimated: what the layer normalizes by.
         eps (float): The layer's.
         count (float): Number of elements behind each expected value.
+        calls (list[Shift]): The same of what the first, second ... call in each pass gets, of a layer that is called
+            several times (a head shared by FPN levels); else empty. Training normalizes each of these calls by itself,
+            so all together may fit the running statistics where none does.
     """
 
     mean: Tensor
@@ -32,6 +35,7 @@ class Shift:
     running_var: Tensor
     eps: float
     count: float
+    calls: list['Shift'] = field(default_factory=list)
 
     @property
     def esm_mu(self) -> float:
@@ -99,7 +103,7 @@ def measure_shift(
 
     Returns:
         dict[str, Shift]: By layer name, in the order of the network, 'input' (layer 0) first. Layers that no pass
-        reached are left out.
+        reached are left out. What each call of a shared layer gets is in its ``calls``.
 
     Raises:
         ValueError: There is no BN-like layer, or no batch, or something is not finite.
@@ -117,8 +121,12 @@ def estimation_shift(
         name: (layer.running_mean, layer.running_var) for name, layer in bn_layers(model).items()
     }
     if input_statistics is not None:
-        estimated[INPUT] = map(torch.as_tensor, input_statistics)
-    return _compare(model, collected, estimated)
+        estimated[INPUT] = [torch.as_tensor(value) for value in input_statistics]
+    shifts = _compare(model, collected, estimated)
+    for name, shift in shifts.items():
+        for call in collected[name].calls:
+            shift.calls += _compare(model, {name: call}, estimated).values()
+    return shifts
 
 
 def domain_shift(model: nn.Module, collected: dict[str, Moments], reference: dict[str, Moments]) -> dict[str, Shift]:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmnorm.engine.recommend import headline, recommend
+from mmnorm.engine.recommend import headline, recommend, recommend_levels
 
 
 def layer(name, by_batch=True, relative=0.1, domain=0.05):
@@ -42,6 +42,22 @@ def test_the_best_repair_is_recommended_with_its_command():
     assert advise({'as it is': {'mIoU': 30.0}, 'evalnorm_rule': {'mIoU': 31.0}})['command'].startswith(
         'python tools/bn_statistics.py evalnorm --mode rule c.py'
     )
+
+
+def test_shared_layers_are_told_of_a_norm_per_level():
+    calls = [dict(relative_mu=0.0, relative_sigma=0.1), dict(relative_mu=1.5, relative_sigma=2.0)]
+    layers = [layer('a', relative=0), dict(layer('b', relative=0), calls=calls), dict(layer('c'), calls=calls[:1] * 2)]
+    metrics = {'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 30.0}}
+    text = advise(metrics, layers)['levels']
+    assert text.startswith('b is called several times in a pass')
+    assert 'call 2 of 2 of b gets is 2.50 deviations from these, all calls together 0.00' in text
+    assert "norm_cfg=dict(type='PerLevel', norm=dict(...), levels=2)" in text
+    assert text.endswith("recollect NEW_CONFIG 'dir with space/k.pth' --out 'dir with space/k_per_level.pth'")
+    assert advise(metrics, layers[::2])['levels'] is None
+    # statistics that were fixed in training are those that each call was trained with
+    assert advise(metrics, [dict(layers[1], by_batch=False)])['levels'] is None
+    both = [dict(row, name=name) for row, name in ((layers[1], 'b'), (layers[1], 'd'))]
+    assert recommend_levels(both, 'k.pth').startswith('b and 1 more are called')
 
 
 def test_small_gains_are_none():

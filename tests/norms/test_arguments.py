@@ -34,6 +34,7 @@ BAD = dict(
     dtype=['float32', 32, True, torch.int64, torch.complex64],
     bias=NO_FLAG,
     frozen=NO_FLAG,
+    per_level=[*(v for v in NO_INTEGER if v is not None), -1, 0],
     groups=[*NO_INTEGER, -1, 0, 3],
     batch_stat=NO_FLAG,
     hard=NO_FLAG,

@@ -101,6 +101,20 @@ def test_page_says_what_was_found(tmp_path):
     assert page.count('data:image/svg+xml') == 3
 
 
+def test_page_has_the_calls_of_shared_layers(tmp_path):
+    shared = copy.deepcopy(RESULT)
+    shared['layers'][2]['calls'] = [
+        dict(relative_mu=0.31, relative_sigma=0.2),
+        dict(relative_mu=2.43, relative_sigma=1),
+    ]
+    shared['recommendation']['levels'] = 'A norm <per> level.'
+    page = write_diagnosis(shared, tmp_path).read_text()
+    assert 'Layers that are called several times in a pass' in page and 'A norm &lt;per&gt; level.' in page
+    assert '<td>2</td><td>2.43</td><td>1.00</td>' in page
+    without = write_diagnosis(RESULT, tmp_path).read_text()
+    assert 'Layers that are called several times in a pass' not in without
+
+
 def test_page_of_fixed_statistics(tmp_path):
     fixed = copy.deepcopy(RESULT)
     for row in fixed['layers']:

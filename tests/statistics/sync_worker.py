@@ -19,7 +19,10 @@ def results(model, data):
     """Shift and recollected statistics, without gradient buckets or rounding in between."""
     shifts = measure_shift(model, data, input_statistics=(torch.zeros(3), torch.ones(3)))
     recollect(model, data)
-    found = {name: dict(mean=s.mean, var=s.var, esm=torch.tensor(s.esm_sigma)) for name, s in shifts.items()}
+    found = {
+        name: dict(mean=s.mean, var=s.var, esm=torch.tensor(s.esm_sigma), calls=[call.var for call in s.calls])
+        for name, s in shifts.items()
+    }
     return found | {key: value for key, value in model.state_dict().items() if 'running' in key}
 
 

@@ -82,6 +82,53 @@ def test_equals_all_activations_at_once():
         assert shift.relative_mu == pytest.approx(float(normalized.mean(0).square().mean().sqrt()))
 
 
+def test_each_call_of_a_shared_layer_is_measured_by_itself():
+    model = trained(Head()).double()
+    data = [batch.double() for batch in batches()]
+    shifts = measure_shift(model, data)
+    assert not shifts['stem.1'].calls and not shifts['roi'].calls
+    parts = {name: [] for name in ('first', 'second')}
+    handle = model.shared[1].register_forward_pre_hook(
+        lambda layer, args: parts['second' if len(parts['second']) < len(parts['first']) else 'first'].append(args[0])
+    )
+    with torch.no_grad():
+        for batch in data:
+            model.eval()(batch)
+    handle.remove()
+    layer = model.shared[1]
+    for shift, of_call in zip(shifts['shared.1'].calls, parts.values(), strict=True):
+        activations = torch.cat([x.transpose(0, 1).flatten(1).T for x in of_call])
+        mean = activations.mean(0)
+        torch.testing.assert_close(shift.mean, mean)
+        torch.testing.assert_close(shift.var, activations.var(0, correction=0))
+        assert shift.esm_mu == pytest.approx(float((layer.running_mean - mean).norm()))
+
+
+class Counted(nn.Module):
+    """A network whose layer is called as often as its input says."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(3)
+
+    def forward(self, inputs):
+        return [self.bn(x) for x in inputs]
+
+
+def test_calls_whose_number_varies_have_no_place():
+    x = torch.randn(4, 3)
+    for numbers, expected in (([2, 2], 2), ([2, 0, 2], 2), ([3, 2], 0), ([2, 3, 2], 0), ([1, 1], 0)):
+        (shift,) = measure_shift(Counted(), [[x] * number for number in numbers]).values()
+        assert len(shift.calls) == expected and shift.count == 4 * sum(numbers)
+    # an empty input is a call; one that is always empty leaves nothing to compare
+    for empty, expected in (([[x[:0], x], [x, x]], 2), ([[x[:0], x]] * 2, 0)):
+        (shift,) = measure_shift(Counted(), empty).values()
+        assert len(shift.calls) == expected
+    # without a forward of the network there is no pass to count in
+    (shift,) = measure_shift(Counted(), [[x] * 2], lambda model, inputs: model.forward(inputs)).values()
+    assert not shift.calls and shift.count == 8
+
+
 def test_float32_is_as_exact_as_its_moments():
     model, data = trained(Head()), batches()
     shifts = measure_shift(model, data)
