@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mmnorm.norms import SN, PlaneNorm
+from mmnorm.norms import SN, PerLevel, PlaneNorm
 
 from .dataflow import observe
 from .layers import is_conv_module, is_norm, set_layer
@@ -70,6 +70,9 @@ def fuse_conv_norm(model: nn.Module, example_inputs: Any = None) -> Fused:
     uses = Counter(child for parent in model.modules() for child in parent._modules.values())
     ordered = {norm: conv for parent in model.modules() for norm, conv in _pairs(parent)}
     reasons = {norm: _why_not_constant(norm) for norm in names if is_norm(norm)}
+    # a pass with fewer calls would show one of them alone behind the convolution that they share
+    for norm in {norm for layer in model.modules() if isinstance(layer, PerLevel) for norm in layer}:
+        reasons[norm] = f'{type(norm).__name__} is one of several for the levels that share a convolution'
     constant = {norm for norm, reason in reasons.items() if reason is None}
     flow, fused = observe(model, constant, example_inputs), Fused()
     for norm, reason in reasons.items():

@@ -12,7 +12,17 @@ from mmengine.runner.checkpoint import load_state_dict as load_as_mmengine
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmnorm import PerLevel, count_levels, estimate_offline, harden, measure_shift, per_level, recollect, to_evalnorm
+from mmnorm import (
+    PerLevel,
+    count_levels,
+    estimate_offline,
+    fuse_conv_norm,
+    harden,
+    measure_shift,
+    per_level,
+    recollect,
+    to_evalnorm,
+)
 from mmnorm.blocks import replace_norms
 
 from .cases import CHANNELS, EVERY, build, described, randomized
@@ -340,6 +350,15 @@ def test_optimizer_of_mmengine_takes_each_parameter_once(norm_cfg):
     assert sum(len(group['params']) for group in groups) == len(list(head.parameters()))
     norm = {id(parameter) for parameter in head.norm.parameters()}
     assert all(group['weight_decay'] == 0 for group in groups if id(group['params'][0]) in norm)
+
+
+@torch.no_grad()
+def test_no_level_is_folded_into_the_convolution_that_they_share(norm_cfg):
+    head = make_head(norm_cfg).eval()
+    expected = head(pyramid())
+    assert not fuse_conv_norm(head, (pyramid()[:1],)).folded  # an example of one level
+    for y, theirs in zip(head(pyramid()), expected):
+        assert torch.equal(y, theirs)
 
 
 @torch.no_grad()
