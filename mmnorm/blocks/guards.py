@@ -112,7 +112,10 @@ def _with_ours_as_leaves(call_module):
 
     @functools.wraps(call_module)
     def guarded(self, m, forward, args, kwargs):
-        if isinstance(m, (PlaneNorm, BatchFreeNorm)):  # not is_leaf_module, which other tracers have of their own
+        # tensors are what torch.export has, whose tracer is a Tracer too and knows no leaves
+        symbolic = any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values()))
+        # not is_leaf_module, which other tracers have of their own
+        if symbolic and isinstance(m, (PlaneNorm, BatchFreeNorm)):
 
             def forward(*args, **kwargs):
                 return self.create_proxy('call_module', self.path_of_module(m), args, kwargs)

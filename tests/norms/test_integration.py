@@ -85,6 +85,15 @@ def test_torch_export_of_any_image_size(cfg):
         torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_torch_export_of_a_network_that_has_the_layer(cfg):
+    network, x = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), evaluating(cfg)).eval(), torch.randn(SHAPES[0])
+    expected = network(x)
+    for strict in (True, False):
+        exported = torch.export.export(network, (x,), strict=strict).module()
+        torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('exporter', ['dynamo', 'torchscript'])
 @pytest.mark.parametrize('exported_cfg', EXPORTED, ids=described)
 def test_onnx_of_any_image_size_equals_pytorch(exported_cfg, exporter, tmp_path, capsys):
