@@ -157,3 +157,9 @@ def test_mistakes_are_named_and_change_nothing(model, arguments, message):
 def test_build_norm_takes_what_a_norm_cfg_has():
     layer = build_norm(dict(type='GN', requires_grad=False), 8)
     assert layer.num_groups == 8 and not layer.weight.requires_grad
+
+
+@pytest.mark.parametrize('norm', ['GW', 'PN', 'GN', 'IN'])
+def test_what_keeps_no_running_statistics_is_not_given_a_momentum(norm, recwarn):
+    replace_norms(network(), norm)
+    assert not [w for w in recwarn if 'momentum' in str(w.message)]
