@@ -21,7 +21,8 @@ class GW(BatchFreeNorm):
 
     Args:
         num_features, eps, affine, device, dtype, frozen: See
-            :class:`~mmnorm.norms.batch_free.BatchFreeNorm`; eps is added to the diagonal of the covariance.
+            :class:`~mmnorm.norms.batch_free.BatchFreeNorm`; eps is added to the diagonal of the covariance, and may be
+            0, as in the authors' code: a constant sample gives beta all the same.
         num_groups (int or str): G, at most C. Default 'auto': the largest divisor of C up to 64, which is xbn's number.
         channels_per_group (int): C / G, instead of ``num_groups``.
         method (str): 'iterative' (Newton's iterations) or 'zca' (eigendecomposition, exact; not exportable to ONNX).
@@ -33,6 +34,8 @@ class GW(BatchFreeNorm):
     Raises:
         ValueError: The groups do not divide the channels, unknown method, or M is 1 (in forward).
     """
+
+    takes_eps_0 = True
 
     @checked(
         num_groups=NUM_GROUPS,
@@ -70,11 +73,18 @@ class GW(BatchFreeNorm):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], self.num_groups, values)
             centered = wide - wide.mean(2, keepdim=True)
             identity = torch.eye(self.num_groups, dtype=centered.dtype, device=x.device)
-            covariance = centered @ centered.transpose(1, 2) / max(values, 1) + self.eps * identity
+            covariance = centered @ centered.transpose(1, 2) / max(values, 1)
+            covariance = self._regular(covariance, identity)
             y = (self._whitening(covariance, identity) @ centered).reshape(*x.shape[:2], positions)
             for parameter, apply in ((self.weight, torch.mul), (self.bias, torch.add)):
                 y = y if parameter is None else apply(y, parameter[:, None])
             return y
+
+    def _regular(self, covariance, identity):
+        """The covariance with eps on its diagonal; with eps=0 that of a constant sample is the identity instead."""
+        if self.eps:
+            return covariance + self.eps * identity
+        return torch.where(covariance.abs().sum((1, 2), keepdim=True) > 0, covariance, identity)
 
     def _whitening(self, covariance, identity):
         if self.method == 'zca':

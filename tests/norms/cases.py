@@ -30,6 +30,8 @@ VARIANTS = [
     dict(type='BRN', warmup=0),
     dict(type='GW', num_groups=4),
     dict(type='GW', num_groups=4, method='zca'),
+    dict(type='GW', num_groups=2, eps=0),
+    dict(type='GW', num_groups=2, eps=0, method='zca'),
 ]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 

@@ -15,7 +15,7 @@ import mmnorm
 from mmnorm.norms import NORMS
 from mmnorm.norms.arguments import FLAG, Allowed, checked, integer, known_arguments, number
 
-from .cases import CHANNELS, build
+from .cases import CHANNELS, build, randomized
 
 pytestmark = pytest.mark.filterwarnings('ignore:.* has no effect:UserWarning')
 SHAPE = (4, CHANNELS, 4, 6)
@@ -86,9 +86,15 @@ def test_a_bad_value_is_refused_by_layer_and_argument(name, argument):
 @pytest.mark.parametrize('name', NORMS)
 def test_eps_of_0_is_for_those_that_meet_no_variance_of_0(name):
     if NORMS[name].takes_eps_0:
-        layer = NORMS[name](CHANNELS, eps=0)
-        for x in (torch.randn(SHAPE), torch.ones(SHAPE)):
-            assert layer(x).isfinite().all()
+        for method in [dict(method='iterative'), dict(method='zca')] if name == 'GW' else [{}]:
+            layer = randomized(NORMS[name](CHANNELS, eps=0, **method))
+            x = torch.randn(SHAPE)
+            x[1] = 3  # constant
+            y = layer(x.requires_grad_())
+            y.square().sum().backward()
+            assert y.isfinite().all() and x.grad.isfinite().all() and x.grad.abs().max() < 1e3
+            if name == 'GW':
+                torch.testing.assert_close(y[1], layer.bias[:, None, None].expand(SHAPE[1:]), rtol=1e-4, atol=1e-5)
         return
     with pytest.raises(ValueError, match=rf'{name}\({CHANNELS}\): eps must be above 0'):
         NORMS[name](CHANNELS, eps=0)
