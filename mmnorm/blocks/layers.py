@@ -250,4 +250,6 @@ def _twin(name, old, norm, arguments):
             own.requires_grad_(parameter.requires_grad)
             if torch.equal(own, parameter):
                 setattr(new, key, parameter)
-    return new.train(old.training)
+    # train() would say that the network is about to train, and EN would take an eval() after it for norm_eval's
+    new.training = old.training and not getattr(new, 'frozen', False)
+    return new

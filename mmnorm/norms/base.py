@@ -62,10 +62,18 @@ class PlaneNorm(RunningStatistics):
     mark_values: dict[str, tuple[str, ...]] = {}
     #: What evaluation mode means for this norm while the network trains (stock configs carry norm_eval=True).
     norm_eval_note = 'Gamma and beta train; the normalization uses running statistics that stay as they were loaded.'
+    #: What that means where the network only evaluates, with gradients, and never ran after its train().
+    evaluation_note = 'If the network only evaluates, its result is right.'
+    #: What :attr:`is_held` is, where an argument says it.
+    held: bool | None = None
     #: Whether eps may be 0: only where no variance of 0 can come.
     takes_eps_0 = False
     weight: Any
     bias: Any
+    # Whether no forward pass followed the last train(True), and whether the layer was put in evaluation mode then; here
+    # for layers that were pickled when there were no such attributes
+    _fresh = False
+    _held = False
 
     def __new__(cls, *args, per_level: int | None = None, **kwargs) -> Any:
         if per_level is None:
@@ -123,10 +131,11 @@ class PlaneNorm(RunningStatistics):
             raise ValueError(
                 f"{where}: single_value='running' without running statistics; set track_running_stats=True"
             )
-        self.frozen = frozen
+        self.frozen = self._held = frozen
+        self._fresh = False
         if frozen:
             freeze(self)
-            self.train()
+            self.training = False
 
     @property
     def is_bn_in_evaluation(self) -> bool:
@@ -157,13 +166,15 @@ class PlaneNorm(RunningStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
+        if torch.compiler.is_compiling() or self._fresh:  # in this order: a compiler would make a graph for each value
+            self._fresh = False
         self._note_norm_eval()
         if self.single_value == 'running' and self._lacks_variance(x):
-            self.training = False
+            self.training, self._held = False, True
             try:
                 return self.normalize(x)
             finally:
-                self.training = True
+                self.training, self._held = True, False
         return self.normalize(x)
 
     def check(self, x: Tensor) -> None:
@@ -203,8 +214,20 @@ class PlaneNorm(RunningStatistics):
         """Weight and bias, (C,) each; 1 and 0 where there are none."""
         return 1.0 if self.weight is None else self.weight, 0.0 if self.bias is None else self.bias
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a network that trains holds the layer in evaluation mode: norm_eval, frozen stages, ``frozen=True``.
+
+        That is so from a ``train()`` that ``eval()`` follows, with no forward pass between them, to the next of either.
+        """
+        return self._held if self.held is None else self.held
+
     def train(self, mode: bool = True) -> 'PlaneNorm':
-        return super().train(mode and not self.frozen)
+        self._fresh = mode or self._fresh
+        super().train(mode and not self.frozen)
+        # also after the second of two eval(): frozen stages and norm_eval both call it
+        self._held = self._fresh and not self.training
+        return self
 
     def reset_running_stats(self) -> None:
         """As torch's, for tools that recollect statistics; a frozen layer keeps its own."""
@@ -256,13 +279,14 @@ class PlaneNorm(RunningStatistics):
     def _note_norm_eval(self):
         if self.training or self.frozen or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
-        if self.running_mean is None or self.used_statistics == slice(0):
-            return  # evaluation mode changes nothing
+        if not self._held or self.held is not None or self.running_mean is None or self.used_statistics == slice(0):
+            return  # the network evaluates, a user has said what is meant, or evaluation mode changes nothing
         if any(p is not None and p.requires_grad for p in self.learned()):
             warn_once(
-                f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does. '
-                f'{self.norm_eval_note} To train the norm in full set norm_eval=False (configs/_base_/live_norm.py); '
-                'if this is intended, set frozen=True in its norm_cfg.'
+                f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does: eval() '
+                f'followed train(). {self.norm_eval_note} To train the norm in full set norm_eval=False '
+                '(configs/_base_/live_norm.py); if this is intended, set frozen=True in its norm_cfg. '
+                f'{self.evaluation_note}'
             )
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

@@ -6,18 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from . import estimate
-from .arguments import NONE, checked, integer, one_of
+from .arguments import FLAG, NONE, checked, integer, one_of
 from .batch_size import MODES, BatchSizeRule
+from .passes import differentiated
 
 
 class EN(BatchSizeRule):
     """EvalNorm (evalnorm, Eq. 5 and 6): BN in training, statistics corrected for the batch's own share in evaluation.
 
-    - Evaluation (evaluation mode without gradients): each sample, of moments m and v, is normalized by
-      ``mean = alpha m + (1 - alpha) mu_e`` and ``var = beta v + (1 - beta) var_e + beta (1 - beta) (m - mu_e)^2``,
-      where mu_e and var_e are the running statistics.
-    - Held (evaluation mode with gradients enabled, as norm_eval=True gives in training): exactly BN by its running
-      statistics.
+    - Evaluation: each sample, of moments m and v, is normalized by ``mean = alpha m + (1 - alpha) mu_e`` and
+      ``var = beta v + (1 - beta) var_e + beta (1 - beta) (m - mu_e)^2``, where mu_e and var_e are the running
+      statistics; with gradients as without.
+    - Held (in evaluation mode while the network trains, as norm_eval=True gives) and with gradients enabled: exactly BN
+      by its running statistics.
     - Training: exactly torch's BN, to the bit.
 
     ``alpha`` and ``beta`` are buffers, one of each per layer, in the state dict; as other buffers they are averaged
@@ -32,6 +33,8 @@ class EN(BatchSizeRule):
             training saw, a running mean that is in the state dict. With neither, evaluation is BN's, and says so.
         virtual_batch_size (int): Training normalizes each run of so many samples by itself (evalnorm, Section 4.1:
             normalization batches smaller than SGD's); the running statistics take the mean over the runs.
+        held (bool): Whether the layer is held where it is in evaluation mode and gradients are enabled. Default None: if
+            ``eval()`` followed ``train()`` without a forward pass between them, until either is called again.
 
     The paper leaves open how its Table 2 (c) uses fixed statistics. ``frozen=True`` normalizes training batches by the
     running ones (the standard paradigm); ``momentum=0`` with ``requires_grad=False`` normalizes them by their own.
@@ -42,8 +45,17 @@ class EN(BatchSizeRule):
 
     control_buffers = BatchSizeRule.control_buffers | dict(squared_gradients=0.0)  # AdaGrad's
     norm_eval_note = 'It then computes exactly what BN does with its running statistics, and estimates nothing.'
+    evaluation_note = (
+        'If the network only evaluates, with gradients (a saliency map, an adversarial example, a forgotten no_grad), '
+        'this is not what EvalNorm evaluates by: set held=False in its norm_cfg, or call eval() again after a pass.'
+    )
 
-    @checked(mode=one_of(*MODES), batch_size=integer(1) | NONE, virtual_batch_size=integer(1) | NONE)
+    @checked(
+        mode=one_of(*MODES),
+        batch_size=integer(1) | NONE,
+        virtual_batch_size=integer(1) | NONE,
+        held=FLAG | NONE,
+    )
     def __init__(
         self,
         num_features: int,
@@ -51,9 +63,10 @@ class EN(BatchSizeRule):
         mode: str = 'rule',
         batch_size: int | None = None,
         virtual_batch_size: int | None = None,
+        held: bool | None = None,
         **kwargs,
     ) -> None:
-        self.virtual_batch_size = virtual_batch_size
+        self.virtual_batch_size, self.held = virtual_batch_size, held
         super().__init__(num_features, *args, mode=mode, batch_size=batch_size, **kwargs)
         self.estimate_every = estimate.ONLINE_INTERVAL if mode == 'online' else 0  # training batches; 0: never
         self.batches_seen = 0
@@ -86,7 +99,7 @@ class EN(BatchSizeRule):
     def normalize(self, x):
         if self.by_batch and (x.numel() or self.spans_ranks()):
             return self._train(x)
-        held = torch.is_grad_enabled() and not _exporting()
+        held = self.is_held and differentiated() and not _exporting()
         if not x.numel() or held or not self.knows_batch_size():
             return self.running_affine(x)
         return super().normalize(x)

@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
+# what train() and eval() change: of any module, and of ours
+_MODE = {'training', '_fresh', '_held'}
+
 
 @contextlib.contextmanager
 def keeping_modes(model: nn.Module) -> Iterator[None]:
     """Every module of a network is in the mode afterwards that it is in now."""
-    modes = {module: module.training for module in model.modules()}
+    modes = [(module, name, vars(module).get(name)) for module in model.modules() for name in _MODE & vars(module).keys()]
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, name, mode in modes:
+            setattr(module, name, mode)
 
 
 @contextlib.contextmanager

@@ -72,13 +72,43 @@ def test_evaluation_is_the_papers_equation_sample_by_sample():
         torch.testing.assert_close(layer(x[:1]), layer(x)[:1])
 
 
+def bn_of(layer, x):
+    return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+
+
 def test_held_is_exactly_bn():
-    layer = randomized(EN(8, batch_size=2)).eval()
+    layer = randomized(EN(8, batch_size=2)).train().eval()
     x = torch.randn(4, 8, 5, 5)
-    expected = F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
-    assert torch.equal(layer(x), expected)
+    assert torch.equal(layer(x), bn_of(layer, x))
     with torch.no_grad():
-        assert not torch.allclose(layer(x), expected, atol=1e-2)
+        assert not torch.allclose(layer(x), bn_of(layer, x), atol=1e-2)
+
+
+def test_evaluation_with_gradients_is_that_without():
+    """A forgotten no_grad, a saliency map, an adversarial example: what is differentiated is what is evaluated."""
+    layer = randomized(EN(8, batch_size=2)).double()
+    layer(torch.randn(2, 8, 5, 5, dtype=torch.float64))
+    layer.eval()
+    x = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        expected = layer(x)
+    torch.testing.assert_close(layer(x), expected)
+    assert not torch.allclose(expected, bn_of(layer, x), atol=1e-2)
+    assert torch.autograd.gradcheck(layer, x)
+
+
+@pytest.mark.parametrize('said', [True, False])
+def test_an_argument_says_outright_whether_it_is_held(said, recwarn):
+    warnings.simplefilter('always')
+    layer, x = randomized(EN(8, batch_size=2, held=said)), torch.randn(4, 8, 5, 5)
+    for modes in ((False,), (True, False), (True, False, False)):
+        for mode in modes:
+            layer.train(mode)
+        for _ in range(2):
+            assert torch.equal(layer(x), bn_of(layer, x)) == said
+    assert not [w for w in recwarn if 'evaluation mode' in str(w.message)]
+    with pytest.raises(TypeError, match='held'):
+        EN(8, held='yes')
 
 
 @pytest.mark.parametrize('mode, power', [('rule', 2), ('simple', 1)])

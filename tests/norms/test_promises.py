@@ -386,15 +386,29 @@ def test_bad_input_is_named(cfg):
         layer(torch.ones(SHAPE, dtype=torch.long))
 
 
+NORM_EVAL = 'is in evaluation mode while the network trains'
+
+
 def test_norm_eval_is_explained_once(cfg, recwarn):
     warnings.simplefilter('always')
-    layer = build(cfg).eval()
+    layer = build(cfg).train().eval()
     if not is_bn_like(layer) or getattr(layer, 'frozen', False) or cfg.get('hard') or cfg.get('batch_stat') is False:
         pytest.skip('evaluation mode changes nothing')
     for copied in (layer, copy.deepcopy(layer)):
         copied(torch.randn(SHAPE))
-    said = [str(w.message) for w in recwarn if 'is in evaluation mode while the network trains' in str(w.message)]
+    said = [str(w.message) for w in recwarn if NORM_EVAL in str(w.message)]
     assert len(said) == 1 and said[0].startswith(cfg['type'])
+    assert 'norm_eval=False' in said[0] and 'frozen=True' in said[0] and 'If the network only evaluates' in said[0]
+    assert ('held=False' in said[0]) == ('EN' in cfg['type'])
+
+
+def test_nothing_is_said_of_an_evaluation_with_gradients(cfg, recwarn):
+    warnings.simplefilter('always')
+    new, trained = build(cfg).eval(), build(cfg).train()
+    trained(torch.randn(SHAPE))
+    for layer in (new, trained.eval(), copy.deepcopy(trained), pickle.loads(pickle.dumps(trained))):
+        layer(torch.randn(SHAPE))
+    assert not [w for w in recwarn if NORM_EVAL in str(w.message)]
 
 
 def test_ids_are_unique():
