@@ -33,7 +33,7 @@ class EN(BatchSizeRule):
             training saw, a running mean that is in the state dict. With neither, evaluation is BN's, and says so.
         virtual_batch_size (int): Training normalizes each run of so many samples by itself (evalnorm, Section 4.1:
             normalization batches smaller than SGD's); the running statistics take the mean over the runs.
-        held (bool): Whether the layer is held where it is in evaluation mode and gradients are enabled. Default None: if
+        held (bool): Whether evaluation mode with gradients enabled means that the layer is held. Default None: if
             ``eval()`` followed ``train()`` without a forward pass between them, until either is called again.
 
     The paper leaves open how its Table 2 (c) uses fixed statistics. ``frozen=True`` normalizes training batches by the

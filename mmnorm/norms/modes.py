@@ -13,7 +13,9 @@ _MODE = {'training', '_fresh', '_held'}
 @contextlib.contextmanager
 def keeping_modes(model: nn.Module) -> Iterator[None]:
     """Every module of a network is in the mode afterwards that it is in now."""
-    modes = [(module, name, vars(module).get(name)) for module in model.modules() for name in _MODE & vars(module).keys()]
+    modes = [
+        (module, name, vars(module).get(name)) for module in model.modules() for name in _MODE & vars(module).keys()
+    ]
     try:
         yield
     finally:

@@ -35,6 +35,7 @@ BAD = dict(
     bias=NO_FLAG,
     frozen=NO_FLAG,
     per_level=[*(v for v in NO_INTEGER if v is not None), -1, 0],
+    held=[v for v in NO_FLAG if v is not None],
     groups=[*NO_INTEGER, -1, 0, 3],
     batch_stat=NO_FLAG,
     hard=NO_FLAG,
