@@ -170,11 +170,11 @@ class PlaneNorm(RunningStatistics):
             self._fresh = False
         self._note_norm_eval()
         if self.single_value == 'running' and self._lacks_variance(x):
-            self.training, self._held = False, True
+            self.training = False
             try:
                 return self.normalize(x)
             finally:
-                self.training, self._held = True, False
+                self.training = True
         return self.normalize(x)
 
     def check(self, x: Tensor) -> None:
