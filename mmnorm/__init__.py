@@ -23,6 +23,7 @@ from .blocks import (
     replace_norms,
     valid_regions,
 )
+from .core import set_step
 from .norms import (
     BGN,
     BRN,
@@ -77,6 +78,7 @@ __all__ = [
     'ratios',
     'recollect',
     'replace_norms',
+    'set_step',
     'to_evalnorm',
     'valid_regions',
 ]

@@ -4,7 +4,7 @@ Our layers subclass ``nn.BatchNorm2d``, so that whatever looks for BNs finds the
 they were imported to; :mod:`mmnorm.openmmlab.guards` does the same for the hosts':
 
 - ``nn.SyncBatchNorm.convert_sync_batchnorm`` would make plain SyncBN of any of them: a layer becomes its own Sync twin
-  (SN becomes SyncSN) if it has one, and is left alone if not.
+  (SN becomes SyncSN) if it has one, over the ranks that the function is given, and is left alone if not.
 - ``torch.nn.utils.fuse_conv_bn_eval`` and ``fuse_linear_bn_eval``, which quantization uses too, would fold any of them
   by its running statistics: a layer that is BN in evaluation folds right, the others are refused.
 - ``torch.fx`` would trace into their forward, which asks for shapes: they are leaves of every Tracer, as torch's are.
@@ -16,7 +16,6 @@ import sys
 from typing import Any
 
 from torch import fx, nn
-from torch.distributed import ProcessGroup
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from mmnorm.norms import EN, SYNC_TWINS, BatchFreeNorm, PlaneNorm
@@ -50,13 +49,16 @@ def retype_ours(function, types):
     @functools.wraps(function)
     def guarded(module, *args, **kwargs):
         made = set()
-        # ours synchronize over all ranks, not over the group of some that torch's function may be given
-        ours = [] if any(isinstance(v, ProcessGroup) for v in (*args, *kwargs.values())) else module.modules()
-        for layer in ours:
+        # torch's function may be given a group of some ranks, mmengine's the name of an implementation
+        group = next((v for v in (*args, *kwargs.values()) if v is not None and not isinstance(v, str)), None)
+        for layer in module.modules():
             # EN's virtual batches are smaller than a process's, synchronized ones larger
             if type(layer) in types and not (isinstance(layer, EN) and layer.virtual_batch_size):
                 made.add(f'{type(layer).__name__} to {types[type(layer)].__name__}')
                 layer.__class__ = types[type(layer)]
+                layer.set_ranks(group)
+            elif group is not None and isinstance(layer, PlaneNorm) and layer.sync:
+                layer.set_ranks(group)
         if made:
             warn_once(f'{function.__name__} turns {", ".join(sorted(made))}')
         return function(module, *args, **kwargs)

@@ -188,7 +188,8 @@ def replace_norms(
         norm (str): Name of the new norm: 'SN', 'RBN', 'GN' ...
         where (callable, str, iterable[str] or None): Which layers: ``where(name, layer) -> bool``, a pattern such as
             'backbone.*', or names. Default None: all plain BNs, torch's and mmcv's, synchronized or not.
-        **arguments: Of the new norm, such as ``groups=2``. ``eps`` and ``momentum`` are those of the old one.
+        **arguments: Of the new norm, such as ``groups=2``. ``eps``, ``momentum`` and the ranks that a synchronized one
+            is over are those of the old one.
 
     Returns:
         list[str]: Names of the replaced layers, in the order of the network.
@@ -234,10 +235,21 @@ def is_plain_bn(layer: nn.Module) -> bool:
     return isinstance(layer, _BatchNorm) and not isinstance(layer, PlaneNorm)
 
 
+def _ranks_of(layer):
+    """Which ranks a synchronized norm of torch, mmcv or ours is over, as arguments; none if all."""
+    group, size = (getattr(layer, name, None) for name in ('process_group', 'group_size'))
+    if isinstance(layer, PlaneNorm):
+        return {'process_group': group} if group else {'group_size': size} if size else {}
+    group = group or getattr(layer, 'group', None)  # mmcv's name; its group_size is another thing
+    return {'process_group': group} if group else {}
+
+
 def _twin(name, old, norm, arguments):
     cfg = dict(type=norm, eps=old.eps) | arguments
     if hasattr(old, 'momentum') and issubclass(NORMS.get(norm, TORCH_NORMS.get(norm, PlaneNorm)), _NormBase):
         cfg.setdefault('momentum', old.momentum)
+    if norm.startswith('Sync') and not {'process_group', 'group_size'}.intersection(arguments):
+        cfg.update(_ranks_of(old))
     new = build_norm(cfg, channels_of(old), name)
     tensors = {key: value for key in _TENSORS if (value := getattr(old, key, None)) is not None}
     like = next(iter(tensors.values()), torch.empty(0))

@@ -45,6 +45,13 @@ def add_run_arguments(parser):
         help='how the processes were started; --processes and tools/slurm_*.sh set it',
     )
     parser.add_argument(
+        '--timeout',
+        type=positive,
+        metavar='SECONDS',
+        help='how long processes wait for one that does not come before all end with an error; default: '
+        "env_cfg.dist_cfg.timeout of CONFIG, else torch's (30 minutes on a CPU, 10 on GPUs)",
+    )
+    parser.add_argument(
         '--check',
         type=int,
         metavar='NUM_PROCESSES',
@@ -54,7 +61,7 @@ def add_run_arguments(parser):
 
 
 def positive(text):
-    """Return a number of processes; a type for argparse."""
+    """Return a whole number above 0; a type for argparse."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
     return int(text)

@@ -60,7 +60,7 @@ def run(args):
     prefix = keep_predictions(cfg)
     if args.check:
         return
-    engine.start_distributed(args.launcher)
+    engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
     metrics = runner.test()
     if runner.rank == 0:

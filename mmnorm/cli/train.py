@@ -114,7 +114,7 @@ def run(args):
         checkpoint.max_keep_ckpts = 2  # mmengine deletes the old one before it writes the new one
     if args.check:
         return
-    engine.start_distributed(args.launcher)
+    engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
     runner.register_hook(engine.RunRecordHook())
     runner.register_hook(ListNormsHook())

@@ -6,8 +6,10 @@ elements, because in detection two ranks hold different N, H, W.
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 
 from .plane import first_derivative_only, spelled_out
+from .ranks import Peers, add, gather
 
 
 def pool(mean: Tensor, var: Tensor, dims: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -28,21 +30,31 @@ def pool(mean: Tensor, var: Tensor, dims: int | tuple[int, ...]) -> tuple[Tensor
 
 
 def pool_ranks(
-    mean: Tensor, var: Tensor, elements: int | Tensor, samples: int | Tensor
+    mean: Tensor,
+    var: Tensor,
+    elements: int | Tensor,
+    samples: int | Tensor,
+    group: ProcessGroup,
+    peers: Peers | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and biased variance over all ranks; one collective, and one more in the backward pass.
+    """Mean and biased variance over several ranks; one collective, and one more in the backward pass.
 
     Args:
-        mean (Tensor): This rank's, any shape that all ranks share.
+        mean (Tensor): This rank's, any shape that these ranks share.
         var (Tensor): Biased, the same shape.
         elements (int or Tensor): Number of elements behind each of them on this rank; 0 if it has none.
         samples (int): Number of samples of this rank.
+        group (ProcessGroup): The ranks.
+        peers (Peers or None): What this rank knows of the others, if it is to notice when they part ways.
 
     Returns:
         tuple[Tensor, Tensor, Tensor, Tensor]: Mean and variance (0 if no rank has elements), the number of elements
-        behind each of them, in the same shape, and the number of samples of all ranks, a scalar.
+        behind each of them, in the same shape, and the number of samples of these ranks, a scalar.
+
+    Raises:
+        RuntimeError: The ranks are not in the same layer and step, or the collective failed.
     """
-    return _PoolRanks.apply(mean, var, elements, samples)
+    return _PoolRanks.apply(mean, var, elements, samples, group, peers)
 
 
 class _Pool(torch.autograd.Function):
@@ -66,18 +78,16 @@ class _Pool(torch.autograd.Function):
 
 class _PoolRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mean, var, elements, samples):
+    def forward(ctx, mean, var, elements, samples, group, peers):
         counts = elements.to(mean) if torch.is_tensor(elements) else torch.full_like(mean, elements)
-        own = torch.stack([mean, var, counts, torch.full_like(mean, samples)])
-        world = distributed.get_world_size()
-        ranks = own.new_empty(world * 4, *mean.shape)
-        distributed.all_gather_into_tensor(ranks, own)
-        means, variances, counts, samples = ranks.view(world, 4, *mean.shape).unbind(1)
-        total, samples = counts.sum(0), samples.sum(0).flatten()[0]
+        ranks, samples = gather([mean, var, counts], samples, group, peers)
+        means, variances, counts = ranks.unbind(1)
+        total, samples = counts.sum(0), samples.sum()
         shares = counts / total.clamp(min=1)
         pooled = (shares * means).sum(0)
         pooled_var = (shares * (variances + (means - pooled).square())).sum(0)
-        ctx.save_for_backward(mean - pooled, shares[distributed.get_rank()])
+        ctx.save_for_backward(mean - pooled, shares[distributed.get_rank(group)])
+        ctx.exchange = group, peers, peers.calls if peers else 0
         ctx.mark_non_differentiable(total, samples)
         return pooled, pooled_var, total, samples
 
@@ -86,7 +96,5 @@ class _PoolRanks(torch.autograd.Function):
     def backward(ctx, dmean, dvar, *_):
         distance, share = ctx.saved_tensors
         # every rank's loss depends on every rank's elements
-        gradients = torch.stack([dmean, dvar])
-        distributed.all_reduce(gradients)
-        dmean, dvar = gradients * share
-        return torch.addcmul(dmean, distance, dvar, value=2), dvar, None, None
+        dmean, dvar = add([dmean, dvar], *ctx.exchange) * share
+        return torch.addcmul(dmean, distance, dvar, value=2), dvar, None, None, None, None

@@ -35,6 +35,8 @@ def load_config(args, splits, initializes=True):
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     cfg.launcher = args.launcher
+    if args.timeout:
+        cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': args.timeout})
     found = problems(cfg, args.check or 1, splits, initializes)
     if initializes and 'train' in splits and not cfg.get('load_from') and not cfg.get('resume'):
         for message in frozen_from_scratch(cfg.get('model')):

@@ -57,7 +57,7 @@ def open_evaluation(args, splits=('train', 'test')):
         raise SystemExit
     original = Config.fromfile(args.config)
     original.merge_from_dict(args.cfg_options or {})
-    start_distributed(args.launcher)
+    start_distributed(cfg)
     with stopping_for_the_user():
         evaluation = Evaluation(cfg, args.checkpoint, args.seed)
     if original.get('sync_bn') or replace_norm_types(copy.deepcopy(original.model), SYNC_TYPES):

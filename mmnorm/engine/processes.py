@@ -1,6 +1,7 @@
 """Processes of a run: they start with or without GPUs, and none outlives the one that started it."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -41,15 +42,17 @@ def end_with_parent(parent=None):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def start_distributed(launcher, timeout=timedelta(minutes=30)):
+def start_distributed(cfg):
     """Join the process group over gloo where there is no GPU; with GPUs leave it to mmengine.
 
     Args:
-        launcher (str): mmengine's: 'none', 'pytorch', 'slurm' or 'mpi'.
-        timeout (timedelta): After which a collective that a dead rank never joins fails.
+        cfg (Config): With ``launcher``; ``env_cfg.dist_cfg.timeout`` (s) is how long ranks wait for one that does not
+            come, by default torch's 30 minutes.
     """
-    if launcher == 'pytorch' and not torch.cuda.is_available():
-        distributed.init_process_group('gloo', timeout=timeout)
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        faulthandler.enable()  # gloo aborts a rank whose messages have another size than the others': show where it was
+        seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+        distributed.init_process_group('gloo', timeout=timedelta(seconds=seconds))
 
 
 def on_first_rank():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import distributed
 
 from .checks import warn_once
 
@@ -108,6 +109,12 @@ FLAG = Allowed('True or False', lambda value: isinstance(value, bool))
 NONE = Allowed('None', lambda value: value is None)
 DEVICE = Allowed('a device', _is_device)
 DTYPE = Allowed('a floating point type', lambda v: isinstance(v, torch.dtype), lambda v: v.is_floating_point)
+
+# a rank outside of the group has got NON_GROUP_MEMBER, and takes its own statistics, as with torch's SyncBN
+GROUP = Allowed(
+    'a group as torch.distributed.new_group makes it (in a config use group_size, the number of ranks of each)',
+    lambda value: isinstance(value, distributed.ProcessGroup) or value is distributed.GroupMember.NON_GROUP_MEMBER,
+)
 
 
 def checked(**allowed: Allowed) -> Callable[[_Init], _Init]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmnorm.core import normalize
 
-from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, integer, note_stock_arguments, number, one_of
+from .arguments import DEVICE, DTYPE, FLAG, GROUP, NONE, checked, integer, note_stock_arguments, number, one_of
 from .checks import called, check_input, refuse_script, warn_once
 from .levels import PerLevel, refuse_levels
 from .marks import compare_marks, put_marks, reset_marks
@@ -36,6 +36,9 @@ class PlaneNorm(RunningStatistics):
         device, dtype: Of the parameters and statistics.
         bias (bool): Whether beta exists. Default True.
         frozen (bool): Statistics, affine and control parameters never change, in training too.
+        process_group (ProcessGroup or None): Of a Sync norm: the ranks that BN's part is over. Default None: all.
+        group_size (int or None): Of a Sync norm, instead of a process_group: each run of so many ranks is one, such as
+            those of a machine. It divides the number of ranks. Default None.
         single_value (str): What training does with an input of one value for each of its statistics, as one image has
             behind a global pool: 'error' (default), or 'running', to normalize it as evaluation does, by the running
             statistics, which it does not change.
@@ -91,6 +94,8 @@ class PlaneNorm(RunningStatistics):
         frozen=FLAG,
         single_value=one_of('error', 'running'),
         per_level=NONE,  # see __new__
+        process_group=GROUP | NONE,
+        group_size=integer(1) | NONE,
     )
     def __init__(
         self,
@@ -106,12 +111,19 @@ class PlaneNorm(RunningStatistics):
         frozen: bool = False,
         single_value: str = 'error',
         per_level: None = None,
+        process_group: Any = None,
+        group_size: int | None = None,
         **stock: Any,
     ) -> None:
         where = f'{type(self).__name__}({num_features})'
+        if self.sync:
+            process_group = process_group or stock.pop('group', None)  # mmcv's name of it
+        elif process_group is not None:
+            stock['process_group'], process_group = process_group, None
         note_stock_arguments(where, type(self), stock)
         check_eps_0(self, where, eps)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.set_ranks(process_group, group_size)
         if not bias:
             self.bias = None
         if track_running_stats and self.statistics_shape != (num_features,):

@@ -1,11 +1,14 @@
 """BN's part of a normalizer: statistics of the batch, of its runs, of all ranks; and the running ones."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from mmnorm.core import moments, pool, pool_ranks
+from mmnorm.core import moments, neighbors, peers_of, pool, pool_ranks, spelled_out
+
+from .checks import called
 
 
 class RunningStatistics(nn.BatchNorm2d):
@@ -20,8 +23,10 @@ class RunningStatistics(nn.BatchNorm2d):
     running_var: Any
     num_batches_tracked: Any
 
-    #: Whether BN's part is over all ranks.
+    #: Whether BN's part is over several ranks: all, those of a group, or each run of so many.
     sync: bool = False
+    process_group: Any = None
+    group_size: int | None = None
     #: Normalize each run of so many samples of a batch by itself (int or None).
     virtual_batch_size: int | None = None
 
@@ -115,7 +120,9 @@ class RunningStatistics(nn.BatchNorm2d):
                 # a rank whose input has no graph, as that of no RoIs may have none, takes part in the backward pass
                 # that the other ranks wait for all the same
                 mean = mean + 0 * self.weight.sum()
-            mean, var, elements, samples = pool_ranks(mean, var, elements, samples)
+            group = self._ranks()
+            peers = None if spelled_out() else peers_of(self, group, _called_with_width)
+            mean, var, elements, samples = pool_ranks(mean, var, elements, samples, group, peers)
             if self.running_mean is not None:
                 mean, var = (
                     torch.where(elements > 0, new, running.to(new))
@@ -182,6 +189,40 @@ class RunningStatistics(nn.BatchNorm2d):
         mean, var = moments(x)
         return mean.double(), var.double()
 
+    def set_ranks(self, process_group: Any = None, group_size: int | None = None) -> None:
+        """Set the ranks that BN's part of a Sync norm is over; for arguments see :class:`PlaneNorm`."""
+        name = f'{type(self).__name__}({self.num_features})'
+        if (process_group is not None or group_size is not None) and not self.sync:
+            raise TypeError(
+                f'{name} takes the statistics of its own process: process_group and group_size are arguments of the '
+                'norms whose names begin with Sync'
+            )
+        if process_group is not None and group_size is not None:
+            raise ValueError(f'{name}: process_group and group_size both say which ranks; give one of them')
+        self.process_group, self.group_size = process_group, group_size
+
     def spans_ranks(self) -> bool:
-        """Whether BN's part is that of several processes."""
-        return self.sync and distributed.is_initialized() and distributed.get_world_size() > 1
+        """Whether BN's part is that of several processes; in evaluation it is not, as torch's SyncBN has it."""
+        if not (self.sync and self.training and self.group_size != 1 and distributed.is_initialized()):
+            return False
+        return distributed.get_world_size(self._ranks()) > 1
+
+    def _ranks(self):
+        """The process group that BN's part is taken over."""
+        if self.group_size is None:
+            return self.process_group or distributed.group.WORLD
+        try:
+            return neighbors(self.group_size)
+        except ValueError as error:
+            raise ValueError(f'{type(self).__name__}({self.num_features}): {error}') from None
+
+    def __deepcopy__(self, memo):
+        # copies, such as averaged models, share the group, which torch cannot copy
+        memo[id(self.process_group)] = self.process_group
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+
+def _called_with_width(layer):
+    return f'{called(layer)} ({layer.num_features} channels)'

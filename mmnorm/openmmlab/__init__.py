@@ -18,12 +18,15 @@ What that changes, and no more:
 - **Configs** (inherit.py): ``_base_ = 'mmnorm::...'`` finds our configs, and ``'mmseg::...'`` finds mmseg's with the
   onedl packages, which mmengine looks for under another name.
 - **panopticapi** (panoptic.py): where it is not installed, a stand-in for the few functions of it that mmdet needs.
+- **Steps**: Sync layers learn from mmengine's message hub which step a Runner is at, to notice ranks at different ones.
 - **Log**: what mmnorm logs goes to mmengine's current logger.
 """
 
 import logging
 
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
+
+from mmnorm.core import set_step
 
 
 class _ToCurrentLogger(logging.Handler):
@@ -50,3 +53,4 @@ def install() -> None:
     loading.install()
     padding.install()
     flops.install()
+    set_step(lambda: MessageHub.get_current_instance().get_info('iter'))

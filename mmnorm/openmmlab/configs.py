@@ -88,6 +88,9 @@ def _config_of(tree, name):
 def replace_norm_types(tree, types, **arguments):
     """Replace the type of every norm_cfg in a config tree, in place, and give it more arguments.
 
+    What a synchronized BN alone knows goes: the ranks that it is over become those of a replacement that synchronizes
+    too, and mmcv's ``stats_mode`` has no meaning for others (ours weigh ranks by what they hold).
+
     Args:
         tree (dict or list): Such as the model's config.
         types (dict[str, str]): Type to its replacement. Classes, which new-style configs have, go by their names.
@@ -98,7 +101,14 @@ def replace_norm_types(tree, types, **arguments):
     """
     found = [part for part in dicts(tree, 'type') if _type_of(part) in types]
     for part in found:
-        part.update(arguments, type=types[_type_of(part)])
+        kind = _type_of(part)
+        if kind in SYNC_TYPES:
+            part.pop('stats_mode', None)
+            groups = part.pop('process_group', None), part.pop('group', None)  # torch's name and mmcv's
+            group = next((group for group in groups if group is not None), None)
+            if group is not None and types[kind].startswith('Sync'):
+                part['process_group'] = group
+        part.update(arguments, type=types[kind])
     return len(found)
 
 

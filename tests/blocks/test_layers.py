@@ -5,6 +5,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones import ResNet
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from mmnorm.blocks import build_norm, is_norm, list_norms, norm_layers, replace_norms, summarize_norms
 from mmnorm.norms import NORMS, SYNC_TWINS, FrozenBN
@@ -163,3 +164,14 @@ def test_build_norm_takes_what_a_norm_cfg_has():
 def test_what_keeps_no_running_statistics_is_not_given_a_momentum(norm, recwarn):
     replace_norms(network(), norm)
     assert not [w for w in recwarn if 'momentum' in str(w.message)]
+
+
+@pytest.mark.parametrize('name', SYNC_TWINS.values())
+def test_what_replaces_a_synchronized_norm_is_over_the_same_ranks(name):
+    group = ProcessGroup(0, 1)
+    model = nn.Sequential(nn.SyncBatchNorm(8, process_group=group), name(8, group_size=2))
+    replace_norms(model, name.__name__, lambda *_: True)
+    assert model[0].process_group is group and model[0].group_size is None
+    assert model[1].process_group is None and model[1].group_size == 2
+    replace_norms(model, name.__name__, '0', group_size=4)
+    assert model[0].process_group is None and model[0].group_size == 4

@@ -1,16 +1,22 @@
 import argparse
 import warnings
+from datetime import timedelta
+from unittest import mock
 
 import pytest
 import torch
+from mmcv.cnn import build_norm_layer
 from mmengine.config import Config
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from mmnorm.cli.arguments import add_run_arguments
 from mmnorm.engine.config import fit_to_cpu, load_config, parse_config
 from mmnorm.engine.preflight import missing_weights, problems
-from mmnorm.norms import checks
+from mmnorm.engine.processes import start_distributed
+from mmnorm.norms import SyncEN, checks
+from mmnorm.openmmlab.configs import replace_norm_types
 from tests.conftest import ROOT
 
 TABLE_4 = str(ROOT / 'configs' / 'mask_rcnn_xbn_r50.py')
@@ -195,6 +201,44 @@ def test_sync_bn_by_any_name_and_as_a_class_becomes_bn_on_a_cpu(kind):
     with pytest.warns(UserWarning, match='SyncBN needs GPUs'):
         fit_to_cpu(cfg)
     assert cfg.model.backbone.norm_cfg.type == 'BN'
+
+
+@pytest.mark.parametrize(
+    'norm_cfg',
+    [
+        dict(type='SyncBN', process_group=ProcessGroup(0, 1), affine=True),
+        dict(type='MMSyncBN', stats_mode='N', group=ProcessGroup(0, 1), momentum=0.03),
+    ],
+    ids=['torch', 'mmcv'],
+)
+def test_what_only_a_synchronized_bn_knows_goes_with_it(norm_cfg):
+    group = norm_cfg.get('process_group') or norm_cfg['group']
+    cfg = Config(dict(launcher='none', model=dict(norm_cfg=norm_cfg)))
+    fit_to_cpu(cfg)
+    assert isinstance(build_norm_layer(cfg.model.norm_cfg, 8)[1], torch.nn.BatchNorm2d)
+    synchronized = [dict(norm_cfg)]
+    assert replace_norm_types(synchronized, {norm_cfg['type']: 'SyncEN'}, mode='offline') == 1
+    layer = build_norm_layer(synchronized[0], 8)[1]
+    assert type(layer) is SyncEN and layer.process_group is group
+    assert layer.momentum == norm_cfg.get('momentum', 0.1)
+
+
+@pytest.mark.parametrize('given', [None, 7])
+def test_how_long_ranks_wait_is_an_option_and_in_the_config(given, monkeypatch, tmp_path):
+    path = tmp_path / 'project.py'
+    path.write_text("env_cfg = dict(dist_cfg=dict(backend='nccl', timeout=90))\nmodel = dict()")
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    options = ['--timeout', str(given)] if given else []
+    cfg = load_config(parser.parse_args([str(path), '--launcher', 'pytorch', *options]), ())
+    assert cfg.env_cfg.dist_cfg == dict(backend='nccl', timeout=given or 90)  # as mmengine takes it, for GPUs
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with mock.patch('torch.distributed.init_process_group') as init:
+        start_distributed(cfg)
+        init.assert_called_once_with('gloo', timeout=timedelta(seconds=given or 90))
+        cfg.pop('env_cfg')
+        start_distributed(cfg)
+        init.assert_called_with('gloo', timeout=timedelta(minutes=30))
 
 
 def test_sync_bn_becomes_bn_on_a_cpu_with_one_warning():

@@ -8,6 +8,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from mmnorm.core import ranks
 from mmnorm.norms import BGN, SyncBGN
 
 from .cases import CHANNELS, build, randomized
@@ -53,7 +54,7 @@ def without_graph(cfg, shares, rank):
 def with_shares(cfg, shares, rank, empty_requires_grad=True):
     layer = layer_of(cfg)
     with (
-        mock.patch.object(distributed, 'all_gather_into_tensor', wraps=distributed.all_gather_into_tensor) as gather,
+        mock.patch.object(ranks, '_all_gather', wraps=ranks._all_gather) as gather,
         mock.patch.object(distributed, 'all_reduce', wraps=distributed.all_reduce) as reduce,
     ):
         x, grad = (t[share_of(shares, rank)] for t in batch(sum(shares)))

@@ -65,10 +65,19 @@ def test_sync_conversion_leaves_alone_what_has_no_twin_and_says_so(norm, convert
     assert revert_sync_batchnorm(model)[1] is layer
 
 
-def test_conversion_for_a_group_of_ranks_leaves_ours_alone():
+@pytest.mark.parametrize('norm', [SN, RBN, EN, BGN])
+def test_conversion_for_a_group_of_ranks_makes_twins_over_it(norm):
     group = ProcessGroup(0, 1)
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(network(SN), group)
-    assert type(model[1]) is SN and model[4].process_group is group
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network(norm), group)
+    assert type(model[1]) is getattr(norms, f'Sync{norm.__name__}')
+    assert model[1].process_group is model[4].process_group is group
+    # as torch's: what synchronizes already takes another group, and keeps its own if there is none
+    other = ProcessGroup(0, 1)
+    nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group=other)
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert model[1].process_group is other
+    revert_sync_batchnorm(model)
+    assert type(model[1]) is norm and model[1].process_group is None
 
 
 @torch.no_grad()
