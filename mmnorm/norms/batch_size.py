@@ -6,6 +6,7 @@ from torch import Tensor
 from .arguments import NONE, checked, integer, one_of
 from .base import PlaneNorm
 from .checks import warn_once
+from .passes import differentiated
 
 #: alpha = beta = B ** exponent in these modes; the others estimate them, starting from the first.
 RULES = {'rule': -2, 'simple': -1}
@@ -28,6 +29,8 @@ class BatchSizeRule(PlaneNorm):
     alpha: Tensor
     beta: Tensor
     mean_batch_size: Tensor
+    #: Whether passes teach the layer, where that is not to be told by whether gradients follow them.
+    taught: bool | None = None
 
     @checked(mode=one_of(*MODES), batch_size=integer(1) | NONE)
     def __init__(self, num_features: int, *args, mode: str = 'rule', batch_size: int | None = None, **kwargs) -> None:
@@ -42,16 +45,21 @@ class BatchSizeRule(PlaneNorm):
         """Whether alpha and beta are estimated."""
         return self.mode not in RULES
 
-    @torch.no_grad()
+    @property
+    def learns(self) -> bool:
+        """Whether a pass teaches the layer B, alpha and beta: one of training, which gradients follow.
+
+        Who only recollects running statistics (update_bn, precise BN, adaptation to other data) has gradients off.
+        """
+        taught = differentiated() if self.taught is None else self.taught
+        return taught and self.training and self.track_running_stats and self.running_mean is not None
+
     def see_batch_size(self, samples):
-        if (
-            self.batch_size is not None
-            or not self.training
-            or not torch.is_tensor(samples)
-            and samples in (0, self._only_size)
-        ):
+        if self.batch_size is not None or not self.learns:
             return
         if not torch.is_tensor(samples):
+            if samples in (0, self._only_size):
+                return
             self._only_size = None if self._known else samples  # another such batch needs no further look
             self._known = True
         before = self.mean_batch_size.clone()

@@ -1,5 +1,7 @@
 """Batch Renormalization: Ioffe, NeurIPS 2017, https://arxiv.org/abs/1702.03275 (baseline of evalnorm and sn)."""
 
+from typing import Any
+
 import torch
 
 from .arguments import checked, integer, number
@@ -48,10 +50,30 @@ class BRN(PlaneNorm):
         return mean, var, gamma * r, beta + gamma * d
 
     def _limits(self):
-        if not self.warmup or self.num_batches_tracked is None:
-            return self.r_max, self.d_max
-        progress = (self.num_batches_tracked / self.warmup).clamp(max=1)
+        progress: Any = 1.0
+        if self.num_batches_tracked is not None:
+            if self.warmup:
+                progress = (self.num_batches_tracked / self.warmup).clamp(max=1)
+            if self.averaged_from:  # right after a reset there is nothing to correct towards
+                progress = progress * (self.num_batches_tracked > self.averaged_from)
         return 1 + progress * (self.r_max - 1), progress * self.d_max
+
+    def reset_running_stats(self):
+        """As torch's, for tools that recollect statistics, but ``num_batches_tracked`` and with it the limits stay."""
+        batches = self.num_batches_tracked
+        if batches is None or self.frozen:
+            return super().reset_running_stats()
+        self.averaged_from = int(batches)
+        super().reset_running_stats()
+        batches.fill_(self.averaged_from)
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        self.averaged_from = 0
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self.averaged_from = 0
 
     def normalize(self, x):
         return self._train(x) if self.by_batch else super().normalize(x)

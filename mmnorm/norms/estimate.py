@@ -119,13 +119,13 @@ def _estimating(layers):
         for layer in layers
     ]
     for layer in layers:
-        layer.training, layer.momentum, layer.estimate_every = True, 0.0, 1
+        layer.training, layer.momentum, layer.estimate_every, layer.taught = True, 0.0, 1, True
         layer.squared_gradients.zero_()
     try:
         yield
     finally:
         for layer, momentum, interval, batches, size in before:
-            layer.momentum, layer.estimate_every = momentum, interval
+            layer.momentum, layer.estimate_every, layer.taught = momentum, interval, None
             layer.num_batches_tracked.copy_(batches)
             if size > 0:  # a size that training did not tell is that of these batches
                 layer.mean_batch_size.copy_(size)

@@ -30,7 +30,8 @@ class EN(BatchSizeRule):
         mode (str): 'rule', alpha = beta = 1 / B^2 (default); 'simple', 1 / B; 'online', estimated while training,
             starting from the rule; 'offline', estimated on a finished network by :func:`estimate_offline`.
         batch_size (int): B, the samples that training normalizes together (in a RoI head: of RoIs). Default None: what
-            training saw, a running mean that is in the state dict. With neither, evaluation is BN's, and says so.
+            training saw, a running mean that is in the state dict; passes without gradients, as those that recollect
+            statistics, are no training. With neither, evaluation is BN's, and says so.
         virtual_batch_size (int): Training normalizes each run of so many samples by itself (evalnorm, Section 4.1:
             normalization batches smaller than SGD's); the running statistics take the mean over the runs.
         held (bool): Whether evaluation mode with gradients enabled means that the layer is held. Default None: if
@@ -108,7 +109,7 @@ class EN(BatchSizeRule):
         on_plane = self.spans_ranks() or self.virtual_batch_size
         if not on_plane:
             self.see_batch_size(len(x))
-        if self.training and self.estimate_every:
+        if self.estimate_every and self.learns:
             estimate.step_if_due(self, x)
         return super().normalize(x) if on_plane else nn.BatchNorm2d.forward(self, x)
 

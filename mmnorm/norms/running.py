@@ -23,6 +23,8 @@ class RunningStatistics(nn.BatchNorm2d):
     running_var: Any
     num_batches_tracked: Any
 
+    #: The number of batches tracked when a plain average of them (``momentum=None``) began.
+    averaged_from: int = 0
     #: Whether BN's part is over several ranks: all, those of a group, or each run of so many.
     sync: bool = False
     process_group: Any = None
@@ -135,7 +137,6 @@ class RunningStatistics(nn.BatchNorm2d):
         self.track(mean, var, elements, samples)
         return mean, var
 
-    @torch.no_grad()
     def track(self, mean: Tensor, var: Tensor, elements: float | Tensor, samples: int | Tensor) -> None:
         """Update the running statistics by a training batch's.
 
@@ -145,8 +146,12 @@ class RunningStatistics(nn.BatchNorm2d):
             elements (int or Tensor): Number of elements behind each of them; a tensor may be 0 for none.
             samples (int or Tensor): Number of samples that were normalized together.
         """
-        if not (self.training and self.track_running_stats) or self.running_mean is None:
-            return
+        if self.training and self.track_running_stats and self.running_mean is not None:
+            self._update(mean, var, elements)
+            self.see_batch_size(samples)
+
+    @torch.no_grad()
+    def _update(self, mean, var, elements):
         held: Any
         bessel: Any
         if torch.is_tensor(elements):
@@ -157,11 +162,11 @@ class RunningStatistics(nn.BatchNorm2d):
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(held)
             if self.momentum is None:
-                weight = held / self.num_batches_tracked.clamp(min=1).to(self.running_mean)
+                batches = (self.num_batches_tracked - self.averaged_from).clamp(min=1)
+                weight = held / batches.to(self.running_mean)
         # Bessel-corrected as torch keeps it, so that BN checkpoints and ours are interchangeable
         self.running_mean.lerp_(mean.to(self.running_mean), weight)
         self.running_var.lerp_((var * bessel).to(self.running_var), weight)
-        self.see_batch_size(samples)
 
     def see_batch_size(self, samples: int | Tensor) -> None:
         """Take note of how many samples, of all ranks if ``sync``, were normalized together; only EN does."""

@@ -71,9 +71,7 @@ def rbn(layer, x, training):
     return x_s * gate * spread(layer.weight, x) + spread(layer.bias, x)
 
 
-def virtual_bn(layer, x, training):
-    if not training:
-        return bn(layer, x, False)
+def virtual_bn(layer, x):
     return torch.cat([affine(layer, part, *over(part, 0, *spatial(x))) for part in x.split(layer.virtual_batch_size)])
 
 
@@ -147,10 +145,18 @@ def gw(layer, x, training):
     return torch.stack(out) * spread(layer.weight, x) + spread(layer.bias, x)
 
 
+def evalnorm(layer, x, training):
+    mean, var = bn_statistics(layer, x, training)
+    if not training:
+        (mu, v), a, b = over(x, *spatial(x)) if x.dim() > 2 else (x, 0 * x), layer.alpha, layer.beta
+        mean, var = a * mu + (1 - a) * mean, b * v + (1 - b) * var + b * (1 - b) * (mu - mean).square()
+    return affine(layer, x, mean, var)
+
+
 REFERENCES = dict(
     SN=sn,
     RBN=rbn,
-    EN=bn,
+    EN=evalnorm,
     BGN=bgn,
     GBGN=gbgn,
     PN=pn,
@@ -176,8 +182,8 @@ def test_equals_the_papers_equations_forward_and_backward(cfg, shape, training):
     if name == 'RBN' and no_positions and 'spatial' not in described(cfg):
         # the channel statistics of one value: itself, and no deviation
         reference = rbn(layer, x[:, :, None], training)[:, :, 0]
-    elif name == 'EN' and layer.virtual_batch_size:
-        reference = virtual_bn(layer, x, training)
+    elif name == 'EN' and layer.virtual_batch_size and training:
+        reference = virtual_bn(layer, x)
     else:
         reference = REFERENCES[name](layer, x, training)
     grad = torch.randn_like(x)

@@ -128,12 +128,12 @@ def test_batch_size_is_what_training_saw_and_is_kept(mode, power):
     assert EN(8, virtual_batch_size=2).mean_batch_size == 0
 
 
-@torch.no_grad()
 def test_averaged_copy_knows_the_batch_size_from_its_buffers():
     layer = EN(8)
     averaged = torch.optim.swa_utils.AveragedModel(layer, use_buffers=True)
     layer(torch.randn(4, 8, 5, 5))
     averaged.update_parameters(layer)
+    assert averaged.module.knows_batch_size()
     x = torch.randn(2, 8, 5, 5)
     assert torch.equal(averaged.eval()(x), layer.eval()(x))
 
@@ -209,6 +209,34 @@ def test_offline_estimation_changes_only_alpha_and_beta():
     assert changed <= {f'{i}.{name}' for i in (1, 4) for name in ('alpha', 'beta', 'squared_gradients')}
     assert '1.alpha' in changed
     assert [m.training for m in model.modules()] == modes and model[1].momentum == 0.1
+
+
+def test_offline_estimation_teaches_a_batch_size_that_training_did_not():
+    layer = EN(8, mode='offline')
+    estimate_offline(layer, [torch.randn(4, 8, 5, 5) for _ in range(3)])
+    assert layer.mean_batch_size == 4 and layer.alpha > 0
+    torch.optim.swa_utils.update_bn([torch.randn(1, 8, 5, 5)], layer)
+    assert layer.mean_batch_size == 4
+
+
+@pytest.mark.parametrize('virtual_batch_size', [None, 2])
+def test_reentrant_checkpointing_is_training(virtual_batch_size):
+    """Its first pass has gradients disabled, as has one that recollects statistics."""
+    layer, other = (EN(8, mode='online', virtual_batch_size=virtual_batch_size) for _ in range(2))
+    x = torch.randn(4, 8, 5, 5, requires_grad=True)
+    for _ in range(5):
+        layer(x)
+        torch.utils.checkpoint.checkpoint(other, x, use_reentrant=True)
+    assert layer.mean_batch_size == (virtual_batch_size or 4) and layer.squared_gradients.any()
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in layer.state_dict().items())
+
+
+def test_adaptation_that_takes_the_running_statistics_away_teaches_nothing():
+    layer = EN(8)
+    layer(torch.randn(4, 8, 5, 5))
+    layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+    layer(torch.randn(1, 8, 5, 5)).sum().backward()
+    assert layer.mean_batch_size == 4
 
 
 def test_estimated_zero_is_kept_and_estimation_starts_afresh():

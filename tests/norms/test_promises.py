@@ -344,6 +344,37 @@ def test_update_bn_gives_plain_averages(cfg):
     assert layer.momentum == 0.1
 
 
+def one_forward(layer, batches):
+    with torch.no_grad():
+        for batch in batches:
+            layer.train()(batch)
+
+
+@pytest.mark.parametrize(
+    'recollects', [torch.optim.swa_utils.update_bn, lambda batches, layer: one_forward(layer, batches)]
+)
+@pytest.mark.parametrize('trained', [True, False])
+def test_what_training_taught_survives_a_recollection_of_statistics(cfg, trained, recollects):
+    """By update_bn, precise BN, an adaptation to other data: at another batch size, and without gradients."""
+    layer = build(cfg)
+    if trained:
+        for size in (4, 3, 4, 4, 4):
+            layer(torch.randn(size, *SHAPE[1:], requires_grad=True)).sum().backward()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    recollects([torch.randn(1, *SHAPE[1:]) + 1 for _ in range(9)], nn.Sequential(layer))
+    changed = {key for key, value in layer.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed <= {'running_mean', 'running_var', 'num_batches_tracked'}
+    if not trained:
+        return
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    for _ in range(4):
+        layer.train()(torch.randn(3, *SHAPE[1:]))
+    if 'EN' in cfg['type'] and not (cfg.get('batch_size') or cfg.get('virtual_batch_size')):
+        assert layer.mean_batch_size < before['mean_batch_size']  # training teaches again
+    if cfg.get('mode') == 'online':
+        assert not torch.equal(layer.squared_gradients, before['squared_gradients'])
+
+
 def test_update_bn_leaves_frozen_layers_alone(cfg):
     layer = randomized(build(dict(cfg, frozen=True)))
     before = copy.deepcopy(layer.state_dict())
