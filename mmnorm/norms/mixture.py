@@ -84,10 +84,17 @@ class Mixture(PlaneNorm):
         """Which of IN, LN, BN take part, of those from ``first`` on."""
         if not self.hard:
             return list(range(first, self.mean_weight.shape[-1]))
-        if first not in self._picked:  # kept, because a GPU is waited for here
+        if first not in self._picked:
             picks = [weight[..., first:].argmax(-1).flatten() + first for weight in (self.mean_weight, self.var_weight)]
             self._picked[first] = sorted(set(torch.cat(picks).tolist()))
         return self._picked[first]
+
+    def _pick(self) -> None:
+        """Find what each softmax picks; now, because a GPU is waited for, and an exporter knows no values."""
+        self._picked: dict[int, list[int]] = {}
+        if self.hard and not self.mean_weight.is_meta:
+            for first in (IN, LN):
+                self.used_scopes(first)
 
     def ratios(self) -> tuple[Tensor, Tensor]:
         """Softmaxed weights (hardened: 0 and 1), mean's and variance's, each of the shape of the weights."""
@@ -96,12 +103,12 @@ class Mixture(PlaneNorm):
     def harden(self) -> None:
         """From now on take the argmax of each softmax; the weights become buffers."""
         self.hard = True
-        self._picked: dict[int, list[int]] = {}
         for name in self.control_parameters:
             value = getattr(self, name).detach()
             self._parameters.pop(name, None)
             self.register_buffer(name, value)
         put_marks(self, self.mean_weight.device)
+        self._pick()
 
     def from_bn(self, tensors):
         if any(name in tensors for name in self.control_parameters):
@@ -168,11 +175,11 @@ class Mixture(PlaneNorm):
 
     def reset_parameters(self):
         super().reset_parameters()
-        self._picked = {}
+        self._pick()
 
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)
-        self._picked = {}
+        self._pick()
 
     def extra_repr(self):
         return f'{super().extra_repr()}, groups={self.groups}, batch_stat={self.batch_stat}, hard={self.hard}'
