@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from .blocks import (
     Fused,
     NormLayer,
+    compile_norms,
     fuse_conv_norm,
     guards,
     list_norms,
@@ -66,6 +67,7 @@ __all__ = [
     'SyncEN',
     'SyncRBN',
     'SyncSN',
+    'compile_norms',
     'count_levels',
     'estimate_offline',
     'fuse_conv_norm',

@@ -1,5 +1,6 @@
 """Where normalizers sit in a network: functions over a built network. They need torch alone."""
 
+from .compiling import compile_norms
 from .fuse import Fused, fuse_conv_norm
 from .layers import (
     NormLayer,
@@ -27,6 +28,7 @@ __all__ = [
     'NormLayer',
     'build_norm',
     'channels_of',
+    'compile_norms',
     'fuse_conv_norm',
     'is_conv_module',
     'is_norm',

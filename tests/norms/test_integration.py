@@ -13,8 +13,8 @@ from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmnorm import norms
-from mmnorm.norms import NORMS
+from mmnorm import compile_norms, norms
+from mmnorm.norms import NORMS, harden
 
 from ..conftest import ROOT
 from .cases import CHANNELS, build, described, randomized
@@ -74,6 +74,53 @@ def test_compiled_training_equals_eager(cfg):
     for key, value in eager.state_dict().items():
         if key not in ('alpha', 'beta', 'squared_gradients'):  # a sign in EN's estimation may turn by rounding
             torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_compiled_norms_of_all_widths_and_sizes_share_their_graphs(cfg, training):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    widths = (64, 128, 256, 512, 1024, 2048)
+    network = nn.ModuleList(build(cfg, width) for width in widths).train(training)
+    assert len(compile_norms(network, backend=count)) == len(widths)
+    shapes = [(2, 8, 9), (3, 9, 10), (4, 5, 6), (5, 7, 4)]
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.set_grad_enabled(training):
+        for layer, width in zip(network, widths):
+            for n, *size in shapes:
+                layer(torch.randn(n, width, *size))
+    # where the groups of a layer are as many as its channels, or of unequal sizes, the operations are others
+    assert 1 <= len(graphs) <= 4
+
+
+@pytest.mark.parametrize('hardened_cfg', [dict(type='SN', hard=True), dict(type='SN', groups=2, hard=True)], ids=described)
+@torch.no_grad()
+def test_hardened_layers_are_exported_and_compiled_before_any_forward(hardened_cfg):
+    def hardened():
+        layer = randomized(build({**hardened_cfg, 'hard': False})).eval()
+        harden(layer)
+        return layer
+
+    def loaded():
+        layer = build(hardened_cfg).eval()
+        layer.load_state_dict(hardened().state_dict())
+        return layer
+
+    x = torch.randn(SHAPES[0])
+    for make in (hardened, loaded):
+        layer = make()
+        exported = torch.export.export(layer, (x,), dynamic_shapes=(dynamic(),)).module()
+        torch.testing.assert_close(exported(x), copy.deepcopy(layer)(x), rtol=1e-4, atol=1e-4)
+        layer = make()
+        compiled = torch.compile(layer, backend='aot_eager', fullgraph=True, dynamic=True)
+        torch.testing.assert_close(compiled(x), copy.deepcopy(layer)(x), rtol=1e-4, atol=1e-4)
+        target = io.BytesIO()
+        layer = make()
+        torch.onnx.export(layer, (x,), target, dynamo=False)
+        assert target.getvalue()
 
 
 @torch.no_grad()
