@@ -32,7 +32,7 @@ def compile_norms(model: nn.Module, **kwargs) -> list[str]:
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (PlaneNorm, BatchFreeNorm))}
     for layer in layers.values():
-        layer._compiled_call_impl = _patched(torch.compile(layer._call_impl, dynamic=True, **kwargs))  # type: ignore
+        layer._compiled_call_impl = _patched(torch.compile(layer._call_impl, dynamic=True, **kwargs))
     return list(layers)
 
 

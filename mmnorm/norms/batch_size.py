@@ -57,7 +57,9 @@ class BatchSizeRule(PlaneNorm):
     def see_batch_size(self, samples):
         if self.batch_size is not None or not self.learns:
             return
-        if not torch.is_tensor(samples):
+        if torch.compiler.is_compiling():
+            self._only_size = None  # not looked at: the compiler would make a graph for each
+        elif not torch.is_tensor(samples):
             if samples in (0, self._only_size):
                 return
             self._only_size = None if self._known else samples  # another such batch needs no further look

@@ -92,11 +92,14 @@ def test_compiled_norms_of_all_widths_and_sizes_share_their_graphs(cfg, training
         for layer, width in zip(network, widths):
             for n, *size in shapes:
                 layer(torch.randn(n, width, *size))
-    # where the groups of a layer are as many as its channels, or of unequal sizes, the operations are others
-    assert 1 <= len(graphs) <= 4
+    # where the groups of a layer are as many as its channels, or of unequal sizes, the operations are others; a step of
+    # EN's estimation is not compiled, so that there are graphs before and after it
+    assert 1 <= len(graphs) <= (8 if cfg.get('mode') == 'online' else 4)
 
 
-@pytest.mark.parametrize('hardened_cfg', [dict(type='SN', hard=True), dict(type='SN', groups=2, hard=True)], ids=described)
+@pytest.mark.parametrize(
+    'hardened_cfg', [dict(type='SN', hard=True), dict(type='SN', groups=2, hard=True)], ids=described
+)
 @torch.no_grad()
 def test_hardened_layers_are_exported_and_compiled_before_any_forward(hardened_cfg):
     def hardened():
