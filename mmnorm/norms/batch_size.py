@@ -89,6 +89,8 @@ class BatchSizeRule(PlaneNorm):
     def knows_batch_size(self) -> bool:
         """Whether the layer knows B; if not, that is said once."""
         # asked again while it is unknown: who copies buffers, as averaged models do, copies no attributes
+        if not self._known and torch.compiler.is_compiling():
+            return True  # the values are not to be looked at; alpha and beta are 0 without it, which is BN
         self._known = self._known or bool(self.mean_batch_size > 0)
         if not self._known:
             warn_once(

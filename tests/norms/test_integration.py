@@ -37,7 +37,8 @@ EXPORTED = [dict(type=name) for name in NORMS if not name.startswith('Sync')] + 
 
 def evaluating(cfg):
     layer = randomized(build(cfg))
-    layer(torch.randn(SHAPES[0]))
+    with torch.enable_grad():  # a training, by which EN learns its batch size
+        layer(torch.randn(SHAPES[0]))
     return layer.eval()
 
 
@@ -57,6 +58,14 @@ def test_compiles_for_evaluation_without_a_graph_break(cfg):
     for shape in SHAPES:
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_en_that_knows_no_batch_size_compiles():
+    layer = randomized(build(dict(type='EN'))).eval()
+    x = torch.randn(SHAPES[0])
+    compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_compiled_training_equals_eager(cfg):
