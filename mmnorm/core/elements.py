@@ -20,7 +20,7 @@ _EPS = 1e-5
 # Up to so many positions a mean, a subtraction and a norm are faster than a group norm: data stays in the caches
 _SHORT = 256
 
-_group_norm_backward = torch.ops.aten.native_group_norm_backward.default
+_batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
 
@@ -98,22 +98,17 @@ def complete(x: Tensor, moments: tuple, mean: Tensor, scale: Tensor, bias: Tenso
     return hat.mul_(spread(scale if rstd is None else scale / rstd, x)).add_(spread(shift, x))
 
 
-def reduce(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """``sum(grad)`` and ``rstd * sum(grad * (x - mean))`` over the positions, (N, C); mean and rstd broadcast to it."""
-    (samples, channels), dtype = x.shape[:2], statistics_dtype(x)
+def reduce(grad: Tensor, x: Tensor, own_mean: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum(grad)`` and ``sum(grad * (x - own_mean))`` over the positions, (N, C) each, as own_mean is."""
     if not x.numel():
-        zeros = x.new_zeros((samples, channels), dtype=dtype)
-        return zeros, zeros
-    rows = _for_statistics(_rows(x))
-    count, length = rows.shape[1:]
-    # contiguous: a reshaped scalar has strides of 0, which ATen's backward does not look at
-    mean, rstd = (s.to(dtype).expand(samples, channels).reshape(1, count).contiguous() for s in (mean, rstd))
-    # group_norm's bias gradient is sum(grad), its weight gradient sum(grad * (x - mean) * rstd); the weight counts
-    # only for its type
-    _, centered, total = _group_norm_backward(
-        _for_statistics(_rows(grad)), rows, mean, rstd, rstd.view(-1), 1, count, length, count, [False, True, True]
+        return own_mean, own_mean  # zeros
+    # not group_norm's backward, which takes mean * sum(grad) off sum(grad * x)
+    one = torch.ones_like(own_mean).view(-1)
+    mean, rows = own_mean.reshape(-1), _for_statistics(_rows(x))
+    _, centered, total = _batch_norm_backward(
+        _for_statistics(_rows(grad)), rows, one, None, None, mean, one, True, 0.0, [False, True, True]
     )
-    return total.view(samples, channels), centered.view(samples, channels)
+    return total.view_as(own_mean), centered.view_as(own_mean)
 
 
 def input_gradient(grad: Tensor, x: Tensor, own_mean: Tensor, scale: Tensor, dmean: Tensor, dvar: Tensor) -> Tensor:
@@ -125,8 +120,9 @@ def input_gradient(grad: Tensor, x: Tensor, own_mean: Tensor, scale: Tensor, dme
     if x.dtype != own_mean.dtype:
         # half precision: the centered term is rounded once, as a whole
         return affine(grad, scale, dmean / length).add_(affine(x, c1, -c1 * own_mean))
-    c0 = (dmean / length).addcmul_(c1, own_mean, value=-1)
-    return affine(grad, scale, c0).addcmul_(x, spread(c1, x))
+    # the difference first: c1 * x and c1 * own_mean would cancel. In one place, for memory that is new is slow
+    dx = (x - spread(own_mean, x)).mul_(spread(c1, x))
+    return dx.addcmul_(grad, spread(scale, x)).add_(spread(dmean / length, x))
 
 
 def _rows(x):

@@ -5,9 +5,10 @@ A normalizer is a function on the *moment plane*, the (N, C) means and biased va
 moves, and keeps what a BatchNorm keeps for the backward pass: x and tensors of the plane's size.
 """
 
-import functools
+import contextlib
 from collections.abc import Callable, Iterable
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,19 +53,37 @@ def normalize(
     return like(elements.affine(x, scale, bias - mean * scale), x)
 
 
-def first_derivative_only(backward: Callable) -> Callable:
-    """Have a Function's backward raise where a graph of it is asked for; torch's own decorator may cut it silently."""
+def recomputed(function: Callable, x: Tensor, *others: Tensor | None) -> Any:
+    """``function(x, *others)``, of which the backward pass keeps the inputs alone and computes the rest again.
 
-    @functools.wraps(backward)
-    def guarded(ctx, *grads):
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                'the normalizers of mmnorm have no second derivative (create_graph=True, as gradient penalties and '
-                'Hessian-vector products ask for): torch.func transforms compute it, or use nn.BatchNorm2d there'
-            )
-        return backward(ctx, *grads)
+    Args:
+        function (callable): Plain differentiable torch without side effects. It runs without autocast.
+        x, others (Tensor, Tensor or None): All that it uses and that needs a gradient.
 
-    return guarded
+    Returns:
+        Tensor or tuple[Tensor]: What the function returns.
+    """
+    if torch.is_grad_enabled() and not spelled_out():
+        return _Recomputed.apply(function, x, *others)
+    with without_autocast(x):
+        return function(x, *others)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, *inputs):
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        with without_autocast(inputs[0]):
+            return function(*inputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        create_graph = torch.is_grad_enabled()
+        inputs = apart(ctx.saved_tensors)
+        with torch.enable_grad(), without_autocast(inputs[0]):
+            outputs = ctx.function(*inputs)
+        return None, *gradients(outputs, inputs, grads, create_graph)
 
 
 class _Normalize(torch.autograd.Function):
@@ -76,6 +95,7 @@ class _Normalize(torch.autograd.Function):
         m = sum(x) / L            v = sum((x - m)^2) / L
     and in y itself, so
         dL/dx = s g + dL/dm / L + dL/dv 2 (x - m) / L
+    Where a graph of the gradient is asked for, it is that of the spelled-out formula instead.
     """
 
     @staticmethod
@@ -89,28 +109,92 @@ class _Normalize(torch.autograd.Function):
         detached = (value.detach() if torch.is_tensor(value) else value for value in ctx.outputs)
         mean, rstd, scale, bias = _scaled(detached, eps, own_mean.dtype)
         ctx.save_for_backward(x, own_mean, mean, rstd, scale)
+        ctx.eps = eps
         return elements.complete(x, moments, mean, scale, bias)
 
     @staticmethod
-    @first_derivative_only
     def backward(ctx, grad):
         x, own_mean, mean, rstd, scale = ctx.saved_tensors
-        total, dweight = elements.reduce(grad, x, mean, rstd)
+        if torch.is_grad_enabled():
+            x, *parameters = apart((x, *ctx.inputs[2:]))
+
+            def statistics(mean, var, _):
+                return replayed(ctx.outputs, ctx.inputs, (mean, var, *parameters))
+
+            y = _spell_out(x, statistics, ctx.eps)
+            dx, *found = gradients(y, (x, *parameters), grad, create_graph=True)
+            return dx, None, None, *found
+        total, centered = elements.reduce(grad, x, own_mean)
+        dweight = (own_mean - mean).mul_(total).add_(centered).mul_(rstd)
         dvar = (scale * dweight).mul_(rstd).mul_(-0.5)
         needed = [
             (out, g if g.shape == out.shape else g.sum_to_size(out.shape))
             for out, g in zip(ctx.outputs, ((scale * total).neg_(), dvar, dweight, total))
             if torch.is_tensor(out) and out.requires_grad
         ]
-        gradients = [None] * len(ctx.inputs)
+        found = [None] * len(ctx.inputs)
         if needed:
             outputs, output_gradients = zip(*needed)
-            gradients = torch.autograd.grad(outputs, ctx.inputs, output_gradients, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(outputs, ctx.inputs, output_gradients, retain_graph=True, allow_unused=True)
         dx = None
         if ctx.needs_input_grad[0]:
-            dmean, dvar = (torch.zeros_like(own_mean) if g is None else g for g in gradients[:2])
+            dmean, dvar = (torch.zeros_like(own_mean) if g is None else g for g in found[:2])
             dx = elements.input_gradient(grad, x, own_mean, scale, dmean, dvar)
-        return dx, None, None, *gradients[2:]
+        return dx, None, None, *found[2:]
+
+
+def replayed(results: Iterable, leaves: Iterable[Tensor], values: Iterable[Tensor]) -> list:
+    """Results that a graph has of its leaves, as results of values equal to these; other results as they are.
+
+    Nothing is computed again: what a layer's statistics do beside, such as to move running statistics on, is done once.
+    """
+    connected = [result for result in results if torch.is_tensor(result) and result.requires_grad]
+    replays = iter(_Replay.apply(connected, leaves, *values) if connected else ())
+    return [next(replays) if torch.is_tensor(result) and result.requires_grad else result for result in results]
+
+
+class _Replay(torch.autograd.Function):
+    """Its backward pass is that of the graph, and where that is differentiated in turn, a replay of its graph."""
+
+    @staticmethod
+    def forward(ctx, results, leaves, *values):
+        ctx.results, ctx.leaves = results, leaves
+        ctx.save_for_backward(*values)
+        return tuple(result.detach() for result in results)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if not torch.is_grad_enabled():
+            found = torch.autograd.grad(ctx.results, ctx.leaves, grads, retain_graph=True, allow_unused=True)
+            return None, None, *found
+        leaves = [grad.detach().requires_grad_() for grad in grads]
+        found = torch.autograd.grad(ctx.results, ctx.leaves, leaves, create_graph=True, allow_unused=True)
+        return None, None, *replayed(found, (*ctx.leaves, *leaves), (*ctx.saved_tensors, *grads))
+
+
+def apart(values: Iterable[Tensor | None]) -> list:
+    """The same values, none of which is computed from another: to take gradients with respect to each by itself.
+
+    Where a graph is recorded they have a place in it.
+    """
+    if torch.is_grad_enabled():
+        return [value if value is None else value.view_as(value) for value in values]
+    return [value if value is None else value.detach().requires_grad_(value.requires_grad) for value in values]
+
+
+def gradients(outputs: Any, inputs: Iterable[Tensor | None], grads: Any, create_graph: bool) -> list[Tensor | None]:
+    """The gradients of all inputs; None for those that need none."""
+    wanted = [value for value in inputs if value is not None and value.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True))
+    return [next(found) if value is not None and value.requires_grad else None for value in inputs]
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """A context in which operations take the types that they are given, on the device of x."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # as on the meta device
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _scaled(coefficients, eps, dtype):

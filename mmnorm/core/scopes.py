@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from .plane import first_derivative_only, spelled_out
+from .plane import spelled_out
 from .ranks import Peers, add, gather
 
 
@@ -64,14 +64,15 @@ class _Pool(torch.autograd.Function):
     def forward(ctx, mean, var, dims):
         pooled = mean.mean(dims, keepdim=True)
         distance = mean - pooled
-        ctx.save_for_backward(distance)
-        ctx.share = pooled.numel() / mean.numel()
+        ctx.save_for_backward(mean, distance)
+        ctx.dims, ctx.share = dims, pooled.numel() / mean.numel()
         return pooled, torch.addcmul(var, distance, distance).mean(dims, keepdim=True)
 
     @staticmethod
-    @first_derivative_only
     def backward(ctx, dmean, dvar):
-        (distance,) = ctx.saved_tensors
+        mean, distance = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: as a function of the mean
+            distance = mean - mean.mean(ctx.dims, keepdim=True)
         dvar = dvar * ctx.share
         return torch.addcmul(dmean * ctx.share, distance, dvar, value=2), dvar.expand_as(distance), None
 
@@ -86,15 +87,29 @@ class _PoolRanks(torch.autograd.Function):
         shares = counts / total.clamp(min=1)
         pooled = (shares * means).sum(0)
         pooled_var = (shares * (variances + (means - pooled).square())).sum(0)
-        ctx.save_for_backward(mean - pooled, shares[distributed.get_rank(group)])
+        ctx.save_for_backward(mean, mean - pooled, shares[distributed.get_rank(group)])
         ctx.exchange = group, peers, peers.calls if peers else 0
         ctx.mark_non_differentiable(total, samples)
         return pooled, pooled_var, total, samples
 
     @staticmethod
-    @first_derivative_only
     def backward(ctx, dmean, dvar, *_):
-        distance, share = ctx.saved_tensors
+        mean, distance, share = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: as a function of every rank's mean, by one more collective
+            distance = mean - _SumOverRanks.apply((share * mean)[None], ctx.exchange)[0]
         # every rank's loss depends on every rank's elements
-        dmean, dvar = add([dmean, dvar], *ctx.exchange) * share
+        dmean, dvar = _SumOverRanks.apply(torch.stack([dmean, dvar]), ctx.exchange) * share
         return torch.addcmul(dmean, distance, dvar, value=2), dvar, None, None, None, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Of some planes. Its own derivative: each rank's part is in every rank's sum."""
+
+    @staticmethod
+    def forward(ctx, own, exchange):
+        ctx.exchange = exchange
+        return add(list(own), *exchange)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SumOverRanks.apply(grad, ctx.exchange), None

@@ -215,6 +215,9 @@ class PlaneNorm(RunningStatistics):
     def running_affine(self, x: Tensor) -> Tensor:
         """Evaluate as BN: normalize by the running statistics, a constant affine per channel."""
         mean, var = self.running_statistics()
+        if torch.is_grad_enabled() and mean is not None:
+            # nn.BatchNorm2d leaves its buffers in the graph, whose gradients are wrong once later batches change them
+            mean, var = mean.clone(), var.clone()
         return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ class BatchSizeRule(PlaneNorm):
         # asked again while it is unknown: who copies buffers, as averaged models do, copies no attributes
         if not self._known and torch.compiler.is_compiling():
             return True  # the values are not to be looked at; alpha and beta are 0 without it, which is BN
-        self._known = self._known or bool(self.mean_batch_size > 0)
+        self._known = self._known or not self.mean_batch_size.is_meta and bool(self.mean_batch_size > 0)
         if not self._known:
             warn_once(
                 f'{type(self).__name__} evaluates as BN: neither batch_size nor training has set its '

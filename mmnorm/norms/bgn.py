@@ -5,7 +5,7 @@ from math import gcd, prod
 import torch
 from torch.nn import functional as F
 
-from mmnorm.core import like, normalize, spelled_out, spread
+from mmnorm.core import like, normalize, recomputed, spelled_out, spread
 
 from .arguments import NONE, checked, integer, note_no_effect, one_of
 from .base import PlaneNorm
@@ -71,26 +71,37 @@ class BGN(PlaneNorm):
 
     def _by_element(self, x):
         """The definition: by the group of each element. For groups that differ in size, and for exporters."""
-        flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
-        group = self._group_of_element(x)
-        mean, var = self.running_mean, self.running_var
-        if self.by_batch and (len(x) or self.spans_ranks() or mean is None):
-            mean, var, sizes = self._group_moments(flat, group)
-            mean, var = self.shared_and_tracked(mean, var, sizes, len(x))
-        y = ((flat - mean[group]) * torch.rsqrt(var + self.eps)[group]).reshape(x.shape)
-        gamma, beta = (spread(p, x) for p in self.gamma_beta)
-        return like((y * gamma + beta).to(x.dtype), x)
+        mean, var = self.held_statistics(torch.promote_types(x.dtype, torch.float32))
+        if self.by_batch and (x.numel() or self.spans_ranks() or mean is None):
+            mean, var = recomputed(self._group_moments, x)
+            mean, var = self.shared_and_tracked(mean, var, self._group_sizes(x), len(x))
+        return like(recomputed(self._by_group, x, mean, var, self.weight, self.bias), x)
 
     def _group_of_element(self, x):
         elements = prod(x.shape[1:])
-        return torch.arange(elements, device=x.device) * self.num_groups // elements
+        return torch.arange(elements, device=x.device) * self.num_groups // max(elements, 1)
 
-    def _group_moments(self, flat, group):
-        """Mean, biased variance and number of the elements of each group, (G,), of (N, D) with their groups."""
-        empty = flat.new_zeros(self.num_groups)
-        sizes = len(flat) * empty.index_add(0, group, flat.new_ones(flat.shape[1]))
-        mean = empty.index_add(0, group, flat.sum(0)) / sizes.clamp(min=1)
-        return mean, empty.index_add(0, group, (flat - mean[group]).square().sum(0)) / sizes.clamp(min=1), sizes
+    def _group_sizes(self, x):
+        """Number of the elements of each group, (G,)."""
+        group = self._group_of_element(x)
+        return group.new_zeros(self.num_groups).index_add(0, group, torch.full_like(group, len(x)))
+
+    def _group_moments(self, x):
+        """Mean and biased variance of each group, (G,)."""
+        flat, group = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)), self._group_of_element(x)
+        empty, sizes = flat.new_zeros(self.num_groups), self._group_sizes(x).clamp(min=1).to(flat.dtype)
+        mean = empty.index_add(0, group, flat.sum(0)) / sizes
+        return mean, empty.index_add(0, group, (flat - mean.index_select(0, group)).square().sum(0)) / sizes
+
+    def _by_group(self, x, mean, var, weight, bias):
+        flat, group = x.flatten(1), self._group_of_element(x)
+        mean, rstd = (plane.index_select(0, group) for plane in (mean, torch.rsqrt(var + self.eps)))
+        y = ((flat - mean) * rstd).reshape(x.shape)
+        if weight is not None:
+            y = y * spread(weight, x)
+        if bias is not None:
+            y = y + spread(bias, x)
+        return y.to(x.dtype)
 
     # the fast way: on a plane of equal runs of elements, `runs` a channel, each in one channel and in one group
 
@@ -99,7 +110,7 @@ class BGN(PlaneNorm):
         if self.num_features % self.num_groups == 0:
             return 1
         positions, elements = prod(x.shape[2:]), prod(x.shape[1:])
-        if elements % self.num_groups or spelled_out():
+        if elements % self.num_groups or not elements or spelled_out():
             return None
         return positions // gcd(positions, elements // self.num_groups)
 
@@ -134,7 +145,7 @@ class BGN(PlaneNorm):
     def tracked_moments(self, x):
         runs = self._runs(x)
         if not runs:
-            return self._group_moments(x.flatten(1).double(), self._group_of_element(x))
+            return *self._group_moments(x.double()), self._group_sizes(x)
         return super().tracked_moments(x.reshape(len(x), self.num_features * runs, -1))
 
     def from_bn(self, tensors):

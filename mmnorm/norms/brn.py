@@ -42,18 +42,19 @@ class BRN(PlaneNorm):
         gamma, beta = self.gamma_beta
         if self.running_mean is None:
             return *self.batch_statistics(mean, var, count), gamma, beta
-        r_max, d_max = self._limits()
-        mu, sigma = self.running_mean.clone(), torch.sqrt(self.running_var + self.eps)
+        r_max, d_max = self._limits(mean.dtype)
+        mu = self.running_mean.to(mean.dtype, copy=True)
+        sigma = torch.sqrt(self.running_var.to(mean.dtype) + self.eps)
         mean, var = self.batch_statistics(mean, var, count)
         r = (torch.sqrt(var.detach() + self.eps) / sigma).clamp(1 / r_max, r_max)
         d = ((mean.detach() - mu) / sigma).clamp(-d_max, d_max)
         return mean, var, gamma * r, beta + gamma * d
 
-    def _limits(self):
+    def _limits(self, dtype):
         progress: Any = 1.0
         if self.num_batches_tracked is not None:
             if self.warmup:
-                progress = (self.num_batches_tracked / self.warmup).clamp(max=1)
+                progress = (self.num_batches_tracked.to(dtype) / self.warmup).clamp(max=1)
             if self.averaged_from:  # right after a reset there is nothing to correct towards
                 progress = progress * (self.num_batches_tracked > self.averaged_from)
         return 1 + progress * (self.r_max - 1), progress * self.d_max

@@ -90,9 +90,8 @@ class EN(BatchSizeRule):
 
     def evaluated(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The corrected mean and variance of each sample (evalnorm, Eq. 5 and 6) from its moments, (N, C)."""
-        mu_e, var_e, alpha, beta = (
-            s.to(mean.dtype) for s in (self.running_mean, self.running_var, self.alpha, self.beta)
-        )
+        mu_e, var_e = self.held_statistics(mean.dtype)
+        alpha, beta = (share.to(mean.dtype, copy=torch.is_grad_enabled()) for share in (self.alpha, self.beta))
         distance = mean - mu_e
         between = torch.addcmul(beta, beta, beta, value=-1)  # beta (1 - beta)
         return (torch.addcmul(mu_e, alpha, distance), torch.lerp(var_e, var, beta).addcmul(distance.square(), between))

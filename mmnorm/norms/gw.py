@@ -1,10 +1,11 @@
 """Group Whitening: Huang et al., CVPR 2021, https://arxiv.org/abs/2009.13333 (the strongest BFN of xbn, Table A2)."""
 
+from functools import partial
 from math import prod
 
 import torch
 
-from mmnorm.core import first_derivative_only
+from mmnorm.core import recomputed, whiten
 
 from .arguments import NONE, checked, integer, one_of
 from .batch_free import BatchFreeNorm
@@ -69,52 +70,68 @@ class GW(BatchFreeNorm):
                 f'{type(self).__name__} with num_groups={self.num_groups} has one value per group in an input of shape '
                 f'{tuple(x.shape)}; use at most {self.num_channels // 2} groups there'
             )
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], self.num_groups, values)
-            centered = wide - wide.mean(2, keepdim=True)
-            identity = torch.eye(self.num_groups, dtype=centered.dtype, device=x.device)
-            covariance = centered @ centered.transpose(1, 2) / max(values, 1)
-            covariance = self._regular(covariance, identity)
-            y = (self._whitening(covariance, identity) @ centered).reshape(*x.shape[:2], positions)
-            for parameter, apply in ((self.weight, torch.mul), (self.bias, torch.add)):
-                y = y if parameter is None else apply(y, parameter[:, None])
-            return y
+        return whiten(x.reshape(x.shape[0], self.num_groups, values), self._root, self.weight, self.bias)
 
-    def _regular(self, covariance, identity):
-        """The covariance with eps on its diagonal; with eps=0 that of a constant sample is the identity instead."""
-        if self.eps:
-            return covariance + self.eps * identity
-        return torch.where(covariance.abs().sum((1, 2), keepdim=True) > 0, covariance, identity)
-
-    def _whitening(self, covariance, identity):
+    def _root(self, covariance):
+        """The inverse square root of the covariance of the groups, (N, G, G)."""
+        identity = torch.eye(self.num_groups, dtype=covariance.dtype, device=covariance.device)
+        # A sample that overflows is multiplied by 0, as by BN, and so is a constant one where eps is 0; 0 times NaN is
+        # NaN, and the other samples are as they would be alone
+        has_root = covariance.isfinite().all(2).all(1)[:, None, None]
+        if not self.eps:
+            has_root = has_root & (covariance.abs().sum((1, 2), keepdim=True) > 0)
+        covariance = torch.where(has_root, covariance + self.eps * identity, identity)
         if self.method == 'zca':
-            return _InverseSquareRoot.apply(covariance, self.eps)
-        trace = covariance.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-        root = identity
-        for _ in range(self.iterations):
-            root = 1.5 * root - 0.5 * root @ root @ root @ (covariance / trace)
-        return root * torch.rsqrt(trace)
+            root = _InverseSquareRoot.apply(covariance, self.eps)
+        else:
+            root = recomputed(partial(_newton, iterations=self.iterations), covariance)
+        return torch.where(has_root, root, 0)
 
     def extra_repr(self):
         return f'{self.num_channels}, num_groups={self.num_groups}, eps={self.eps}, method={self.method}'
 
 
+def _newton(covariance, iterations):
+    root = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device)
+    trace = (covariance * root).sum((1, 2), keepdim=True)  # ONNX has no diagonal before opset 13
+    for _ in range(iterations):
+        root = 1.5 * root - 0.5 * root @ root @ root @ (covariance / trace)
+    return root * torch.rsqrt(trace)
+
+
 class _InverseSquareRoot(torch.autograd.Function):
-    """Of symmetric positive matrices (N, G, G). Its gradient is finite where eigenvalues coincide; eigh's is not."""
+    """Of symmetric positive matrices (N, G, G). Its gradient is finite where eigenvalues coincide; eigh's is not.
+
+    With the square root S and its inverse R, the gradient A of a matrix solves ``S A + A S = -R dR R``.
+    """
 
     @staticmethod
     def forward(ctx, matrices, eps):
         values, vectors = torch.linalg.eigh(matrices)
         # none is smaller than eps, but for rounding, which is relative to the largest
         roots = torch.maximum(values, (values[:, -1:] * torch.finfo(values.dtype).eps).clamp(min=eps)).sqrt()
-        ctx.save_for_backward(roots, vectors)
-        return vectors / roots[:, None] @ vectors.mT
+        inverse = vectors / roots[:, None] @ vectors.mT
+        ctx.save_for_backward(matrices, inverse, roots, vectors)
+        return inverse
 
     @staticmethod
-    @first_derivative_only
     def backward(ctx, grad):
-        roots, vectors = ctx.saved_tensors
-        # divided differences of l -> 1 / sqrt(l)
-        a, b = roots[:, :, None], roots[:, None]
-        inner = vectors.mT @ (grad + grad.mT) @ vectors / (-2 * a * b * (a + b))
-        return vectors @ inner @ vectors.mT, None
+        matrices, inverse, roots, vectors = ctx.saved_tensors
+        return _Lyapunov.apply(matrices @ inverse, inverse @ (grad + grad.mT) @ inverse / -2, roots, vectors), None
+
+
+class _Lyapunov(torch.autograd.Function):
+    """The solution A of ``S A + A S = Q``, (N, G, G) each, for a symmetric S of known eigenvalues and eigenvectors."""
+
+    @staticmethod
+    def forward(ctx, matrices, right, values, vectors):
+        inner = vectors.mT @ right @ vectors / (values[:, :, None] + values[:, None])
+        solution = vectors @ inner @ vectors.mT
+        ctx.save_for_backward(matrices, solution, values, vectors)
+        return solution
+
+    @staticmethod
+    def backward(ctx, grad):
+        matrices, solution, values, vectors = ctx.saved_tensors
+        dright = _Lyapunov.apply(matrices, grad, values, vectors)
+        return -(dright @ solution.mT + solution.mT @ dright), dright, None, None

@@ -82,7 +82,7 @@ class Mixture(PlaneNorm):
 
     def used_scopes(self, first: int = IN) -> list[int]:
         """Which of IN, LN, BN take part, of those from ``first`` on."""
-        if not self.hard:
+        if not self.hard or self.mean_weight.is_meta:
             return list(range(first, self.mean_weight.shape[-1]))
         if first not in self._picked:
             picks = [weight[..., first:].argmax(-1).flatten() + first for weight in (self.mean_weight, self.var_weight)]
@@ -147,6 +147,8 @@ class Mixture(PlaneNorm):
         return slice(None) if BN in self.used_scopes() else slice(0)
 
     def _normalized(self, weight):
+        # in half precision the ratios would not sum to 1
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return F.one_hot(weight.argmax(-1), weight.shape[-1]).to(weight) if self.hard else weight.softmax(-1)
 
     def check(self, x):

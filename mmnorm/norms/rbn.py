@@ -98,12 +98,18 @@ class RBN(PlaneNorm):
         """``center_weight * K_m`` on the plane."""
         if not self.calibrates('center', 'channel'):
             return 0
-        return self.center_weight * (mean if self.center_stat == 'channel_mean' else torch.sqrt(var + self.eps))
+        k_m = mean if self.center_stat == 'channel_mean' else torch.sqrt(var + self.eps)
+        if not self.by_batch or self.spans_ranks():
+            return self.center_weight * k_m
+        # BN takes off what all samples are shifted by: without that part center_weight's gradient is the same, and not
+        # a small difference of sums as large as |mean| / std
+        common = k_m.detach().mean(0)
+        return self.center_weight * (k_m - common) + self.center_weight.detach() * common
 
     def normalize(self, x):
         takes_var = self.by_batch or 'channel_std' in (self.center_stat, self.scale_stat)
         y = normalize(spatially_centered(self, x), self.statistics, self.eps, self.learned(), takes_var)
-        return spatially_scaled(self, y) if self.calibrates('scale', 'spatial') else y
+        return (spatially_scaled(self, y) if self.calibrates('scale', 'spatial') else y).to(x.dtype)
 
     # a BN checkpoint; running statistics are those of x_cm
 

@@ -64,7 +64,7 @@ class RunningStatistics(nn.BatchNorm2d):
             tuple[Tensor, Tensor]: Both of :attr:`statistics_shape`; with virtual batches (N, *statistics_shape).
         """
         if not self.by_batch:
-            return self.running_mean, self.running_var
+            return self.held_statistics(mean.dtype)
         size = self.virtual_batch_size
         if size and len(mean) and not self.spans_ranks():
             mean, var = self.run_statistics(mean.split(size), var.split(size), count, dims)
@@ -78,6 +78,15 @@ class RunningStatistics(nn.BatchNorm2d):
             # no elements, but a place in the graph: the other ranks wait for this one in the backward pass as well
             mean, var = (plane[:0].sum() + plane.new_zeros(shape) for plane in (mean, var))
         return self.shared_and_tracked(mean, var, elements, samples)
+
+    def held_statistics(self, dtype: torch.dtype) -> tuple[Any, Any]:
+        """The running mean and variance as they are now, in a type; None where there are none.
+
+        Later batches change the buffers in place, so a graph, which may outlive this batch, gets copies.
+        """
+        copy = torch.is_grad_enabled()
+        held = (self.running_mean, self.running_var)
+        return tuple(value if value is None else value.to(dtype, copy=copy) for value in held)  # type: ignore
 
     def run_statistics(
         self, means: tuple[Tensor, ...], variances: tuple[Tensor, ...], count: int, dims: int | tuple[int, ...] = 0
@@ -126,14 +135,12 @@ class RunningStatistics(nn.BatchNorm2d):
             peers = None if spelled_out() else peers_of(self, group, _called_with_width)
             mean, var, elements, samples = pool_ranks(mean, var, elements, samples, group, peers)
             if self.running_mean is not None:
-                mean, var = (
-                    torch.where(elements > 0, new, running.to(new))
-                    for new, running in ((mean, self.running_mean), (var, self.running_var))
-                )
+                held = self.held_statistics(mean.dtype)
+                mean, var = (torch.where(elements > 0, new, old) for new, old in zip((mean, var), held))
         elif not torch.is_tensor(elements) and not elements:
             if self.running_mean is None:
                 return mean.new_zeros(self.statistics_shape), var.new_ones(self.statistics_shape)
-            return self.running_mean.clone(), self.running_var.clone()  # which later batches change in place
+            return self.held_statistics(mean.dtype)
         self.track(mean, var, elements, samples)
         return mean, var
 
@@ -152,21 +159,28 @@ class RunningStatistics(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update(self, mean, var, elements):
-        held: Any
-        bessel: Any
+        # in the type of the batch's statistics: buffers of half precision would round on the way
+        dtype = torch.promote_types(mean.dtype, self.running_mean.dtype)
+        held: Any = 1
+        weight: Any = self.momentum
         if torch.is_tensor(elements):
-            held, bessel = (elements > 0).any(), elements / (elements - 1).clamp(min=1)
+            elements = elements.to(dtype)
+            held = (elements > 0).any()
+            bessel: Any = elements / (elements - 1).clamp(min=1)
+            weight = None if weight is None else weight * held.to(dtype)
         else:
-            held, bessel = 1, elements / (elements - 1)
-        weight: Any = 0.0 if self.momentum is None else self.momentum * held
+            bessel = elements / (elements - 1)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(held)
-            if self.momentum is None:
-                batches = (self.num_batches_tracked - self.averaged_from).clamp(min=1)
-                weight = held / batches.to(self.running_mean)
+            if weight is None:
+                weight = held / (self.num_batches_tracked - self.averaged_from).clamp(min=1).to(dtype)
+        weight = 0.0 if weight is None else weight
         # Bessel-corrected as torch keeps it, so that BN checkpoints and ours are interchangeable
-        self.running_mean.lerp_(mean.to(self.running_mean), weight)
-        self.running_var.lerp_((var * bessel).to(self.running_var), weight)
+        for running, new in ((self.running_mean, mean), (self.running_var, var * bessel)):
+            if running.dtype == dtype:
+                running.lerp_(new.to(dtype), weight)
+            else:
+                running.copy_(torch.lerp(running.to(dtype), new, weight))
 
     def see_batch_size(self, samples: int | Tensor) -> None:
         """Take note of how many samples, of all ranks if ``sync``, were normalized together; only EN does."""

@@ -65,6 +65,24 @@ def with_shares(cfg, shares, rank, empty_requires_grad=True):
     return result
 
 
+def with_penalty(cfg, shares, rank):
+    """The gradients of a gradient penalty."""
+    x, grad = (t[share_of(shares, rank)] for t in batch(sum(shares)))
+    result = penalized(layer_of(cfg), x, grad)
+    for value in result['gradients'].values():
+        distributed.all_reduce(value)
+    return result
+
+
+def penalized(layer, x, grad):
+    """Backward through the squared gradient of an input."""
+    x = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad((layer(x) * grad).sum(), x, create_graph=True)
+    found.square().sum().backward()
+    gradients = {name: p.new_zeros(p.shape) if p.grad is None else p.grad for name, p in layer.named_parameters()}
+    return dict(dx=x.grad, gradients=gradients)
+
+
 def of_different_sizes(rank):
     """Ranks with images of different sizes: statistics are weighted by elements."""
     layer = build(dict(type='SyncSN', momentum=1.0)).double()

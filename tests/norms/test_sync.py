@@ -7,7 +7,7 @@ from torch import multiprocessing, nn
 from mmnorm.norms import NORMS
 
 from .cases import CHANNELS, described
-from .sync_worker import batch, layer_of, share_of, trained, work
+from .sync_worker import batch, layer_of, penalized, share_of, trained, work
 
 SYNC = [dict(type=name) for name in NORMS if name.startswith('Sync')] + [
     dict(type='SyncSN', groups=2),
@@ -26,6 +26,7 @@ def results(tmp_path_factory):
     tasks = {2: [], 3: []}
     for shares in SHARES:
         tasks[len(shares)] += [('with_shares', (cfg, shares)) for cfg in SYNC]
+        tasks[len(shares)] += [('with_penalty', (cfg, shares)) for cfg in SYNC]
     tasks[2] += [('without_graph', (cfg, (4, 0))) for cfg in SYNC]
     tasks[3].append(('of_different_sizes', ()))
     tasks[2].append(('of_groups_without_equal_sizes', ()))
@@ -62,6 +63,16 @@ def test_shares_of_a_batch_equal_the_whole(results, sync_cfg, shares):
             torch.testing.assert_close(result['gradients'][name], value)
         for key, value in expected['state'].items():
             torch.testing.assert_close(result['state'][key], value)  # EN's batch size, too, is that of all ranks
+
+
+@pytest.mark.parametrize('shares', [shares for shares in SHARES if sum(shares)], ids=str)
+@pytest.mark.parametrize('sync_cfg', SYNC, ids=described)
+def test_gradient_penalty_of_shares_equals_that_of_the_whole(results, sync_cfg, shares):
+    expected = penalized(layer_of(alone(sync_cfg)), *batch(sum(shares)))
+    for rank, result in enumerate(get(results, 'with_penalty', (sync_cfg, shares))):
+        torch.testing.assert_close(result['dx'], expected['dx'][share_of(shares, rank)])
+        for name, value in expected['gradients'].items():
+            torch.testing.assert_close(result['gradients'][name], value)
 
 
 @pytest.mark.parametrize('sync_cfg', SYNC, ids=described)
