@@ -50,7 +50,7 @@ class BRN(PlaneNorm):
         d = ((mean.detach() - mu) / sigma).clamp(-d_max, d_max)
         return mean, var, gamma * r, beta + gamma * d
 
-    def _limits(self, dtype):
+    def _limits(self, dtype=torch.float32):
         progress: Any = 1.0
         if self.num_batches_tracked is not None:
             if self.warmup:
