@@ -22,6 +22,7 @@ from .blocks import (
     per_level,
     place_xbn,
     replace_norms,
+    update_statistics_once,
     valid_regions,
 )
 from .core import set_step
@@ -82,6 +83,7 @@ __all__ = [
     'replace_norms',
     'set_step',
     'to_evalnorm',
+    'update_statistics_once',
     'valid_regions',
 ]
 

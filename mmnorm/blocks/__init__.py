@@ -1,5 +1,6 @@
 """Where normalizers sit in a network: functions over a built network. They need torch alone."""
 
+from .checkpointing import update_statistics_once
 from .compiling import compile_norms
 from .fuse import Fused, fuse_conv_norm
 from .layers import (
@@ -44,5 +45,6 @@ __all__ = [
     'set_layer',
     'summarize_norms',
     'type_name',
+    'update_statistics_once',
     'valid_regions',
 ]

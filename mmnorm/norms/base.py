@@ -1,5 +1,6 @@
 """The layers that normalizers are: what is checked, learned and held in a state dict."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .arguments import DEVICE, DTYPE, FLAG, GROUP, NONE, checked, integer, note_
 from .checks import called, check_input, refuse_script, warn_once
 from .levels import PerLevel, refuse_levels
 from .marks import compare_marks, put_marks, reset_marks
+from .passes import beside_saving_hooks
 from .running import RunningStatistics
 
 _BN_KEYS = frozenset(nn.BatchNorm2d(1).state_dict())
@@ -206,7 +208,11 @@ class PlaneNorm(RunningStatistics):
         """Normalize x, which is checked: on the plane, or as BN where the layer is that."""
         if self.is_bn_in_evaluation and not self.by_batch:
             return self.running_affine(x)
-        return normalize(x, self.statistics, self.eps, self.learned())
+        return self.on_plane(x, self.statistics)
+
+    def on_plane(self, x: Tensor, statistics: Callable, takes_var: bool = True) -> Tensor:
+        """Normalize x by statistics of its moment plane, of which the layer's parameters are a part."""
+        return normalize(x, beside_saving_hooks(statistics), self.eps, self.learned(), takes_var)
 
     def learned(self) -> list[Tensor | None]:
         """Gamma, beta and the control parameters, or what was put in their place, such as a hypernetwork's tensors."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from .arguments import NONE, checked, integer, one_of
 from .base import PlaneNorm
 from .checks import warn_once
-from .passes import differentiated
+from .passes import differentiated, recomputing
 
 #: alpha = beta = B ** exponent in these modes; the others estimate them, starting from the first.
 RULES = {'rule': -2, 'simple': -1}
@@ -47,11 +47,11 @@ class BatchSizeRule(PlaneNorm):
 
     @property
     def learns(self) -> bool:
-        """Whether a pass teaches the layer B, alpha and beta: one of training, which gradients follow.
+        """Whether a pass teaches the layer B, alpha and beta: one of training, which gradients follow; the first one.
 
         Who only recollects running statistics (update_bn, precise BN, adaptation to other data) has gradients off.
         """
-        taught = differentiated() if self.taught is None else self.taught
+        taught = differentiated() and not recomputing() if self.taught is None else self.taught
         return taught and self.training and self.track_running_stats and self.running_mean is not None
 
     def see_batch_size(self, samples):
@@ -88,9 +88,9 @@ class BatchSizeRule(PlaneNorm):
 
     def knows_batch_size(self) -> bool:
         """Whether the layer knows B; if not, that is said once."""
+        if torch.compiler.is_compiling():
+            return True  # no value decides about a graph: an unknown B has alpha = beta = 0, which is BN all the same
         # asked again while it is unknown: who copies buffers, as averaged models do, copies no attributes
-        if not self._known and torch.compiler.is_compiling():
-            return True  # the values are not to be looked at; alpha and beta are 0 without it, which is BN
         self._known = self._known or not self.mean_batch_size.is_meta and bool(self.mean_batch_size > 0)
         if not self._known:
             warn_once(

@@ -6,6 +6,7 @@ import torch
 
 from .arguments import checked, integer, number
 from .base import PlaneNorm
+from .passes import as_in_first_pass
 
 
 class BRN(PlaneNorm):
@@ -15,8 +16,8 @@ class BRN(PlaneNorm):
     ``d = clip((mu_B - mu) / sigma, -d_max, d_max)``, where mu and sigma = sqrt(var + eps) are the running statistics
     before this batch; no gradient passes r and d. In evaluation it is BN.
 
-    Activation checkpointing recomputes r and d when the running statistics have moved on; torch.compile leaves the
-    layer's training as it is.
+    Activation checkpointing, which computes a batch again when the running statistics have moved on, gets the r and d
+    of the first pass; torch.compile leaves the layer's training as it is.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
@@ -48,6 +49,7 @@ class BRN(PlaneNorm):
         mean, var = self.batch_statistics(mean, var, count)
         r = (torch.sqrt(var.detach() + self.eps) / sigma).clamp(1 / r_max, r_max)
         d = ((mean.detach() - mu) / sigma).clamp(-d_max, d_max)
+        r, d = as_in_first_pass(self, mean, var, (r, d))
         return mean, var, gamma * r, beta + gamma * d
 
     def _limits(self, dtype=torch.float32):

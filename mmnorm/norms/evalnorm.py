@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from . import estimate
 from .arguments import FLAG, NONE, checked, integer, one_of
 from .batch_size import MODES, BatchSizeRule
-from .passes import differentiated
+from .passes import differentiated, keeping_buffers, recomputing
 
 
 class EN(BatchSizeRule):
@@ -110,7 +110,12 @@ class EN(BatchSizeRule):
             self.see_batch_size(len(x))
         if self.estimate_every and self.learns:
             estimate.step_if_due(self, x)
-        return super().normalize(x) if on_plane else nn.BatchNorm2d.forward(self, x)
+        if on_plane:
+            return super().normalize(x)
+        if recomputing():
+            with keeping_buffers(self):  # torch's own code counts and tracks
+                return nn.BatchNorm2d.forward(self, x)
+        return nn.BatchNorm2d.forward(self, x)
 
     def _one_value_each(self, x):
         size = len(x)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmnorm.core import spelled_out
 
 from .arguments import integer
+from .passes import recomputing
 
 #: Passes whose calls are remembered, to be recognized when activation checkpointing makes them again.
 REMEMBERED_PASSES = 16
@@ -186,11 +187,6 @@ def refuse_levels(layer: nn.Module, state_dict: dict[str, Tensor], prefix: str) 
             f'{prefix.rstrip(".") or type(layer).__name__}: the checkpoint has running statistics for {len(levels)} '
             f'levels, the layer keeps one set: build it with per_level={len(levels)}'
         )
-
-
-def recomputing() -> bool:
-    """Whether a call is made within a backward pass, as activation checkpointing makes it again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _start(module, args):

@@ -6,8 +6,6 @@ https://openaccess.thecvf.com/content/CVPR2021/html/Gao_Representative_Batch_Nor
 import torch
 from torch import Tensor
 
-from mmnorm.core import normalize
-
 from .arguments import FLAG, checked, one_of
 from .base import PlaneNorm
 from .checks import warn_once
@@ -108,7 +106,7 @@ class RBN(PlaneNorm):
 
     def normalize(self, x):
         takes_var = self.by_batch or 'channel_std' in (self.center_stat, self.scale_stat)
-        y = normalize(spatially_centered(self, x), self.statistics, self.eps, self.learned(), takes_var)
+        y = self.on_plane(spatially_centered(self, x), self.statistics, takes_var)
         return (spatially_scaled(self, y) if self.calibrates('scale', 'spatial') else y).to(x.dtype)
 
     # a BN checkpoint; running statistics are those of x_cm

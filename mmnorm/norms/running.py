@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 from mmnorm.core import moments, neighbors, peers_of, pool, pool_ranks, spelled_out
 
 from .checks import called
+from .passes import recomputing
 
 
 class RunningStatistics(nn.BatchNorm2d):
@@ -145,7 +146,7 @@ class RunningStatistics(nn.BatchNorm2d):
         return mean, var
 
     def track(self, mean: Tensor, var: Tensor, elements: float | Tensor, samples: int | Tensor) -> None:
-        """Update the running statistics by a training batch's.
+        """Update the running statistics by a training batch's, once if activation checkpointing computes it twice.
 
         Args:
             mean (Tensor): Of :attr:`statistics_shape`.
@@ -153,7 +154,7 @@ class RunningStatistics(nn.BatchNorm2d):
             elements (int or Tensor): Number of elements behind each of them; a tensor may be 0 for none.
             samples (int or Tensor): Number of samples that were normalized together.
         """
-        if self.training and self.track_running_stats and self.running_mean is not None:
+        if self.training and self.track_running_stats and self.running_mean is not None and not recomputing():
             self._update(mean, var, elements)
             self.see_batch_size(samples)
 

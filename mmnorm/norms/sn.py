@@ -3,7 +3,7 @@
 from functools import partial
 from math import prod
 
-from mmnorm.core import normalize, pool
+from mmnorm.core import pool
 
 from .checks import warn_once
 from .mixture import BN, IN, LN, Mixture
@@ -65,7 +65,7 @@ class SN(Mixture):
                 'norm, there.'
             )
         statistics = partial(self.statistics, first=IN if x.dim() > 2 else LN)
-        return normalize(x, statistics, self.eps, self.learned())
+        return self.on_plane(x, statistics)
 
 
 class SyncSN(SN):

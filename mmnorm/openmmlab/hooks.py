@@ -9,7 +9,7 @@ from mmengine.dist import all_reduce_params
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmnorm.blocks import summarize_norms
+from mmnorm.blocks import summarize_norms, update_statistics_once
 from mmnorm.norms import BRN
 from mmnorm.norms.checks import warn_once
 from mmnorm.norms.modes import keeping_modes
@@ -53,6 +53,17 @@ class SyncStatisticsHook(SyncBuffersHook):
                 and self.is_last_train_iter(runner)
             )
         )
+
+
+class CheckpointedStatisticsHook(Hook):
+    """Update BN's running statistics once a step where activation checkpointing (``with_cp=True``) runs BN twice.
+
+    For stock BN and SyncBN (:func:`~mmnorm.update_statistics_once`); the norms of mmnorm do so without it.
+    """
+
+    def before_train(self, runner):
+        number = len(update_statistics_once(runner.model))
+        runner.logger.info(f'running statistics of {number} stock norms are updated once a step under checkpointing')
 
 
 class RecollectHook(Hook):

@@ -27,6 +27,7 @@ from .pretrained import PretrainedWithoutNorms
 HOOKS = {
     hook.__name__: hook
     for hook in (
+        hooks.CheckpointedStatisticsHook,
         hooks.EstimationShiftHook,
         hooks.ListNormsHook,
         hooks.RecollectHook,

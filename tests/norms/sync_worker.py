@@ -7,6 +7,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from mmnorm.core import ranks
 from mmnorm.norms import BGN, SyncBGN
@@ -44,6 +45,16 @@ def trained(layer, x, grad, requires_grad=True):
 
 def share_of(shares, rank):
     return slice(sum(shares[:rank]), sum(shares[: rank + 1]))
+
+
+def checkpointed(cfg, shares, reentrant, rank):
+    """As with_shares, computed a second time in the backward pass."""
+    layer = layer_of(cfg)
+    x, grad = (t[share_of(shares, rank)] for t in batch(sum(shares)))
+    x.requires_grad_()
+    y = checkpoint(layer, x, use_reentrant=reentrant)
+    (y * grad).sum().backward()
+    return dict(y=y.detach(), dx=x.grad, state=copy.deepcopy(layer.state_dict()))
 
 
 def without_graph(cfg, shares, rank):

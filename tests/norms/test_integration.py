@@ -183,8 +183,6 @@ def test_onnx_of_any_image_size_equals_pytorch(exported_cfg, exporter, tmp_path,
 
 
 def test_activation_checkpointing_gives_the_same_gradients(cfg):
-    if cfg['type'] == 'BRN':
-        pytest.skip('recomputes r and d by running statistics that it has updated; its docstring says so')
     torch.manual_seed(0)
     plain = ResNet(
         18,

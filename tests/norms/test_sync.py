@@ -28,6 +28,12 @@ def results(tmp_path_factory):
         tasks[len(shares)] += [('with_shares', (cfg, shares)) for cfg in SYNC]
         tasks[len(shares)] += [('with_penalty', (cfg, shares)) for cfg in SYNC]
     tasks[2] += [('without_graph', (cfg, (4, 0))) for cfg in SYNC]
+    tasks[2] += [
+        ('checkpointed', (cfg, shares, reentrant))
+        for cfg in SYNC
+        for shares in ((3, 1), (4, 0))
+        for reentrant in (False, True)
+    ]
     tasks[3].append(('of_different_sizes', ()))
     tasks[2].append(('of_groups_without_equal_sizes', ()))
     tasks[2] += [('data_parallel', (cfg, unused)) for cfg in SYNC for unused in (False, True)]
@@ -40,6 +46,19 @@ def results(tmp_path_factory):
         for task, of_ranks in zip(of_world, zip(*ranks)):
             found[repr(task)] = of_ranks
     return found
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+@pytest.mark.parametrize('shares', [(3, 1), (4, 0)], ids=str)
+@pytest.mark.parametrize('sync_cfg', SYNC, ids=described)
+def test_activation_checkpointing_takes_all_ranks_along_and_updates_once(results, sync_cfg, shares, reentrant):
+    expected = trained(layer_of(alone(sync_cfg)), *batch(sum(shares)))
+    for rank, result in enumerate(get(results, 'checkpointed', (sync_cfg, shares, reentrant))):
+        part = share_of(shares, rank)
+        torch.testing.assert_close(result['y'], expected['y'][part])
+        torch.testing.assert_close(result['dx'], expected['dx'][part])
+        for key, value in expected['state'].items():
+            torch.testing.assert_close(result['state'][key], value, msg=key)
 
 
 def get(results, *task):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,17 @@ class Runner:
 
     def __init__(self, model, hooks=()):
         self.model, self.hooks, self.train_loop, self.val_interval = model, hooks, None, 3
+
+
+def test_checkpointed_statistics_by_a_line_of_a_config(caplog):
+    runner = Runner(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    runner.logger = logging.getLogger('test')
+    with caplog.at_level(logging.INFO):
+        registry.HOOKS.build(dict(type='CheckpointedStatisticsHook')).before_train(runner)
+    assert 'of 1 stock norms' in caplog.text
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(runner.model, x, use_reentrant=False).square().sum().backward()
+    assert runner.model[1].num_batches_tracked == 1
 
 
 def test_averaged_weights_are_refused():
