@@ -11,6 +11,7 @@ from .arguments import NONE, checked, integer, one_of
 from .batch_free import BatchFreeNorm
 from .groups import NUM_GROUPS, cut_channels
 from .marks import reset_marks
+from .passes import beside_saving_hooks
 
 
 class GW(BatchFreeNorm):
@@ -70,7 +71,8 @@ class GW(BatchFreeNorm):
                 f'{type(self).__name__} with num_groups={self.num_groups} has one value per group in an input of shape '
                 f'{tuple(x.shape)}; use at most {self.num_channels // 2} groups there'
             )
-        return whiten(x.reshape(x.shape[0], self.num_groups, values), self._root, self.weight, self.bias)
+        root = beside_saving_hooks(self._root)
+        return whiten(x.reshape(x.shape[0], self.num_groups, values), root, self.weight, self.bias)
 
     def _root(self, covariance):
         """The inverse square root of the covariance of the groups, (N, G, G)."""

@@ -33,6 +33,7 @@ class Mixture(PlaneNorm):
     control_parameters = dict(mean_weight=1.0, var_weight=1.0)
     mean_weight: Tensor
     var_weight: Tensor
+    _picked_from: tuple = ()
 
     @checked(groups=integer(1), batch_stat=FLAG, hard=FLAG, bn_share=number(most=1, above=0) | NONE, unbiased=FLAG)
     def __init__(
@@ -84,6 +85,8 @@ class Mixture(PlaneNorm):
         """Which of IN, LN, BN take part, of those from ``first`` on."""
         if not self.hard or self.mean_weight.is_meta:
             return list(range(first, self.mean_weight.shape[-1]))
+        if not torch.compiler.is_compiling() and self._picked_from != self._weights_seen():
+            self._pick()
         if first not in self._picked:
             picks = [weight[..., first:].argmax(-1).flatten() + first for weight in (self.mean_weight, self.var_weight)]
             self._picked[first] = sorted(set(torch.cat(picks).tolist()))
@@ -93,8 +96,20 @@ class Mixture(PlaneNorm):
         """Find what each softmax picks; now, because a GPU is waited for, and an exporter knows no values."""
         self._picked: dict[int, list[int]] = {}
         if self.hard and not self.mean_weight.is_meta:
+            self._picked_from = self._weights_seen()
             for first in (IN, LN):
                 self.used_scopes(first)
+
+    def _weights_seen(self):
+        """What tells that the weights are others, or were changed in place, without a look at their values."""
+        weights = self.mean_weight, self.var_weight
+        return tuple((id(weight), None if weight.is_inference() else weight._version) for weight in weights)
+
+    def train(self, mode: bool = True) -> 'Mixture':
+        super().train(mode)
+        if self.hard:
+            self._pick()  # averaged models change the weights through .data, of which no tensor tells
+        return self
 
     def ratios(self) -> tuple[Tensor, Tensor]:
         """Softmaxed weights (hardened: 0 and 1), mean's and variance's, each of the shape of the weights."""

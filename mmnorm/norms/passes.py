@@ -40,7 +40,7 @@ def _saving_is_hooked():
 
 
 def beside_saving_hooks(statistics: Callable) -> Callable:
-    """Statistics of the moment plane whose graph saves its tensors itself, whatever hooks there are for saved tensors.
+    """Statistics, of the moment plane or GW's, whose graph saves its tensors itself, whatever hooks there are for that.
 
     They are small, and the backward pass goes through their graph in a pass of its own: for each such one checkpointing
     that is not reentrant would compute all that it covers again.
@@ -48,9 +48,9 @@ def beside_saving_hooks(statistics: Callable) -> Callable:
     if not _saving_is_hooked():
         return statistics
 
-    def beside(*plane):
+    def beside(*args):
         with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
-            return statistics(*plane)
+            return statistics(*args)
 
     return beside
 

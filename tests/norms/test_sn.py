@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.nn import functional as F
 
@@ -135,3 +136,33 @@ def test_unbiased_needs_two_positions(shape):
     layer = nn.Sequential(build(dict(type='SN', unbiased=True)))
     with pytest.raises(ValueError, match='SN 0: unbiased=True divides by the number of positions minus 1'):
         layer(torch.randn(shape))
+
+
+def of_values(layer, other):
+    for name in ('mean_weight', 'var_weight'):
+        getattr(layer, name).copy_(getattr(other, name))
+
+
+def through_data(layer, other):
+    averaged = ExponentialMovingAverage(nn.Sequential(layer), momentum=0.5, update_buffers=True)
+    for _ in range(2):
+        averaged.update_parameters(nn.Sequential(other))
+    return averaged.module[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize(
+    'change', [of_values, through_data, lambda layer, other: layer.load_state_dict(other.state_dict())]
+)
+def test_hard_ratios_follow_weights_that_are_changed_in_place(change, groups):
+    """As averaged models do, and DistributedDataParallel, which sends the first rank's buffers to the others."""
+    layer, x = SN(8, momentum=0.0, groups=groups, hard=True), torch.randn(3, 8, 4, 5)
+    for pick in (2, 1, 0):
+        other = SN(8, momentum=0.0, groups=groups)
+        other.mean_weight[..., pick] = other.var_weight[..., (pick + 1) % 3] = 5
+        other.harden()
+        found = change(layer, other)
+        changed = found if isinstance(found, SN) else layer
+        for mode in (False, True):
+            torch.testing.assert_close(changed.train(mode)(x), other.train(mode)(x))
