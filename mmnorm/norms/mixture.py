@@ -179,9 +179,17 @@ class Mixture(PlaneNorm):
         return var * (count / (count - 1)) if self.unbiased else var
 
     def track(self, mean, var, elements, samples):
-        if self.unbiased:  # no second correction, which track makes
-            var = var * ((elements - 1) / (elements.clamp(min=1) if torch.is_tensor(elements) else elements))
-        super().track(mean, var, elements, samples)
+        super().track(mean, self._to_be_corrected(var, elements), elements, samples)
+
+    def tracked_moments(self, x):
+        mean, var, elements = super().tracked_moments(x)
+        return mean, self._to_be_corrected(var, elements), elements
+
+    def _to_be_corrected(self, var, elements):
+        """What Bessel's correction makes the variance of: an unbiased one is not to be corrected a second time."""
+        if not self.unbiased:
+            return var
+        return var * ((elements - 1) / (elements.clamp(min=1) if torch.is_tensor(elements) else elements))
 
     def _tracked_plane(self, x):
         mean, var = super()._tracked_plane(x)
