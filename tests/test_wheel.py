@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -156,12 +157,14 @@ def test_an_editable_install_is_not_hidden_by_a_clone_of_its_name(source, tmp_pa
     zipfile.ZipFile(built).extractall(tmp_path / 'site-packages')
     project = tmp_path / 'project'
     (project / 'mmnorm').mkdir(parents=True)
+    # -S, for the environment of the tests has an editable install of its own
     code = (
-        'import site, sys; site.addsitedir(sys.argv[1]); from mmnorm import SN; import mmnorm; print(mmnorm.__file__)'
+        'import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); '
+        'from mmnorm import SN; import mmnorm; print(mmnorm.__file__)'
     )
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     found = subprocess.run(
-        [sys.executable, '-c', code, tmp_path / 'site-packages'],
+        [sys.executable, '-S', '-c', code, tmp_path / 'site-packages', sysconfig.get_path('purelib')],
         cwd=project,
         env=environment,
         capture_output=True,

@@ -94,10 +94,8 @@ def run(args):
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if (
-        getattr(cfg.optim_wrapper.type, '__name__', cfg.optim_wrapper.type) == 'AmpOptimWrapper'
-        and get_device() == 'cpu'
-    ):
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if getattr(wrapper, '__name__', wrapper) == 'AmpOptimWrapper' and get_device() == 'cpu':
         engine.stop(
             'mixed precision needs a GPU, and this machine has none: '
             + ('leave out --amp' if args.amp else f"set optim_wrapper.type='OptimWrapper' in {args.config}")

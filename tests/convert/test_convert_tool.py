@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet
 
+from mmnorm import EN
 from mmnorm.cli import convert, run_command
 from mmnorm.convert import LAYOUTS, TARGETS, convert_file
 from mmnorm.engine import read_checkpoint
@@ -142,7 +143,8 @@ def test_whole_network_from_en_to_bn(config, tmp_path):
     of_en, of_bn = config(RETINANET, norm='EN'), config(RETINANET, 'bn.py', norm='BN')
     network, x = build_network(read_config(of_en)), torch.randn(1, 3, 160, 160)
     network.train()
-    network(x)
+    with torch.enable_grad():  # without gradients EN does not learn
+        network(x)
     network.eval()
     expected = network(x)
     state = network.state_dict()
@@ -156,7 +158,10 @@ def test_whole_network_from_en_to_bn(config, tmp_path):
     without = build_network(read_config(of_bn))
     without.load_state_dict(read_checkpoint(tmp_path / 'bn.pth')['state_dict'], strict=True)
     without.eval()
-    with torch.enable_grad():  # EN by its running statistics
+    for layer in network.modules():
+        if isinstance(layer, EN):
+            layer.held = True
+    with torch.enable_grad():  # by the running statistics
         held = network(x)
     for ours, theirs, corrected in zip(flat(without(x)), flat(held), flat(expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
