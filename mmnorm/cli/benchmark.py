@@ -267,6 +267,7 @@ def draw(ratios, title, path):
     import matplotlib
     from matplotlib.figure import Figure
 
+    from mmnorm.files import replacing
     from mmnorm.report.plots import COLORS, STYLE
 
     with matplotlib.rc_context(STYLE):
@@ -298,7 +299,8 @@ def draw(ratios, title, path):
         axes.set(title=title, xlabel="time over BatchNorm's (1 = as fast; shorter is faster)")
         axes.grid(axis='y', visible=False)
         axes.invert_yaxis()
-        figure.savefig(path, dpi=150)
+        with replacing(path) as partial:
+            figure.savefig(partial, format='png', dpi=150)
 
 
 def machine(device, threads):

@@ -57,6 +57,8 @@ def test_passes_over_what_does_not_load_and_says_so(tmp_path):
     (tmp_path / 'epoch_10.pth').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'epoch_9.pth').write_bytes(b'')
     torch.save(dict(state_dict={}), tmp_path / 'epoch_8.pth')
+    for left in ('epoch_11.pth.partial', f'epoch_11.pth.{"0" * 16}.partial'):  # by kills; not even mentioned
+        (tmp_path / left).write_bytes(whole[:100])
     said = []
     assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / 'epoch_2.pth')
     assert [line.split(':')[0] for line in said] == [f'skipping {tmp_path}/epoch_{n}.pth' for n in (10, 9, 8)]
