@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 
 from .processes import ROOT, run, run_forked
 
@@ -29,10 +30,11 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def own_environment():
-    """What a test sets in this process ends with it: the environment, in which tools forbid checkpoints that run code,
-    and mmengine's default scope, in which names of configs are looked up."""
+    """What a test sets in this process ends with it: the environment and mmengine's loader, by which tools forbid
+    checkpoints that run code, and mmengine's default scope, in which names of configs are looked up."""
     scopes = mock.patch.object(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
-    with mock.patch.dict(os.environ), scopes:
+    loader = mock.patch.object(CheckpointLoader, 'load_checkpoint', CheckpointLoader.load_checkpoint)
+    with mock.patch.dict(os.environ), scopes, loader:
         yield
 
 

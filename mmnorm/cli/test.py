@@ -62,7 +62,8 @@ def run(args):
         return
     engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
-    metrics = runner.test()
+    with engine.stopping_for_the_user(engine.CheckpointError):
+        metrics = runner.test()
     if runner.rank == 0:
         if prefix:  # under their final name only when they are whole
             for part in Path(cfg.work_dir).glob('partial.*.json'):

@@ -123,6 +123,8 @@ def run(args):
         runner.train()
     except ResumeError as error:
         engine.stop(f'{error} With mmnorm train: --cfg-options load_from=FILE, without --resume.')
+    except engine.CheckpointError as error:
+        engine.stop(error)
     except KeyboardInterrupt:
         engine.stop(f'interrupted; continue with --resume --work-dir {cfg.work_dir}')
     if runner.rank == 0:

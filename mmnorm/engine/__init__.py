@@ -1,6 +1,6 @@
 """Runs: what the tools share. Nothing here is needed to use mmnorm with mmdet's or mmseg's own tools."""
 
-from .checkpoint import forbid_running_checkpoints, read_checkpoint
+from .checkpoint import CheckpointError, forbid_running_checkpoints, read_checkpoint
 from .config import load_config, parse_config, stop
 from .diagnose import REPAIRS, Diagnosis
 from .evaluation import (
@@ -18,6 +18,7 @@ from .runner import Runner
 
 __all__ = [
     'REPAIRS',
+    'CheckpointError',
     'Diagnosis',
     'Evaluation',
     'RunRecordHook',

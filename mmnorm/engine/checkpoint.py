@@ -11,35 +11,43 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
+_load = CheckpointLoader.load_checkpoint
 _ORIGIN = ('converted_from', 'through', 'whose', 'licence')
 
 
-def read_checkpoint(path):
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or one that wants to run something."""
+
+
+def read_checkpoint(path, map_location='cpu', logger='current'):
     """Load a checkpoint without running anything that it carries, or say what is wrong with it.
 
     Args:
         path (str or Path): File, or a URL that mmengine knows.
+        map_location (str, device or callable): As of ``torch.load``.
+        logger (str or Logger): Of mmengine, for what it tells of a download.
 
     Returns:
-        dict: What it holds, tensors on the CPU; something else, if the file does.
+        dict: What it holds; something else, if the file does.
 
     Raises:
         FileNotFoundError: The file is not there.
-        ValueError: It is not a checkpoint, or wants to run something, which is named.
+        CheckpointError: It is not a checkpoint, or wants to run something, which is named.
     """
+    path = os.path.expanduser(path)
     local = '://' not in str(path)
     if local and Path(path).is_dir():
-        raise ValueError(f'{path} is a folder: give the checkpoint file in it')
+        raise CheckpointError(f'{path} is a folder: give the checkpoint file in it')
     if local and not Path(path).is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
         with log_history_allowed():
             if local:
-                return torch.load(path, map_location='cpu', weights_only=True)
-            return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+                return torch.load(path, map_location=map_location, weights_only=True)
+            return _load(path, map_location, logger)
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         reason = _not_saved_whole(path) if local else None
-        raise ValueError(f'{path} cannot be loaded as a checkpoint: {reason or _refused(path, error)}') from error
+        raise CheckpointError(f'{path} cannot be loaded as a checkpoint: {reason or _refused(path, error)}') from error
 
 
 def _not_saved_whole(path):
@@ -91,8 +99,13 @@ def origin_of(checkpoint):
 
 
 def forbid_running_checkpoints():
-    """Have every ``torch.load`` of this process refuse to run code: the onedl set otherwise falls back to doing so."""
+    """Have this process refuse to run what checkpoints carry, whoever loads them.
+
+    Every ``torch.load`` refuses: the onedl set otherwise falls back to running it. And mmengine (``load_from``,
+    ``resume``, ``init_cfg``) reads by :func:`read_checkpoint`: torch's own message advises to run the file.
+    """
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    CheckpointLoader.load_checkpoint = read_checkpoint
 
 
 def log_history_allowed():

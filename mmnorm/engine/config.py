@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import torch
+import yaml
 from mmengine.config import Config
+from mmengine.fileio.handlers import yaml_handler
 
 from mmnorm.norms.checks import warn_once
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
@@ -50,10 +52,29 @@ def load_config(args, splits, initializes=True):
     return cfg
 
 
+class _PlainLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+    """YAML of plain values, and the tuples of the configs that mmengine dumps."""
+
+
+_PlainLoader.add_constructor(
+    'tag:yaml.org,2002:python/tuple', lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
+)
+
+
 def parse_config(path):
-    """Read a config file; ValueError, with what went wrong, if it cannot be read."""
+    """Read a config file; ValueError, with what went wrong, if it cannot be read.
+
+    YAML that this process reads from then on is plain data: mmengine's loader would call what a tag names.
+    """
+    yaml_handler.Loader = _PlainLoader
     try:
         return Config.fromfile(path)
+    except yaml.constructor.ConstructorError as error:
+        what = str(error.problem).rpartition(' the tag ')[2].replace('tag:yaml.org,2002:', '')
+        raise ValueError(
+            f'{path} cannot be read as a config: YAML with the tag {what} is not plain data, and nothing else is taken '
+            'from it; what has to be computed belongs into a config in Python'
+        ) from error
     except Exception as error:  # a config is a program, so anything may come
         hint = ''
         if 'Duplicate key' in str(error):

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import all_reduce, get_rank
 from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
@@ -23,7 +22,7 @@ from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 
 from .checkpoint import forbid_running_checkpoints, origin_of, read_checkpoint
-from .config import load_config, stop
+from .config import load_config, parse_config, stop
 from .processes import die_with_parent, on_first_rank, start_distributed
 from .runner import Runner
 
@@ -55,7 +54,7 @@ def open_evaluation(args, splits=('train', 'test')):
         cfg.train_dataloader.batch_size = args.batch_size
     if args.check:
         raise SystemExit
-    original = Config.fromfile(args.config)
+    original = parse_config(args.config)
     original.merge_from_dict(args.cfg_options or {})
     start_distributed(cfg)
     with stopping_for_the_user():
@@ -69,11 +68,11 @@ def open_evaluation(args, splits=('train', 'test')):
 
 
 @contextlib.contextmanager
-def stopping_for_the_user():
-    """End the process with what a ValueError or OSError says."""
+def stopping_for_the_user(*errors):
+    """End the process with what one of some errors says; default: a ValueError or OSError."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except errors or (OSError, ValueError) as error:
         stop(str(error))
 
 

@@ -1,6 +1,7 @@
 """What a run left in its work dir: the config, the logs of mmengine's Runner, and ``run.json`` of mmnorm's tools."""
 
 import json
+import logging
 import math
 import re
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mmnorm.literals import read_dump
+
+LOGGER = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 COCO_METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
@@ -36,6 +40,7 @@ class Run:
         name: How the report calls the run.
         work_dir: The folder it was read from.
         config_file: The dumped full config; None if missing.
+        config_text: Its text; '' if missing.
         config: Its content; {} if missing or unreadable.
         info: ``run.json``; {} if missing, as it is for runs of mmdet's and mmseg's own tools.
         ann_file: The test set's annotation file; None if unknown or not there.
@@ -52,6 +57,7 @@ class Run:
     name: str
     work_dir: Path
     config_file: Path | None = None
+    config_text: str = ''
     config: dict = field(default_factory=dict)
     info: dict = field(default_factory=dict)
     ann_file: Path | None = None
@@ -163,16 +169,15 @@ def read_config(paths, run):
     if not paths:
         run.notes.append(f'The config is missing from {run.work_dir}: the test set is unknown.')
         return
-    from mmengine.config import Config  # here and not above: it imports torch
-
     named = Path(run.info.get('config') or '').name
     run.config_file = next((path for path in paths if path.name == named), paths[-1])
+    run.config_text = run.config_file.read_text(encoding='utf-8', errors='replace')
     try:
-        run.config = Config.fromfile(run.config_file, import_custom_modules=False).to_dict()
-    except Exception as error:  # a config is a program, so anything may come
-        run.notes.append(
-            f'{run.config_file} could not be loaded ({type(error).__name__}: {error}): the test set is unknown.'
-        )
+        run.config = read_dump(run.config_text)
+    except ValueError as error:
+        note = f'{run.config_file} was not read, and nothing of it was run: {error}. The test set is unknown.'
+        run.notes.append(note)
+        LOGGER.warning('%s: %s', run.name, note)
 
 
 def find_test_set(run):

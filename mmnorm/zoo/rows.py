@@ -156,13 +156,19 @@ def find_model(config, zoo=None):
     return zoo.get(name)
 
 
-def _inherited(config):
-    """Names of the configs that a config file (path) inherits from, the nearest last."""
-    from mmengine.config import Config  # here and not above: it imports torch
+def _inherited(config, seen=()):
+    """Names of the configs that a config file (path) inherits from, the nearest last; nothing of it is run."""
+    from mmnorm.literals import read_bases  # here and not above: it imports mmnorm, and so torch
 
     try:
-        text = Config.fromfile(config, import_custom_modules=False).text
-    except Exception:  # a config is a program, so anything may come; where it is run, it is told
+        text = Path(config).read_text(encoding='utf-8')
+        bases = read_bases(text) if Path(config).suffix == '.py' else yaml.safe_load(text).get('_base_', [])
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):  # where it is run, it is told
         return []
-    # mmengine puts the path of each file on a line above its content
-    return [Path(line).stem for line in text.splitlines() if Path(line).is_absolute() and line.endswith('.py')]
+    names = []
+    for base in bases if isinstance(bases, (list, tuple)) else [bases]:
+        path = (Path(config).parent / str(base)).resolve()  # that of mmdet::NAME.py, say, is not there
+        if path.is_file() and path not in seen:
+            names += _inherited(path, (*seen, path))
+        names.append(path.stem.rpartition('::')[2])
+    return names

@@ -1,11 +1,13 @@
 """Files that are no checkpoints, or would run something, are told from each other."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
+from mmengine.runner.checkpoint import _load_checkpoint_with_prefix, load_checkpoint
 
-from mmnorm.engine import read_checkpoint
+from mmnorm.engine import CheckpointError, forbid_running_checkpoints, read_checkpoint
 
 
 class Malicious:
@@ -48,6 +50,16 @@ def test_what_would_be_run_is_named_and_not_run(tmp_path, monkeypatch, zipped):
         'a.pth cannot be loaded as a checkpoint: refused, because it would run posix.mkdir; '
         'ask whoever made it for a file of the state dict alone'
     )
+    assert not os.path.exists('ran')
+
+
+@pytest.mark.parametrize('load', [load_checkpoint, partial(_load_checkpoint_with_prefix, 'backbone.')])
+def test_whoever_loads_it_says_so(tmp_path, monkeypatch, load):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict=Malicious(os.mkdir, 'ran')), 'a.pth')
+    forbid_running_checkpoints()
+    with pytest.raises(CheckpointError, match='^a.pth cannot be .*: refused, because it would run posix.mkdir; [^\n]*$'):
+        load(*([torch.nn.Linear(1, 1)] if load is load_checkpoint else []), 'a.pth')
     assert not os.path.exists('ran')
 
 

@@ -35,8 +35,8 @@ def compare(make_run, data_root, tmp_path):
             published=rows,
         )
         work_dir = make_run(f'run{len(list(tmp_path.iterdir()))}')
-        with open(work_dir / 'mask_rcnn.py', 'a') as file:
-            file.write(run_more)
+        (tmp_path / 'trained.py').write_text((work_dir / 'mask_rcnn.py').read_text() + run_more)
+        Config.fromfile(tmp_path / 'trained.py').dump(work_dir / 'mask_rcnn.py')
         record = json.loads((work_dir / 'run.json').read_text())
         (work_dir / 'run.json').write_text(json.dumps(record | info))
         run = load_run(work_dir, 'run')

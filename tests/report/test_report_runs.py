@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from mmengine.config import Config
 
 from mmnorm.report import load_run
 
@@ -153,13 +154,44 @@ def test_config_named_by_run_json_is_taken(make_run):
     assert load_run(work_dir).config_file.name == 'mask_rcnn.py'
 
 
-@pytest.mark.parametrize('content', ['raise RuntimeError("no")', 'a = ', 'a = nowhere.Class'])
-def test_config_that_does_not_load(make_run, content):
+@pytest.mark.parametrize(
+    ('content', 'where'),
+    [
+        ('open("ran", "w")', 'line 1 is more than'),
+        ('a = 1\nimport os', 'line 2 is more than'),
+        ('a = dict(\n    b=open("ran", "w"))', 'line 2 is more than'),
+        ('a = dict([("b", open("ran", "w"))])', 'line 1 is more than'),
+        ('a = {**dict(b=1)}', 'line 1 is more than'),
+        ('a = [b for b in "ab"]', 'line 1 is more than'),
+        ('a = f"{open(0)}"', 'line 1 is more than'),
+        ('a = nowhere.Class', 'line 1 is more than'),
+        ('a = 9 ** 9 ** 9', 'line 1 is more than'),
+        ('dict = open', 'line 1 is more than'),
+        ('a, b = 1, 2', 'line 1 is more than'),
+        ('a = {[]: 1}', 'unhashable'),
+        ('a = ', 'line 1 is not Python'),
+        ('a = ' + '[' * 100_000, 'is not Python'),
+        ('a = ' + '-' * 100_000 + '1', 'nested too deeply'),
+        ('a = "\0"', 'null bytes'),
+    ],
+)
+def test_config_that_is_more_than_a_dump_is_not_run(make_run, monkeypatch, caplog, content, where):
     work_dir = make_run()
     (work_dir / 'mask_rcnn.py').write_text(content)
+    monkeypatch.chdir(work_dir)
     run = load_run(work_dir)
-    assert run.config == {}
-    assert any('mask_rcnn.py could not be loaded' in note for note in run.notes)
+    assert run.config == {} and not (work_dir / 'ran').exists()
+    (note,) = [note for note in run.notes if 'mask_rcnn.py was not read, and nothing of it was run' in note]
+    assert where in note and note in caplog.text
+
+
+def test_dump_is_read_as_what_it_was(make_run):
+    work_dir = make_run()
+    values = dict(a=[1, -2.5, (3,)], b={'c.d': dict(e=None, f=True)}, g=math.inf, h=-math.inf, i='\'"\n', j={}, k=())
+    config = Config(dict(values, model=dict(type='A', scope=dict(x=[dict(y={0: dict(z=1)})]))))
+    config.dump(work_dir / 'mask_rcnn.py')
+    (work_dir / 'mask_rcnn.py').write_bytes(b'\xef\xbb\xbf' + (work_dir / 'mask_rcnn.py').read_bytes())
+    assert load_run(work_dir).config == config.to_dict()
 
 
 @pytest.mark.parametrize('content', ['{"seed": 0', '[1]', ''])

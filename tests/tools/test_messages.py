@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmnorm.cli import run_command
 from tests.conftest import ROOT
 
 TABLE_4 = ROOT / 'configs/mask_rcnn_xbn_r50.py'
@@ -78,3 +79,34 @@ def test_resuming_with_other_norms(forked_tool, digits_config, tmp_path):
 def test_missing_checkpoint(forked_tool, digits_config):
     done = forked_tool('test.py', digits_config(), 'gone.pth')
     assert done.returncode != 0 and 'error: checkpoint gone.pth does not exist' in done.stdout
+
+
+class Malicious:
+    def __reduce__(self):
+        return open, ('ran', 'w')
+
+
+@pytest.mark.parametrize(('name', 'option'), [('test.py', None), ('train.py', 'load_from')])
+def test_a_checkpoint_that_would_run_something(forked_tool, digits_config, tmp_path, name, option):
+    torch.save(dict(state_dict=Malicious()), tmp_path / 'k.pth')
+    done = forked_tool(name, digits_config(), *(['--cfg-options', f'{option}=k.pth'] if option else ['k.pth']))
+    said = 'k.pth cannot be loaded as a checkpoint: refused, because it would run io.open;'
+    assert done.returncode != 0 and f'error: {said}' in done.stdout, done.stdout
+    assert 'weights_only' not in done.stdout and 'Traceback' not in done.stdout and not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('name', ['train', 'test', 'diagnose', 'statistics shift', 'weights show', 'norms'])
+def test_a_config_in_yaml_that_would_run_something(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('os.register_at_fork', lambda **hooks: None)  # what tools set would outlive them here
+    (tmp_path / 'c.yaml').write_text('model: !!python/object/apply:builtins.open [ran, w]')
+    (tmp_path / 'k.pth').touch()
+    command, *step = name.split()
+    checkpoint = [] if command in ('train', 'norms') else ['k.pth']
+    try:
+        status, message = run_command(command, [*step, 'c.yaml', *checkpoint]), capsys.readouterr().err
+    except SystemExit as end:
+        status, message = 2, str(end)
+    assert status == 2 and len(message.splitlines()) == 1
+    assert message.startswith("error: c.yaml cannot be read as a config: YAML with the tag 'python/object/apply:builtins")
+    assert not (tmp_path / 'ran').exists()

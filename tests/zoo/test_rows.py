@@ -114,10 +114,33 @@ def test_find_model_that_a_config_inherits_from(zoo, tmp_path):
     mine = tmp_path / 'mine.py'
     mine.write_text("_base_ = './base.py'")
     assert find_model(mine, zoo).name == 'mask_rcnn_gn_r50_4conv1fc'
+    yaml = tmp_path / 'mine.yaml'
+    yaml.write_text("_base_: ['./mine.py']")
+    assert find_model(yaml, zoo) == find_model(mine, zoo)
+    base.write_text('_base_ = ["../../x/mask_rcnn_xbn_r50.py", "mmnorm::sn/faster_rcnn_sn_r50_c4.py"]')
+    assert find_model(mine, zoo).name == 'faster_rcnn_sn_r50_c4'
+    base.write_text('_base_ = "mine.py"')
+    assert find_model(mine, zoo) is None
     mine.write_text('_base_ = "gone.py"')
     assert find_model(mine, zoo) is None
     mine.write_text(f'_base_ = {str(ROOT / "configs/_base_/schedule_90k.py")!r}')
     assert find_model(mine, zoo) is None
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('mine.py', 'open("ran", "w")\n_base_ = open("ran", "w")'),
+        ('mine.py', '_base_ = ['),
+        ('mine.yaml', '_base_: !!python/object/apply:builtins.open [ran, w]'),
+        ('mine.yaml', '- 1'),
+        ('mine.json', '{"_base_": 1}'),
+    ],
+)
+def test_what_a_config_inherits_from_is_not_run(zoo, tmp_path, monkeypatch, name, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert find_model(tmp_path / name, zoo) is None and not (tmp_path / 'ran').exists()
 
 
 @pytest.mark.parametrize(
