@@ -68,11 +68,11 @@ def open_evaluation(args, splits=('train', 'test')):
 
 
 @contextlib.contextmanager
-def stopping_for_the_user(*errors):
-    """End the process with what one of some errors says; default: a ValueError or OSError."""
+def stopping_for_the_user(errors=(OSError, ValueError)):
+    """End the process with what one of some errors (class or tuple of classes) says."""
     try:
         yield
-    except errors or (OSError, ValueError) as error:
+    except errors as error:
         stop(str(error))
 
 

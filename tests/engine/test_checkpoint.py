@@ -58,7 +58,7 @@ def test_whoever_loads_it_says_so(tmp_path, monkeypatch, load):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(state_dict=Malicious(os.mkdir, 'ran')), 'a.pth')
     forbid_running_checkpoints()
-    with pytest.raises(CheckpointError, match='^a.pth cannot be .*: refused, because it would run posix.mkdir; [^\n]*$'):
+    with pytest.raises(CheckpointError, match='^a.pth cannot .*, because it would run posix.mkdir; [^\n]*$'):
         load(*([torch.nn.Linear(1, 1)] if load is load_checkpoint else []), 'a.pth')
     assert not os.path.exists('ran')
 

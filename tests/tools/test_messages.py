@@ -108,5 +108,5 @@ def test_a_config_in_yaml_that_would_run_something(tmp_path, monkeypatch, capsys
     except SystemExit as end:
         status, message = 2, str(end)
     assert status == 2 and len(message.splitlines()) == 1
-    assert message.startswith("error: c.yaml cannot be read as a config: YAML with the tag 'python/object/apply:builtins")
+    assert message.startswith("error: c.yaml cannot be read as a config: YAML with the tag 'python/object/apply")
     assert not (tmp_path / 'ran').exists()
