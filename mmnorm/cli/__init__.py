@@ -1,7 +1,8 @@
 """The command line: ``mmnorm COMMAND``, and the same commands behind the files of ``tools/``.
 
-A command is a module of this folder. Its docstring describes it, ``EXAMPLE`` ends its help, ``add_arguments(parser)``
-says what it takes, and ``run(args)`` does it and returns the exit status (None: 0). ``args.argv`` is what was given.
+A command is a module of this folder (check_data for ``check-data``). Its docstring describes it, ``EXAMPLE`` ends its
+help, ``add_arguments(parser)`` says what it takes, and ``run(args)`` does it and returns the exit status (None: 0).
+``args.argv`` is what was given.
 Only the module of the chosen command is imported, and what is heavy only where it is used.
 """
 
@@ -18,6 +19,7 @@ COMMANDS = {
     'statistics': 'the single steps of diagnose: shift, recollect, evalnorm, perturb',
     'weights': 'what SN and RBN layers learned: show, harden',
     'norms': 'which norm layers a config has, and which of them train',
+    'check-data': 'what is wrong with the annotation files, images and label maps of a config',
     'zoo': "configs of the papers' tables: list, show, check, table, sweep",
     'convert': 'convert a checkpoint from other code, or to another norm',
     'benchmark': 'time every norm beside BatchNorm',
@@ -57,7 +59,7 @@ def run_command(name, argv=None, prog=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        command = import_module(f'.{name}', __name__)
+        command = import_module(f'.{name.replace("-", "_")}', __name__)
         parser = argparse.ArgumentParser(
             prog,
             description=command.__doc__,

@@ -57,6 +57,11 @@ def add_run_arguments(parser):
         metavar='NUM_PROCESSES',
         help='only report what is missing to run CONFIG with this many processes, and exit',
     )
+    parser.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='start with data that mmnorm check-data finds errors in, or that take it too long',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; ignored')
 
 

@@ -62,6 +62,8 @@ def run(args):
         return
     engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
+    for line in args.data_warnings:
+        runner.logger.warning(line)
     with engine.stopping_for_the_user(engine.CheckpointError):
         metrics = runner.test()
     if runner.rank == 0:

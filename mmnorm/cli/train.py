@@ -116,6 +116,8 @@ def run(args):
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
     runner.register_hook(engine.RunRecordHook())
     runner.register_hook(ListNormsHook())
+    for line in args.data_warnings:
+        runner.logger.warning(line)
     batch = describe_batch(cfg, args.config, runner.world_size)
     if batch:
         runner.logger.warning(batch)

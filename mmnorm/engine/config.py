@@ -1,6 +1,7 @@
 """A config, as the commands run it."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from mmengine.fileio.handlers import yaml_handler
 from mmnorm.norms.checks import warn_once
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 
+from .check_data import check_data, lines
+from .findings import ERROR, WARNING
 from .preflight import frozen_from_scratch, problems
 from .processes import on_first_rank
 
@@ -19,7 +22,8 @@ def load_config(args, splits, initializes=True):
     """Read the config of a command's arguments, fit it to this machine, and stop if something that it needs is missing.
 
     Args:
-        args (Namespace): From a parser with :func:`mmnorm.cli.arguments.add_run_arguments`.
+        args (Namespace): From a parser with :func:`mmnorm.cli.arguments.add_run_arguments`. Gets ``data_warnings``, a
+            list of lines (str) for the log.
         splits (tuple[str]): Which of 'train', 'val', 'test' the command reads.
         initializes (bool): Whether a command that reads 'train' loads pretrained weights.
 
@@ -47,9 +51,23 @@ def load_config(args, splits, initializes=True):
         print(f'no GPU found: {args.check} process(es) on the CPU, with {os.cpu_count()} cores', flush=True)
     if found:
         stop('\n\n'.join(found))
+    args.data_warnings = _checked_data(cfg, splits) if on_first_rank() and not args.skip_data_check else []
     if not torch.cuda.is_available():
         fit_to_cpu(cfg)
     return cfg
+
+
+def _checked_data(cfg, splits):
+    """Stop if the data have errors; returns lines (str) of what is odd in them."""
+    checks = check_data(cfg, splits, say=partial(print, flush=True))
+    errors = lines(checks, ERROR)
+    if errors:
+        listing = '\n'.join(f'  {line}' for line in errors)
+        stop(
+            f'the data are not what the config and its data sets read:\n{listing}\n'
+            'mmnorm check-data lists these and what is odd; --skip-data-check goes on as it is'
+        )
+    return lines(checks, WARNING)
 
 
 class _PlainLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):

@@ -59,6 +59,7 @@ def open_evaluation(args, splits=('train', 'test')):
     start_distributed(cfg)
     with stopping_for_the_user():
         evaluation = Evaluation(cfg, args.checkpoint, args.seed)
+    evaluation.notes += args.data_warnings
     if original.get('sync_bn') or replace_norm_types(copy.deepcopy(original.model), SYNC_TYPES):
         evaluation.notes.append(
             'Its training synchronized BN, which normalizes over the images of all processes: '

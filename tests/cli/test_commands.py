@@ -22,12 +22,22 @@ DOORS = dict(
     convert='convert_checkpoint.py',
     benchmark='benchmark_norms.py',
     digits='make_digits.py',
+    **{'check-data': 'check_data.py'},
 )
 STEPS = [('statistics', step) for step in ('shift', 'recollect', 'evalnorm', 'perturb')]
 STEPS += [('weights', step) for step in ('show', 'harden')]
 STEPS += [('zoo', step) for step in ('list', 'show', 'check', 'table', 'sweep')]
 # --help of these asks for nothing that takes seconds to import, nor for OpenMMLab
-LIGHT = [('report',), ('weights',), ('weights', 'show'), ('weights', 'harden'), ('zoo',), ('convert',), ('benchmark',)]
+LIGHT = [
+    ('report',),
+    ('weights',),
+    ('weights', 'show'),
+    ('weights', 'harden'),
+    ('zoo',),
+    ('convert',),
+    ('benchmark',),
+    ('check-data',),
+]
 
 
 def help_of(capsys, *argv):
@@ -49,7 +59,7 @@ def test_help_has_an_example_that_the_command_takes(capsys, monkeypatch, argv):
     (example,) = re.findall(rf'^(?:example:\s+)mmnorm ({argv[0]} .+)$', said, flags=re.M)
     assert tuple(example.split()[: len(argv)]) == argv
     taken = []
-    monkeypatch.setattr(sys.modules[f'mmnorm.cli.{argv[0]}'], 'run', taken.append)
+    monkeypatch.setattr(sys.modules[f'mmnorm.cli.{argv[0].replace("-", "_")}'], 'run', taken.append)
     monkeypatch.setattr('mmnorm.cli.launch.launch', lambda name, module, args: taken.append(args))
     assert cli.main(example.split()) == 0 and taken[0].argv == example.split()[1:]
 
@@ -57,7 +67,7 @@ def test_help_has_an_example_that_the_command_takes(capsys, monkeypatch, argv):
 def test_help_lists_the_commands(capsys):
     said = help_of(capsys)
     assert all(re.search(f'^  {name} +{re.escape(what)}$', said, flags=re.M) for name, what in cli.COMMANDS.items())
-    folder = {path.stem for path in (ROOT / 'mmnorm/cli').glob('*.py')}
+    folder = {path.stem.replace('check_', 'check-') for path in (ROOT / 'mmnorm/cli').glob('*.py')}
     assert folder - set(cli.COMMANDS) == {'__init__', '__main__', 'arguments', 'launch'}
 
 

@@ -1,0 +1,83 @@
+"""Check the data sets of a config of mmdet or mmseg, as train, test and diagnose do before they start.
+
+Annotation files in COCO's format: JSON, ids, categories and the config's classes, boxes, masks, images that exist.
+Folders for semantic segmentation: images without label maps, and the values of some maps. Exit status 2 if there are
+errors, by which a run fails or does something else than is meant; warnings are what may be as it should.
+"""
+
+from pathlib import Path
+
+from . import printable, telling_mistakes
+from .arguments import add_config_arguments, positive
+
+EXAMPLE = 'mmnorm check-data CONFIG --out data.json'
+SPLITS = ('train', 'val', 'test')
+
+
+def add_arguments(parser):
+    add_config_arguments(parser)
+    parser.add_argument('--splits', nargs='+', choices=SPLITS, default=SPLITS, help='what to check (default: all)')
+    parser.add_argument(
+        '--maps',
+        type=positive,
+        default=50,
+        metavar='N',
+        help='label maps to read of each set for semantic segmentation (default: %(default)s)',
+    )
+    parser.add_argument('--out', metavar='FILE', help='also write what was found, as JSON')
+
+
+@telling_mistakes
+def run(args):
+    """Check, print what was found, and return the exit status."""
+    from mmnorm.engine import parse_config
+    from mmnorm.engine.check_data import check_data, lines
+    from mmnorm.engine.findings import ERROR, WARNING
+    from mmnorm.engine.preflight import missing_data
+    from mmnorm.files import write_json
+
+    if args.out and not Path(args.out).resolve().parent.is_dir():
+        raise ValueError(f'--out {args.out}: there is no folder {Path(args.out).parent}')
+    if args.out and Path(args.out).is_dir():
+        raise ValueError(f'--out {args.out} is a folder, not a file')
+    if not Path(args.config).is_file():
+        raise FileNotFoundError(f'config {args.config} does not exist')
+    cfg = parse_config(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    splits = [split for split in args.splits if cfg.get(f'{split}_dataloader')]
+    if not splits:
+        raise ValueError(f'{args.config} has no {" and no ".join(f"{split}_dataloader" for split in args.splits)}')
+    missing = {path: split for split in reversed(splits) for path in missing_data(cfg[f'{split}_dataloader'])}
+    checks = check_data(cfg, [split for split in splits if split not in missing.values()], args.maps, print)
+    errors = [f'{path} of {split}_dataloader does not exist' for path, split in missing.items()] + lines(checks, ERROR)
+    warnings = lines(checks, WARNING)
+    for check in checks:
+        images = f': {len(check.images):,} images' * bool(check.images)
+        skipped = f': not checked, {check.skipped}' * bool(check.skipped)
+        print(printable(f'{check.split}: {check.kind} {check.path}{images}{skipped}'))
+    for title, found in (('error', errors), ('warning', warnings)):
+        for line in found:
+            print(printable(f'{title}: {line}'))
+    print(f'{len(errors)} errors, {len(warnings)} warnings')
+    if args.out:
+        write_json(
+            args.out,
+            dict(
+                config=args.config,
+                errors=errors,
+                warnings=warnings,
+                data=[
+                    dict(
+                        split=check.split,
+                        type=check.kind,
+                        path=check.path,
+                        images=len(check.images),
+                        skipped=check.skipped or None,
+                        findings=check.findings.plain(),
+                    )
+                    for check in checks
+                ],
+            ),
+        )
+        print(args.out)
+    return 2 if errors else 0
