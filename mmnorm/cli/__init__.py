@@ -70,6 +70,17 @@ def run_command(name, argv=None, prog=None):
     except ImportError as error:
         return _tell(error)
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    try:
+        return _run(name, command, args)
+    except OSError as error:
+        from mmnorm.files import WriteError, as_write_error  # so late that --help is quick
+
+        if not isinstance(as_write_error(error), WriteError):
+            raise
+        return _tell(error)
+
+
+def _run(name, command, args):
     if getattr(args, 'launcher', None) == 'none' and args.processes:
         from .launch import launch
 
@@ -92,6 +103,10 @@ def telling_mistakes(run):
 
 
 def _tell(error):
+    if isinstance(error, OSError) and error.errno:
+        from mmnorm.files import as_write_error
+
+        error = as_write_error(error)
     print(f'error: {printable(" ".join(str(error).split()))}', file=sys.stderr)
     return 2
 

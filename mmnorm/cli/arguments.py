@@ -62,6 +62,7 @@ def add_run_arguments(parser):
         action='store_true',
         help='start with data that mmnorm check-data finds errors in, or that take it too long',
     )
+    parser.set_defaults(launches=False)  # whether this process checks, and then starts others
     parser.add_argument('--local_rank', '--local-rank', type=int, help='set by launchers; ignored')
 
 

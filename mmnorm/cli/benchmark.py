@@ -327,7 +327,7 @@ def run(args):
         import mmnorm  # noqa: F401  # registers the norms
     except ImportError as error:
         raise ImportError(f'{error}; tools/setup_env.py makes an environment with everything needed') from error
-    from mmnorm.files import write_json
+    from mmnorm.files import check_writable, write_json
 
     warnings.simplefilter('ignore')
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -341,6 +341,7 @@ def run(args):
     # as in a training: glibc hands memory back to the system, and gets it page by page, until a large block was freed
     torch.ones(2**23 - 2**16)
     out = Path(args.out)
+    check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     about = dict(
         machine(device, args.threads),

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from mmnorm import engine
-from mmnorm.files import write_json
+from mmnorm.files import check_writable
 
 from .arguments import add_run_arguments
 
@@ -62,6 +62,7 @@ def run(args):
     evaluation, original = engine.open_evaluation(args)
     out = Path(args.out or Path(evaluation.work_dir, 'diagnosis'))
     target = out / f'{Path(args.checkpoint).stem}_{args.apply}.pth'
+    check_writable(out)
     with engine.stopping_for_the_user():
         if args.apply:
             engine.check_free(target, with_config=True)
@@ -70,8 +71,6 @@ def run(args):
         result = diagnosis.run()
         if not engine.on_first_rank():
             return
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / 'diagnosis.json', result)
         print(write_diagnosis(result, out))
         print(result['recommendation']['sentence'])
         if result['recommendation']['command']:

@@ -19,6 +19,7 @@ def launch(name, command, args):
         SystemExit: Something is missing, or no more than a check was asked for.
     """
     only_check, args.check = args.check, args.check or args.processes
+    args.launches = not only_check
     try:
         command.run(args)
     except SystemExit as end:

@@ -44,8 +44,6 @@ def check_args(args):
     """Raise ValueError for arguments that do not fit together."""
     if args.names and len(args.names) != len(args.work_dirs):
         raise ValueError(f'{len(args.names)} --names for {len(args.work_dirs)} work dirs')
-    if args.out and Path(args.out).is_file():
-        raise ValueError(f'--out {args.out} is a file, not a folder')
     if args.images < 0:
         raise ValueError(f'--images {args.images} is negative')
 
@@ -61,8 +59,11 @@ def run(args):
     """Write the report."""
     logging.basicConfig(format='%(message)s', level=logging.INFO)
     check_args(args)
+    from mmnorm.files import check_writable
     from mmnorm.report import load_run, write_report  # so late that --help needs nothing installed
 
     names = args.names or [None] * len(args.work_dirs)
     runs = [load_run(work_dir, name) for work_dir, name in zip(args.work_dirs, names)]
-    print(write_report(runs, args.out or default_folder(args.work_dirs), args.images, args.score_thr))
+    out = args.out or default_folder(args.work_dirs)
+    check_writable(out)
+    print(write_report(runs, out, args.images, args.score_thr))

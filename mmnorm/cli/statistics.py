@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 
 from mmnorm import engine, statistics
 from mmnorm.engine.recommend import headline, recommend_levels
-from mmnorm.files import write_json, write_text
+from mmnorm.files import as_json, check_writable, write_together
 from mmnorm.norms import estimate_offline
 from mmnorm.openmmlab.batches import training_forward
 from mmnorm.openmmlab.configs import evalnorm_config
@@ -208,27 +208,25 @@ def perturb(args, evaluation, original):
         keys = set().union(*(found for curve in curves for found in curve['metrics']))
         for curve in curves:
             curve['metrics'] = [{key: found.get(key, 0.0) for key in sorted(keys)} for found in curve['metrics']]
-        path = write(args, evaluation, dict(first_seed=args.seed, curves=curves))
-        write_text(path.with_suffix('.svg'), draw_perturbation(curves).decode())
-        print(path.with_suffix('.svg'))
+        write(args, evaluation, dict(first_seed=args.seed, curves=curves), {'.svg': draw_perturbation(curves)})
 
 
-def write(args, evaluation, found):
-    """Write what was found, with what it was found on, and say where."""
-    path = Path(args.out or Path(evaluation.work_dir, f'{args.command}.json'))
+def write(args, evaluation, found, beside=None):
+    """Write what was found, with what it was found on, and files beside it (by suffix), and say where."""
+    path = target(args, evaluation)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path,
-        dict(
-            config=args.config,
-            checkpoint=args.checkpoint,
-            device=engine.describe_device(),
-            versions=engine.versions(),
-            **found,
-        ),
+    about = dict(
+        config=args.config, checkpoint=args.checkpoint, device=engine.describe_device(), versions=engine.versions()
     )
-    print(path)
-    return path
+    contents = {path: as_json(dict(about, **found))}
+    contents |= {path.with_suffix(suffix): content for suffix, content in (beside or {}).items()}
+    write_together(contents)
+    print(*contents, sep='\n')
+
+
+def target(args, evaluation):
+    """The file that a step writes."""
+    return Path(args.out or Path(evaluation.work_dir, f'{args.command}.json'))
 
 
 def splits_of(args):
@@ -243,5 +241,6 @@ def run(args):
     evaluation, original = engine.open_evaluation(args, splits_of(args))
     if engine.on_first_rank():
         print(*evaluation.notes, sep='\n', end='\n' * bool(evaluation.notes))
+    check_writable(target(args, evaluation).parent)
     with engine.stopping_for_the_user():
         args.step(args, evaluation, original)

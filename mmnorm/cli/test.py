@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.registry import RUNNERS
 
 from mmnorm import engine
-from mmnorm.files import write_json
+from mmnorm.files import check_writable, write_json
 
 from .arguments import add_run_arguments
 
@@ -58,6 +58,7 @@ def run(args):
     if args.tta:
         augment(cfg, args.config)
     prefix = keep_predictions(cfg)
+    check_writable(cfg.work_dir)
     if args.check:
         return
     engine.start_distributed(cfg)

@@ -1,5 +1,6 @@
 """Train a config of mmdet or mmseg; on several processes with --processes."""
 
+import logging
 import os
 import shlex
 
@@ -7,6 +8,8 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
 from mmnorm import engine
+from mmnorm.engine.networks import build_network
+from mmnorm.files import WriteError, as_write_error, check_writable
 from mmnorm.openmmlab.hooks import ListNormsHook
 from mmnorm.openmmlab.loading import ResumeError
 from mmnorm.zoo import find_model
@@ -84,6 +87,14 @@ def show_papers_figures(work_dir, config):
     print(f'tools/report.py {work_dir} writes a report', flush=True)
 
 
+def with_what_is_safe(error, work_dir):
+    """An error (OSError) that ends a training; where a file could not be written, with how to go on."""
+    newest = engine.newest_checkpoint(work_dir, lambda line: None) if isinstance(error, WriteError) else None
+    if newest is None:
+        return error
+    return WriteError(f'{error}. {newest} is whole: when there is room, continue with --resume --work-dir {work_dir}')
+
+
 def run(args):
     """Train."""
     engine.die_with_parent()
@@ -110,10 +121,14 @@ def run(args):
     checkpoint = cfg.default_hooks.get('checkpoint') or {}
     if checkpoint.get('max_keep_ckpts') == 1:
         checkpoint.max_keep_ckpts = 2  # mmengine deletes the old one before it writes the new one
+    check_writable(cfg.work_dir)
     if args.check:
+        if not args.launches:  # else the training that follows checks that, with the network that it builds
+            engine.check_room(cfg, build_network(cfg))
         return
     engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
+    runner.register_hook(engine.CheckRoomHook())
     runner.register_hook(engine.RunRecordHook())
     runner.register_hook(ListNormsHook())
     for line in args.data_warnings:
@@ -121,12 +136,15 @@ def run(args):
     batch = describe_batch(cfg, args.config, runner.world_size)
     if batch:
         runner.logger.warning(batch)
+    logging.raiseExceptions = False  # a full disk is told once, by what ends the training, and not by each line of log
     try:
         runner.train()
     except ResumeError as error:
         engine.stop(f'{error} With mmnorm train: --cfg-options load_from=FILE, without --resume.')
     except engine.CheckpointError as error:
         engine.stop(error)
+    except OSError as error:
+        raise with_what_is_safe(as_write_error(error), cfg.work_dir) from error
     except KeyboardInterrupt:
         engine.stop(f'interrupted; continue with --resume --work-dir {cfg.work_dir}')
     if runner.rank == 0:

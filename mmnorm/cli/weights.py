@@ -51,13 +51,14 @@ def show(args):
     from mmnorm.engine import networks, progress
     from mmnorm.engine.config import fit_to_cpu
     from mmnorm.engine.preflight import missing_data
+    from mmnorm.files import check_writable
     from mmnorm.norms import RBN, SN
     from mmnorm.report.learned import write_weights
     from mmnorm.statistics.learned import measure_spread, norm_weights
     from mmnorm.statistics.receptive_field import receptive_fields, run_dense_part
 
-    if args.out and Path(args.out).is_file():
-        raise ValueError(f'--out {args.out} is a file, not a folder')
+    out = args.out or Path(args.checkpoints[-1]).parent
+    check_writable(out)
     cfg = networks.read_config(args.config)
     cfg.launcher = 'none'
     if not torch.cuda.is_available():
@@ -95,7 +96,6 @@ def show(args):
             loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
         measured = measure_spread(model.to(get_device()), progress(loader, 'test set'), lambda m, b: m.test_step(b))
         spread = {name: {stage: values.tolist() for stage, values in of.items()} for name, of in measured.items()}
-    out = args.out or Path(args.checkpoints[-1]).parent
     return write_weights(dict(config=args.config, snapshots=snapshots, spread=spread, notes=notes), out)
 
 

@@ -242,11 +242,12 @@ def _start_worker(parent):
 
 def sweep(model, args):
     """Train a config once for each value of its searched option; returns the exit status, 1 if a training failed."""
-    from mmnorm.files import write_json
+    from mmnorm.files import check_writable, write_json
     from mmnorm.report import load_run
 
     ((option, values),) = model.sweep.items()
     folder = Path(args.work_dir or f'work_dirs/{model.name}_sweep')
+    check_writable(folder)
     metric = next(iter(model.published[0].metrics))
     work_dirs = {value: folder / f'{option.rpartition(".")[2]}_{value}' for value in values}
     results, failed = {}, {}

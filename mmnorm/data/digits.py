@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmnorm import __version__
+from mmnorm.files import making_folder, take_place
 
 try:
     from PIL import Image, ImageFilter, ImageOps
@@ -486,7 +486,8 @@ def make_digits(root: str | Path, options: DigitsOptions = DigitsOptions(), *, o
     is blended into the background.
 
     Everything is written beside the folder first and moved into place at the end, so an interrupted run leaves no
-    half-made data set; one that is killed outright may leave a hidden folder ``.<name>-...``, which can be deleted.
+    half-made data set; one that is killed outright may leave a hidden folder ``.<name>-...``, and the next call for
+    the same root removes it, or, if it holds a data set that was whole, puts that into its place.
 
     Args:
         root (str or Path): Folder to make; it may exist if it is empty.
@@ -503,15 +504,13 @@ def make_digits(root: str | Path, options: DigitsOptions = DigitsOptions(), *, o
     root = Path(root).resolve()
     if _is_made(root, options, overwrite):
         return False
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as workspace:
-        new = Path(workspace, 'new')
+    with making_folder(root) as new:
+        if _is_made(root, options, overwrite):  # by a call that was killed before it could finish
+            return False
         for split in SPLITS:
             _write_split(new, options, split)
         (new / MANIFEST).write_text(json.dumps(_manifest(options), indent=2) + '\n')
         if _is_made(root, options, overwrite):  # by another process in the meantime
             return False
-        if root.exists():
-            os.replace(root, Path(workspace, 'old'))
-        os.replace(new, root)
+        take_place(new, root)
     return True

@@ -14,22 +14,26 @@ from .evaluation import (
 )
 from .processes import die_with_parent, end_with_parent, on_first_rank, start_distributed
 from .record import RunRecordHook, describe_device, versions
-from .runner import Runner
+from .room import CheckRoomHook, check_room
+from .runner import Runner, newest_checkpoint
 
 __all__ = [
     'REPAIRS',
     'CheckpointError',
+    'CheckRoomHook',
     'Diagnosis',
     'Evaluation',
     'RunRecordHook',
     'Runner',
     'check_free',
+    'check_room',
     'describe_device',
     'die_with_parent',
     'end_with_parent',
     'forbid_running_checkpoints',
     'load_config',
     'load_weights',
+    'newest_checkpoint',
     'on_first_rank',
     'open_evaluation',
     'parse_config',

@@ -16,7 +16,7 @@ from mmengine.runner.amp import autocast
 from rich.console import Console
 from rich.progress import track
 
-from mmnorm.files import replacing
+from mmnorm.files import WriteError, as_write_error, check_writable, write_together
 from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
@@ -70,10 +70,12 @@ def open_evaluation(args, splits=('train', 'test')):
 
 @contextlib.contextmanager
 def stopping_for_the_user(errors=(OSError, ValueError)):
-    """End the process with what one of some errors (class or tuple of classes) says."""
+    """End the process with what one of some errors (class or tuple) says; the command's end tells a WriteError."""
     try:
         yield
     except errors as error:
+        if isinstance(as_write_error(error), WriteError):
+            raise
         stop(str(error))
 
 
@@ -246,13 +248,12 @@ def save_network(weights, checkpoint, out, note, cfg=None):
     targets = check_free(out, with_config=cfg is not None)
     out.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(checkpoint.get('meta') or {}, mmnorm={**origin_of(checkpoint), **note})
-    with contextlib.ExitStack() as stack:
-        partial = [stack.enter_context(replacing(target)) for target in targets]
-        if cfg is not None:
-            meta['cfg'] = cfg.pretty_text
-            partial[1].write_text(meta['cfg'], encoding='utf-8')
-        with open(partial[0], 'wb') as file:
-            torch.save(dict(meta=meta, state_dict={key: value.cpu() for key, value in weights.items()}), file)
+    if cfg is not None:
+        meta['cfg'] = cfg.pretty_text
+    saved = io.BytesIO()
+    torch.save(dict(meta=meta, state_dict={key: value.cpu() for key, value in weights.items()}), saved)
+    contents = {out: saved.getbuffer()}
+    write_together(contents if cfg is None else {out.with_suffix('.py'): meta['cfg'], **contents})
     return targets
 
 
@@ -265,6 +266,7 @@ def check_free(out, with_config=False):
     for target in targets:
         if target.exists():
             raise FileExistsError(f'{target} exists already and is not overwritten: choose another name')
+    check_writable(out.parent)
     return targets
 
 

@@ -9,6 +9,7 @@ from mmengine.runner import Runner as _Runner
 from mmnorm.files import replacing
 
 from .checkpoint import log_history_allowed, read_checkpoint
+from .room import size_of_next
 
 
 class Runner(_Runner):
@@ -20,11 +21,12 @@ class Runner(_Runner):
     """
 
     @master_only
-    def save_checkpoint(self, out_dir, filename, *args, **kwargs):
+    def save_checkpoint(self, out_dir, filename, file_client_args=None, save_optimizer=True, **kwargs):
+        kwargs.update(file_client_args=file_client_args, save_optimizer=save_optimizer)
         if '://' in str(out_dir):  # an object store, whose uploads are atomic
-            return super().save_checkpoint(out_dir, filename, *args, **kwargs)
-        with replacing(Path(out_dir, filename)) as partial:
-            super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
+            return super().save_checkpoint(out_dir, filename, **kwargs)
+        with replacing(Path(out_dir, filename), size_of_next(self, save_optimizer)) as partial:
+            super().save_checkpoint(out_dir, partial.name, **kwargs)
 
     def load_checkpoint(self, *args, **kwargs):
         with log_history_allowed():

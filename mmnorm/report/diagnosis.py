@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mmnorm.files import write_text
+from mmnorm.files import as_json, write_together
 
 from .page import make_environment
 from .plots import COLORS, STYLE, as_svg
@@ -28,11 +28,11 @@ WORST_LAYERS = 10
 
 
 def write_diagnosis(result, out):
-    """Write ``diagnosis.html``, at once or not at all.
+    """Write ``diagnosis.html`` and ``diagnosis.json``, both or none.
 
     Args:
         result (dict): ``result`` of :class:`mmnorm.engine.Diagnosis`, or what was read from its JSON.
-        out (str | Path): The folder; it exists.
+        out (str | Path): The folder to write to; made if it is not there.
 
     Returns:
         Path: Of the page, which needs no other file and no network.
@@ -57,7 +57,9 @@ def write_diagnosis(result, out):
     if result['evalnorm']:
         context['evalnorm_plot'] = draw_evalnorm(result['evalnorm'], layers.set_index('name')['part'])
     page = Path(out) / 'diagnosis.html'
-    write_text(page, make_environment().get_template('diagnosis.html.j2').render(context))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    rendered = make_environment().get_template('diagnosis.html.j2').render(context)
+    write_together({page: rendered, page.with_suffix('.json'): as_json(result)})
     return page
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmnorm.files import write_text
+from mmnorm.files import write_together
 
 from .page import make_environment
 from .plots import COLORS, COLUMNS, PANEL, STYLE, add_legend, as_svg
@@ -28,7 +28,7 @@ RBN_PANELS = {  # title: label, column, color
 
 
 def write_weights(content, out):
-    """Write ``norm_weights.html`` and ``norm_weights.json``, each at once or not at all.
+    """Write ``norm_weights.html`` and ``norm_weights.json``, both or none.
 
     Args:
         content (dict): ``config`` (str); ``notes`` (list[str]); ``snapshots`` (list[dict]), in the order of the
@@ -63,8 +63,8 @@ def write_weights(content, out):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     page = out / 'norm_weights.html'
-    write_text(page, make_environment().get_template('learned.html.j2').render(context))
-    write_text(page.with_suffix('.json'), json.dumps(finite(content), indent=1) + '\n')
+    rendered = make_environment().get_template('learned.html.j2').render(context)
+    write_together({page: rendered, page.with_suffix('.json'): json.dumps(finite(content), indent=1) + '\n'})
     return page
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from mmnorm.files import write_text
+from mmnorm.files import write_together
 
 from . import tables
 from .coco import evaluate_run
@@ -20,7 +20,7 @@ MAX_OTHER_METRICS = 6  # drawn over training; some evaluators log one for each c
 
 
 def write_report(runs, out, num_images=12, score_thr=0.5):
-    """Write ``report.html``, ``report.md`` and ``report.csv``, each at once or not at all.
+    """Write ``report.html``, ``report.md`` and ``report.csv``, all or none.
 
     Args:
         runs (list[Run]): At least one, with different names; differences are to the first. They get notes for what is
@@ -65,10 +65,11 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
     environment = make_environment()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in ('report.html', 'report.md'):
-        write_text(out / name, environment.get_template(f'{name}.j2').render(context))
+    pages = ('report.html', 'report.md')
+    contents = {out / name: environment.get_template(f'{name}.j2').render(context) for name in pages}
     differences = differences.round(6).add_suffix(f' - {names[0]}') if len(runs) > 1 else None
-    write_text(out / 'report.csv', pd.concat([results, differences, facts.T], axis=1).to_csv(index_label='run'))
+    contents[out / 'report.csv'] = pd.concat([results, differences, facts.T], axis=1).to_csv(index_label='run')
+    write_together(contents)
     return out / 'report.html'
 
 

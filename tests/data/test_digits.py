@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.datasets import load_digits, load_sample_images  # noqa: E402
 
 from mmnorm.cli import run_command  # noqa: E402
 from mmnorm.data import DigitsOptions, digits, make_digits  # noqa: E402
+from mmnorm.files import WriteError  # noqa: E402
 
 SMALL = DigitsOptions(num_train=6, num_val=4, image_size=64, digits_per_image=(2, 4), digit_size=(12, 30))
 CLASSES = ('background', *'0123456789')
@@ -379,6 +381,37 @@ def test_an_interrupted_run_changes_nothing(tmp_path, monkeypatch, made_before):
         make_digits(tmp_path / 'digits', replace(SMALL, seed=1), overwrite=made_before)
     assert tree(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ['digits'] * made_before
+
+
+def killed_between_two_renamings(root, options):
+    def kill(source, target, replace=os.replace):
+        if Path(target) == root:
+            os._exit(9)
+        replace(source, target)
+
+    os.replace = kill
+    make_digits(root, options, overwrite=True)
+
+
+def test_what_a_kill_left_between_two_renamings_is_finished(tmp_path):
+    root, other = tmp_path / 'digits', replace(SMALL, seed=1)
+    make_digits(root, SMALL)
+    process = get_context('fork').Process(target=killed_between_two_renamings, args=(root, other))
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and not root.exists() and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(FileExistsError, match=r'seed=1 \(now 0\): pass overwrite=True'):
+        make_digits(root, SMALL)  # the new one is in place, and nothing is hidden
+    assert [path.name for path in tmp_path.iterdir()] == ['digits']
+    assert not make_digits(root, other)
+
+
+def test_what_is_there_is_not_touched_where_nothing_can_be_written(tmp_path, monkeypatch):
+    make_digits(tmp_path / 'digits', SMALL)
+    monkeypatch.setattr(os, 'access', lambda place, mode: False)
+    assert not make_digits(tmp_path / 'digits', SMALL)
+    with pytest.raises(WriteError, match=f'{tmp_path} cannot be written to'):
+        make_digits(tmp_path / 'other', SMALL)
 
 
 # The command line

@@ -195,7 +195,7 @@ def test_tool_names_runs(make_run, report_main, tmp_path):
         (['a', '--names', 'x', 'y'], 'error: 2 --names for 1 work dirs'),
         (['a', '--images', '-1'], 'error: --images -1 is negative'),
         (['run', 'run', '--out', 'out'], 'error: runs need different names, got run and run: set them with --names'),
-        (['run', '--out', 'file'], 'error: --out file is a file, not a folder'),
+        (['run', '--out', 'file'], 'error: file is a file, not a folder'),
     ],
 )
 def test_user_errors(arguments, message, make_run, report_main, capsys, tmp_path, monkeypatch):
