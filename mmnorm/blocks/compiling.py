@@ -1,11 +1,12 @@
 """Compile the norms of a network, one graph for all widths."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from mmnorm.norms import BatchFreeNorm, PlaneNorm
+from mmnorm.norms.passes import differentiated, keeping_buffers, recomputing
 
 # By default the sizes of parameters and the numbers that a module holds are constants of a graph: each width of a
 # network gets a graph of its own, and beyond torch's limit of 8 for a function the rest runs uncompiled.
@@ -32,15 +33,21 @@ def compile_norms(model: nn.Module, **kwargs) -> list[str]:
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (PlaneNorm, BatchFreeNorm))}
     for layer in layers.values():
-        layer._compiled_call_impl = _patched(torch.compile(layer._call_impl, dynamic=True, **kwargs))
+        layer._compiled_call_impl = _called(layer, torch.compile(layer._call_impl, dynamic=True, **kwargs))
     return list(layers)
 
 
-def _patched(compiled: Callable) -> Callable:
-    """Call a compiled function with the settings above, which hold while it is traced."""
+def _called(layer, compiled):
+    """Call a compiled layer with the settings above, which hold while it is traced.
+
+    What a graph does not know is decided here: that activation checkpointing calls the layer a second time, when its
+    statistics are kept, and that a pass without gradients is the first one of reentrant checkpointing, which trains.
+    """
 
     def call(*args, **kwargs):
-        with torch._dynamo.config.patch(_WIDTHS_VARY):
+        if differentiated() and not torch.is_grad_enabled():
+            return layer._call_impl(*args, **kwargs)
+        with torch._dynamo.config.patch(_WIDTHS_VARY), keeping_buffers(layer) if recomputing() else nullcontext():
             return compiled(*args, **kwargs)
 
     return call

@@ -1,7 +1,8 @@
 """Convert a checkpoint from other code, or with another norm, into one that loads here.
 
-What is written loads strictly into the ResNet or ResNeXt of the source's depth and width, or into the backbone of
---config; otherwise nothing is written. Without --config, the backbone that loads it is printed, to paste into a config.
+What is written loads strictly into the ResNet, ResNeXt or MobileNetV2 of the source's depth and width, or into the
+backbone of --config; otherwise nothing is written. Without --config, the backbone that loads it is printed, to paste
+into a config.
 No code in SOURCE is ever run.
 """
 
@@ -19,6 +20,7 @@ LAYOUTS = {
     'rbn': "RBN's authors: layer1.0.bn1.center_weight",
     'ibn': "IBN-Net's authors: layer1.0.bn1.IN",
     'xbn-detection': "XBN's authors' detectors (maskrcnn-benchmark): backbone.body.stem.conv1",
+    'xbn-mobilenet': "XBN's authors' MobileNetV2: features.1.conv.0",
     'torchvision': 'its ResNets and ResNeXts, its detectors',
     'mmdet': 'mmdet, mmseg, mmnorm: a backbone or a whole network',
     'auto': 'detected from the names (default)',

@@ -16,6 +16,7 @@ DEPTHS = {
     True: {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
 }
 _STAGES = 4
+_FIRST_OF_MOBILENET = 'layer1.0.depthwise_conv.conv.weight'
 #: What would do for a network that is not found.
 OTHER = '; for another network give its --config'
 
@@ -38,7 +39,7 @@ def find_backbone(weights, norm, hard=False, stated=None):
     """Describe the backbone that tensors belong to.
 
     Args:
-        weights (dict[str, Tensor]): Named as mmdet's ResNet names them.
+        weights (dict[str, Tensor]): Named as mmdet's ResNet or MobileNetV2 names them.
         norm (str): 'XBN', 'IBN' (IBN-Net-a), or a name for ``norm_cfg``.
         hard (bool): Its SN layers, if it has any, are hardened.
         stated (dict[str, dict]): Arguments that the code of these weights has, beside what tensors show.
@@ -49,15 +50,25 @@ def find_backbone(weights, norm, hard=False, stated=None):
     Raises:
         ValueError: No backbone of these hosts is like that.
     """
-    cfg, name = _structure(weights)
+    cfg, name = (_mobilenet if _FIRST_OF_MOBILENET in weights else _resnet)(weights)
     cfg.update(_norms(weights, norm, cfg['type'], hard))
     for argument, parts in (stated or {}).items():
         cfg[argument] = {**cfg.get(argument, {}), **parts}
     return Backbone(cfg, f'{norm} {name}', list(_notes(weights, norm, cfg)))
 
 
-def _structure(weights):
-    """Config and name of a backbone, but for its norms."""
+def _mobilenet(weights):
+    """Config and name of a MobileNetV2, but for its norms."""
+    last = 'layer7.0.linear_conv.conv.weight'
+    if last not in weights:
+        raise ValueError(f'it has no convolution {last}, a part of every MobileNetV2')
+    width = weights[last].shape[0] / 320  # of all, the widest is rounded to a multiple of 8 the least
+    cfg = _without_none(type='MobileNetV2', widen_factor=width if width != 1 else None)
+    return cfg, 'MobileNetV2' + f' (width {width:g})' * (width != 1)
+
+
+def _resnet(weights):
+    """Config and name of a ResNet or ResNeXt, but for its norms."""
     numbers = tuple(_blocks(weights).values())
     bottleneck = 'layer1.0.conv3.weight' in weights
     depths = [depth for depth, known in DEPTHS[bottleneck].items() if known[: len(numbers)] == numbers]
@@ -114,9 +125,12 @@ def _without_none(**arguments):
 
 
 def norm_names(weights):
-    """Names (list[str]) of the norms of a ResNet, which has one after each convolution; some may have no tensors."""
+    """Names (list[str]) of the norms of a backbone, which has one after each convolution; some may have no tensors."""
     names = []
     for key in weights:
+        if re.fullmatch(r'(conv\d|layer\d+\.\d+\.\w+_conv)\.conv\.weight', key):  # of a MobileNetV2
+            names.append(f'{key.removesuffix(".conv.weight")}.bn')
+            continue
         match = re.fullmatch(r'(layer\d+\.\d+\.)?(conv|stem\.|downsample\.)(\d+)\.weight', key)
         if not match:
             continue
@@ -130,10 +144,10 @@ def norm_names(weights):
 
 
 def placement(weights):
-    """Find how XBN places the batch-free norms of a ResNet.
+    """Find how XBN places the batch-free norms of a backbone.
 
     Args:
-        weights (dict[str, Tensor]): Named as mmdet's ResNet names them.
+        weights (dict[str, Tensor]): Named as mmdet's ResNet or MobileNetV2 names them.
 
     Returns:
         dict: Those arguments of :func:`~mmnorm.blocks.xbn.place_xbn` that are not its defaults; {} also if there are
@@ -183,7 +197,7 @@ def check_placement(model, weights, name, hint=''):
 
 
 def _batch_free(weights):
-    """Names of those norms of a ResNet that keep no running statistics."""
+    """Names of those norms of a backbone that keep no running statistics."""
     return [name for name in norm_names(weights) if f'{name}.running_mean' not in weights]
 
 
@@ -233,8 +247,8 @@ def _norms(weights, norm, host, hard):
 
 def _norm_cfg(weights, norm, hard):
     """Arguments of norms which tensors of the same kind show."""
-    layers = norm_layers(weights)
-    first, own = layers.get('layer1.0.bn1', {}), {}
+    layers, name = norm_layers(weights), norm_names(weights)[0]
+    first, own = layers.get(name, {}), {}
     kind = kind_of(first)
     if kind == norm.removeprefix('Sync') == 'SN':
         shape = next(first[leaf].shape for leaf in OWN['SN'] if leaf in first)
@@ -242,16 +256,16 @@ def _norm_cfg(weights, norm, hard):
             groups=shape[0] if len(shape) > 1 else None,
             batch_stat=False if shape[-1:] == (2,) else None,
             hard=True if hard else None,
-            unbiased=True if 'layer1.0.bn1.unbiased_instances' in weights else None,
+            unbiased=True if f'{name}.unbiased_instances' in weights else None,
         )
     elif kind == norm.removeprefix('Sync') == 'RBN':
         own = _without_none(
             center=None if 'center_weight' in first else False,
             scale=None if 'scale_bias' in first else False,
             **{
-                f'{what}_stat': STATISTICS[int(weights[f'layer1.0.bn1.{what}_statistic'])]
+                f'{what}_stat': STATISTICS[int(weights[f'{name}.{what}_statistic'])]
                 for what in ('center', 'scale')
-                if f'layer1.0.bn1.{what}_statistic' in weights
+                if f'{name}.{what}_statistic' in weights
             },
         )
     elif kind == norm.removeprefix('Sync') == 'EN':
@@ -276,11 +290,12 @@ def _notes(weights, norm, cfg):
             'with another norm without affine, set that in xbn=dict(norm_cfg=...)'
         )
     elif norm_cfg['type'] == 'GN':
+        authors = 16 if 'MobileNetV2' in cfg['type'] else 64
         yield (
             f'its batch-free norms are taken to be GN with {norm_cfg["num_groups"]} groups'
-            + ", as the authors'" * (norm_cfg['num_groups'] == 64)
+            + ", as the authors'" * (norm_cfg['num_groups'] == authors)
             + ': GW and IN have the same tensors, and no tensor tells the number of groups. If it was trained with '
-            'another norm or number, set that in xbn=dict(norm_cfg=...)'
+            "another norm or number, set that in xbn=dict(norm_cfg=...); the authors' GW is dict(type='GW', eps=0)"
         )
 
 

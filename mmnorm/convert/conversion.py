@@ -98,8 +98,8 @@ def convert_file(
 ):
     """Write a checkpoint of other code, or of another norm, as one that loads into ours.
 
-    It is written only if it loads strictly: into the backbone of a config, or into the ResNet or ResNeXt that its
-    shapes are those of.
+    It is written only if it loads strictly: into the backbone of a config, or into the ResNet, ResNeXt or
+    MobileNetV2 that its shapes are those of.
 
     Args:
         source (str): File, or a URL that mmengine knows ('torchvision://resnet50'). Nothing that it carries is run.

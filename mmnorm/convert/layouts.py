@@ -1,4 +1,4 @@
-"""Where other code keeps the tensors of a ResNet: the names, as data.
+"""Where other code keeps the tensors of a ResNet or a MobileNetV2: the names, as data.
 
 The papers' authors and torchvision train on RGB images normalized by ImageNet's mean and deviation, and have the
 stride in the 3 x 3 convolution: the defaults of mmdet and mmseg (``style='pytorch'``).
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
         norms (tuple[str]): The kind of norms that its backbone has (see :mod:`mmnorm.convert.tensors`), and after it
             those that it may have too; empty: any.
         rename (dict[str, str]): Regular expressions and what stands in their place, applied in order. What comes out
-            are the names of mmdet's and mmseg's ResNet, which are torchvision's.
+            are the names of mmdet's and mmseg's ResNet, which are torchvision's, or of their MobileNetV2.
         drop (dict[str, str]): Regular expressions of what has no place in a backbone, and what it is.
         license (str): Of the weights that are known in this layout; names tell a layout, not whose the weights are.
         note (str): What the user should know of norms that stay as they are.
@@ -52,7 +52,9 @@ class Layout(NamedTuple):
     stated: dict = {}
 
 
-_CLASSIFIER = {r'^fc\.': 'ImageNet classifier'}
+_CLASSIFIER = {r'^(fc|classifier)\.': 'ImageNet classifier'}
+#: Blocks of MobileNetV2's stages; the authors count them on, from 1.
+_OF_MOBILENET = [(stage + 1, block) for stage, number in enumerate((1, 2, 3, 4, 3, 3, 1)) for block in range(number)]
 
 #: 'auto' finds the first that fits; mmdet's, which may have any norm, is the last.
 LAYOUTS = {
@@ -140,6 +142,34 @@ LAYOUTS = {
         ),
         stated=dict(XBN=dict(norm_cfg=dict(type='FrozenBN', eps=0), xbn=dict(norm_cfg=dict(type='GN', num_groups=32)))),
     ),
+    # in a block convolution, norm and activation are counted on, so that each third is a convolution
+    'xbn-mobilenet': Layout(
+        "XBN's authors, XBNBlock (MobileNetV2)",
+        signs=('features.1.conv.0.weight',),
+        rename={
+            r'^features\.0\.': 'conv1.',
+            rf'^features\.{len(_OF_MOBILENET) + 1}\.': 'conv2.',
+            **{
+                rf'^features\.{number}\.': f'layer{stage}.{block}.'
+                for number, (stage, block) in enumerate(_OF_MOBILENET, start=1)
+            },
+            r'^(conv\d)\.0\.': r'\1.conv.',
+            r'^(conv\d)\.1\.': r'\1.bn.',
+            # the first block does not expand
+            r'^layer1\.0\.conv\.0\.': 'layer1.0.depthwise_conv.conv.',
+            r'^layer1\.0\.conv\.1\.': 'layer1.0.depthwise_conv.bn.',
+            r'^layer1\.0\.conv\.3\.': 'layer1.0.linear_conv.conv.',
+            r'^layer1\.0\.conv\.4\.': 'layer1.0.linear_conv.bn.',
+            r'^(layer\d\.\d)\.conv\.0\.': r'\1.expand_conv.conv.',
+            r'^(layer\d\.\d)\.conv\.1\.': r'\1.expand_conv.bn.',
+            r'^(layer\d\.\d)\.conv\.3\.': r'\1.depthwise_conv.conv.',
+            r'^(layer\d\.\d)\.conv\.4\.': r'\1.depthwise_conv.bn.',
+            r'^(layer\d\.\d)\.conv\.6\.': r'\1.linear_conv.conv.',
+            r'^(layer\d\.\d)\.conv\.7\.': r'\1.linear_conv.bn.',
+        },
+        drop=_CLASSIFIER,
+        license="if it is the authors' release: they state none",
+    ),
     'torchvision': Layout(
         "torchvision's ResNet and ResNeXt, alone or in its detectors",
         signs=('layer1.0.bn1.running_mean', 'backbone.body.layer1.0.bn1.running_mean'),
@@ -151,7 +181,7 @@ LAYOUTS = {
     'mmdet': Layout(
         'mmdet, mmseg and this package: a backbone alone, or a whole network; of any norm',
         # XBN's first norm may be IN, without tensors
-        signs=('layer1.0.bn1.weight', '*layer1.0.bn?.weight'),
+        signs=('layer1.0.bn1.weight', '*layer1.0.bn?.weight', '*layer1.0.depthwise_conv.conv.weight'),
         rename={r'^roi_head\.shared_head\.': 'backbone.'},
         drop={
             **_CLASSIFIER,
@@ -165,10 +195,14 @@ _NO_BACKBONE = {
     r'\.(mean_fixed|var_fixed|radius)$': 'SSN, whose ratios are a sparsestmax and not a softmax',
     r'^(module\.)?layer\d\.\d+\.IN\.': 'IBN-Net-b, with IN after the addition of some blocks',
     r'\.se\.fc\.\d\.weight$': 'a network of squeeze-and-excitation blocks (SE-ResNet, SE-IBN)',
+    r'\.branch_proj\.0\.weight$': (
+        "the XBN authors' ShuffleNetV2, whose shuffle gives another order of channels than XBNShuffleNetV2's, so that "
+        'the GNs in its projections have groups of other channels'
+    ),
 }
 
 _NETWORK_KEYS = ('state_dict', 'model')
-_TRUNK = re.compile(r'(.*?)layer1\.0\.conv1\.weight')
+_TRUNK = re.compile(r'(.*?)layer1\.0\.(conv1|depthwise_conv\.conv)\.weight')
 
 
 def unwrap(checkpoint):
@@ -233,12 +267,14 @@ def find_layout(weights):
         raise ValueError('its norms are GN, which keeps no statistics that another norm could start from')
     raise ValueError(
         'it is in none of the known layouts: it has no ResNet that names its first norm layer1.0.bn1 or '
-        f'layer1.0.sn1 (res2.0.sn1 in Detectron); its first tensor is {next(iter(weights))}'
+        'layer1.0.sn1 (res2.0.sn1 in Detectron), and no MobileNetV2 with features.1.conv.0 or '
+        'layer1.0.depthwise_conv; its'
+        f' first tensor is {next(iter(weights))}'
     )
 
 
 def take_backbone(weights, layout):
-    """Take a backbone out of a network and name its tensors as mmdet's and mmseg's ResNet does.
+    """Take a backbone out of a network and name its tensors as mmdet's and mmseg's ResNet or MobileNetV2 does.
 
     Args:
         weights (dict[str, Tensor]): As :func:`unwrap` returns them.
@@ -295,7 +331,8 @@ def _take(weights, layout):
             f'it is ambiguous: it has {len(trunks)} backbones, under '
             f'{" and ".join(trunk or "no prefix" for trunk in trunks)}; choose one with --source-prefix'
             if trunks
-            else 'it has no ResNet: no tensor is named layer1.0.conv1.weight'
+            else 'it has no ResNet or MobileNetV2: no tensor is named layer1.0.conv1.weight or '
+            'layer1.0.depthwise_conv.conv.weight'
         )
     origin, dropped = _sort_out(renamed, layout.drop, trunks[0])
     return {new: weights[old] for new, old in origin.items()}, origin, dropped

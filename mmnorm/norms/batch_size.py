@@ -83,8 +83,9 @@ class BatchSizeRule(PlaneNorm):
         """Set B, and alpha and beta by the rule; where they are estimated only if that starts now."""
         rule = torch.where(size > 0, size.clamp(min=1).pow(RULES.get(self.mode, RULES['rule'])), 0)
         for value in (self.alpha, self.beta):
-            value.copy_(rule if self.mode in RULES else torch.where(starts.to(rule) > 0, rule, value))
-        self.mean_batch_size.copy_(size)
+            # into views, since what a compiled graph copies into a float64 number itself is lost
+            value.detach().copy_(rule if self.mode in RULES else torch.where(starts.to(rule) > 0, rule, value))
+        self.mean_batch_size.detach().copy_(size)
 
     def knows_batch_size(self) -> bool:
         """Whether the layer knows B; if not, that is said once."""

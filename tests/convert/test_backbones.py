@@ -237,3 +237,58 @@ def test_other_networks_need_their_config(save, tmp_path, change, message):
     torch.save(weights, source)
     with pytest.raises(ValueError, match=message):
         convert_file(source, tmp_path / 'out.pth', 'SN')
+
+
+def of_xbns_authors(name):
+    """A name of mmdet's MobileNetV2 as XBN's authors have it: blocks counted on, and what is in a block."""
+    firsts = dict(zip(range(1, 8), (1, 2, 4, 7, 11, 14, 17)))
+    name = re.sub(r'^layer(\d)\.(\d)\.', lambda m: f'features.{firsts[int(m[1])] + int(m[2])}.', name)
+    name = re.sub(r'^conv(\d)\.', lambda m: f'features.{18 * (int(m[1]) - 1)}.', name)
+    parts = ('depthwise', 'linear') if name.startswith('features.1.') else ('expand', 'depthwise', 'linear')
+    for number, part in enumerate(parts):
+        name = name.replace(f'{part}_conv.conv', f'conv.{3 * number}').replace(
+            f'{part}_conv.bn', f'conv.{3 * number + 1}'
+        )
+    return re.sub(r'^(features\.\d+)\.(conv|bn)\.(?!\d)', lambda m: f'{m[1]}.{int(m[2] == "bn")}.', name)
+
+
+@pytest.mark.parametrize('theirs', [True, False], ids=['authors', 'mmdet'])
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='MobileNetV2'),
+        dict(type='MobileNetV2', widen_factor=0.5),
+        dict(type='MobileNetV2', widen_factor=0.5, norm_cfg=dict(type='SN')),
+        dict(type='MobileNetV2', widen_factor=0.5, norm_cfg=dict(type='RBN', scale=False)),
+        dict(type='XBNMobileNetV2', xbn=dict(norm_cfg=dict(type='GN', num_groups=16))),
+    ],
+    ids=name_of,
+)
+@torch.no_grad()
+def test_mobilenet(save, tmp_path, cfg, theirs):
+    network, source = save(cfg)
+    if theirs:
+        state = {of_xbns_authors(name): value for name, value in network.state_dict().items()}
+        assert {'features.0.0.weight', 'features.1.conv.4.bias', 'features.17.conv.6.weight'} < state.keys()
+        torch.save({'state_dict': {**state, 'classifier.weight': torch.ones(10, 1280)}}, source)
+    norm = 'XBN' if 'XBN' in cfg['type'] else cfg.get('norm_cfg', {}).get('type', 'BN')
+    report = convert_file(source, tmp_path / 'out.pth', norm)
+    assert report.layout == ('xbn-mobilenet' if theirs else 'mmdet')
+    backbone = pasted(report)
+    assert {key: value for key, value in backbone.items() if key != 'init_cfg'} == cfg
+    ours = MODELS.build(backbone)
+    ours.init_weights()
+    ours.eval()
+    x = torch.randn(2, 3, 64, 64)
+    for found, expected in zip(ours(x), network(x), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_shufflenet_of_xbns_authors_is_refused(tmp_path):
+    """Its projections' GNs have groups of channels that lie elsewhere after mmpretrain's shuffle."""
+    names = ('first_conv.0.weight', 'features.0.branch_main.0.weight', 'features.0.branch_proj.0.weight')
+    torch.save({name: torch.ones(24, 1, 3, 3) for name in names}, tmp_path / 'source.pth')
+    with pytest.raises(
+        ValueError, match=r"the XBN authors' ShuffleNetV2, .* \(features.0.branch_proj.0.weight\): there"
+    ):
+        convert_file(str(tmp_path / 'source.pth'), tmp_path / 'out.pth', 'XBN')

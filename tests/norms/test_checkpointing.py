@@ -9,7 +9,7 @@ from mmdet.models.backbones import ResNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmnorm import update_statistics_once
+from mmnorm import compile_norms, update_statistics_once
 from mmnorm.norms import BRN, EN, passes
 
 from .cases import CHANNELS, build, randomized
@@ -87,6 +87,24 @@ def test_training_is_that_without(cfg, reentrant, together):
     if cfg['type'] == 'BRN':
         norm.num_batches_tracked.fill_(2500)  # half of its warm-up: r and d count
     assert_alike(*pair(norm, reentrant), together)
+
+
+@pytest.mark.parametrize('name', ['SN', 'EN', 'BRN'])  # each takes another way through the recomputation
+def test_compiled_layers_update_once(name):
+    torch._dynamo.reset()
+    plain = randomized(build(dict(type=name))).double()
+    compiled = [copy.deepcopy(plain) for _ in range(2)]
+    for layer, reentrant in zip(compiled, (True, False)):
+        compile_norms(layer, backend='aot_eager')
+        for step in range(2):
+            x = torch.randn(4, CHANNELS, 4, 5, generator=torch.manual_seed(step), dtype=torch.float64).requires_grad_()
+            checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
+            if reentrant:
+                plain(x)
+    for layer in compiled:
+        assert layer.num_batches_tracked == 2
+        for key, value in plain.state_dict().items():
+            torch.testing.assert_close(layer.state_dict()[key], value, msg=key)
 
 
 STOCK = [
