@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+from contextlib import nullcontext
 
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
@@ -96,7 +97,7 @@ def with_what_is_safe(error, work_dir):
 
 
 def run(args):
-    """Train."""
+    """Check that a training can run, and train."""
     engine.die_with_parent()
     engine.forbid_running_checkpoints()
     if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
@@ -123,9 +124,17 @@ def run(args):
         checkpoint.max_keep_ckpts = 2  # mmengine deletes the old one before it writes the new one
     check_writable(cfg.work_dir)
     if args.check:
+        engine.check_unused(cfg.work_dir)
         if not args.launches:  # else the training that follows checks that, with the network that it builds
             engine.check_room(cfg, build_network(cfg))
         return
+    alone = args.launcher == 'none' or engine.on_first_rank()
+    with engine.training_lock(cfg.work_dir) if alone else nullcontext():
+        train(cfg, args)
+
+
+def train(cfg, args):
+    """Train a config (Config) as it is."""
     engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
     runner.register_hook(engine.CheckRoomHook())

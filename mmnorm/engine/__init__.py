@@ -12,6 +12,7 @@ from .evaluation import (
     save_network,
     stopping_for_the_user,
 )
+from .lock import check_unused, training_lock
 from .processes import die_with_parent, end_with_parent, on_first_rank, start_distributed
 from .record import RunRecordHook, describe_device, versions
 from .room import CheckRoomHook, check_room
@@ -27,6 +28,7 @@ __all__ = [
     'Runner',
     'check_free',
     'check_room',
+    'check_unused',
     'describe_device',
     'die_with_parent',
     'end_with_parent',
@@ -43,5 +45,6 @@ __all__ = [
     'start_distributed',
     'stop',
     'stopping_for_the_user',
+    'training_lock',
     'versions',
 ]

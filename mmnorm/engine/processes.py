@@ -57,4 +57,5 @@ def start_distributed(cfg):
 
 def on_first_rank():
     """Whether this is the process that talks to the user, process group or not yet."""
-    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of torchrun, srun and mpirun
+    return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
