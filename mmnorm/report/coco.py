@@ -10,7 +10,7 @@ import pandas as pd
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .runs import COCO_METRICS, COCO_NAMES, MARKS, percent
+from .runs import COCO_METRICS, COCO_NAMES, MARKS, as_dict, percent
 
 LOGGER = logging.getLogger(__name__)
 # As in mmdet's CocoMetric, so that the figures are those it prints. pycocotools then takes AP over the 100 best
@@ -79,7 +79,7 @@ def evaluations(run, files):
     """Yield (iou_type, Evaluation) for each predictions file; a note to the run for those that cannot be evaluated."""
     evaluator = run.config.get('test_evaluator')
     proposal_nums = evaluator.get('proposal_nums', PROPOSAL_NUMS) if isinstance(evaluator, dict) else PROPOSAL_NUMS
-    classes = (run.test_dataset.get('metainfo') or {}).get('classes')
+    classes = as_dict(run.test_dataset.get('metainfo')).get('classes')
     try:
         coco_gt = read_annotations(run.ann_file)
     except ValueError as error:

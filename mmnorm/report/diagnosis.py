@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mmnorm.files import as_json, write_together
 
-from .page import make_environment
+from .page import render
 from .plots import COLORS, STYLE, as_svg
 
 NAMES = {
@@ -58,8 +58,7 @@ def write_diagnosis(result, out):
         context['evalnorm_plot'] = draw_evalnorm(result['evalnorm'], layers.set_index('name')['part'])
     page = Path(out) / 'diagnosis.html'
     page.parent.mkdir(parents=True, exist_ok=True)
-    rendered = make_environment().get_template('diagnosis.html.j2').render(context)
-    write_together({page: rendered, page.with_suffix('.json'): as_json(result)})
+    write_together({page: render('diagnosis.html.j2', context), page.with_suffix('.json'): as_json(result)})
     return page
 
 

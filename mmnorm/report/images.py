@@ -7,12 +7,14 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .coco import match_objects
+from .texts import one_line
 
 # Of Okabe and Ito's palette, so that color-blind readers can tell right from wrong.
 OUTCOME_COLORS = {'object': '#009E73', 'hit': '#0072B2', 'false': '#D55E00', 'missed': '#F0E442'}
 SIDE = 420  # pixels of a picture's longer side: small images are enlarged by a whole number, large ones shrunk
 FONT_SIZE = 17
 MASK_OPACITY = 0.4
+LONGEST_LABEL = 40  # characters
 
 
 def compare_images(runs, evaluations, number, score_thr):
@@ -112,7 +114,7 @@ def draw_predictions(image, coco_eval, image_id, outcomes, title):
 
 def as_object(coco, annotation, outcome, iou_type):
     """Return an annotation of ground truth or predictions as ``draw_objects`` takes it."""
-    label = coco.cats[annotation['category_id']]['name']
+    label = one_line(coco.cats[annotation['category_id']]['name'], LONGEST_LABEL)
     if 'score' in annotation:
         label += f' {annotation["score"]:.2f}'
     mask = coco.annToMask(annotation).astype(bool) if iou_type == 'segm' and outcome != 'missed' else None

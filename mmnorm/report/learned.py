@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from mmnorm.files import write_together
 
-from .page import make_environment
-from .plots import COLORS, COLUMNS, PANEL, STYLE, add_legend, as_svg
+from .page import render
+from .plots import COLORS, COLUMNS, PANEL, STYLE, add_legend, as_svg, name_handles
 
 NORMALIZERS = ('IN', 'LN', 'BN')  # in COLORS' order, everywhere on the page
 MOMENTS = dict(mean='Mean', var='Variance')
@@ -63,8 +63,8 @@ def write_weights(content, out):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     page = out / 'norm_weights.html'
-    rendered = make_environment().get_template('learned.html.j2').render(context)
-    write_together({page: rendered, page.with_suffix('.json'): json.dumps(finite(content), indent=1) + '\n'})
+    content = json.dumps(finite(content), indent=1) + '\n'
+    write_together({page: render('learned.html.j2', context), page.with_suffix('.json'): content})
     return page
 
 
@@ -117,10 +117,11 @@ def draw_averages(averages):
             ratios = np.array([group[moment] for group in averages.values()])
             for index in range(len(NORMALIZERS)):
                 left = ratios[:, :index].sum(axis=1)
-                bars = axes.barh(labels, ratios[:, index], 0.78, left, color=COLORS[index])
+                bars = axes.barh(range(len(labels)), ratios[:, index], 0.78, left, color=COLORS[index])
                 texts = [f'{100 * ratio:.0f}' if ratio > 0.04 else '' for ratio in ratios[:, index]]
                 axes.bar_label(bars, texts, label_type='center', color='white', fontsize=9)
             axes.set(title=title, xlim=(0, 1))
+            axes.set_yticks(range(len(labels)), labels)
             axes.xaxis.set_major_formatter(lambda share, _: f'{100 * share:.0f} %')
             axes.grid(visible=False)
         axes.invert_yaxis()
@@ -262,7 +263,9 @@ def name_layers(panels, rows):
         axes.grid(visible=False, axis='x')
     panels[-1].tick_params(axis='x', length=0)
     labels = [short_name(row['name'], row['part']) for row in rows] if width <= MAX_LABELS else []
-    panels[-1].set_xticks(range(len(labels)), labels, rotation=90, fontsize=min(8, max(5.2, 560 / width)))
+    panels[-1].set_xticks(
+        range(len(labels)), labels, rotation=90, fontsize=min(8, max(5.2, 560 / width)), parse_math=False
+    )
     start, taken = 0, -math.inf
     for part, members in itertools.groupby(rows, lambda row: row['part']):
         end = start + len(list(members))
@@ -277,6 +280,7 @@ def name_layers(panels, rows):
             fontsize=8,
             ha='center',
             color='#4a5058',
+            parse_math=False,
             xycoords=('data', 'axes fraction'),
             textcoords='offset points',
         )
@@ -292,5 +296,4 @@ def short_name(name, part):
 
 
 def _add_legend(figure, styles, labels):
-    handles = [Line2D([], [], **{'linewidth': 2.4} | style) for style in styles]
-    figure.legend(handles, labels, loc='outside upper left', ncols=len(labels), handlelength=2.4)
+    name_handles(figure, [Line2D([], [], **{'linewidth': 2.4} | style) for style in styles], labels, len(labels))

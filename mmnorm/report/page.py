@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from mmnorm.files import write_together
 
@@ -14,6 +15,7 @@ from .images import OUTCOME_COLORS, compare_images
 from .paper import compare_with_papers
 from .plots import Panel, draw_class_ap, draw_curves
 from .runs import COCO_NAMES, SEGMENTATION_METRICS
+from .texts import in_markdown, visible
 
 TITLES = {'AP^bbox': 'Box AP', 'AP^mask': 'Mask AP'}
 MAX_OTHER_METRICS = 6  # drawn over training; some evaluators log one for each class
@@ -62,13 +64,11 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
         metric_plot=draw_metrics(runs),
         class_plot=draw_class_ap({TITLES[name]: table for name, table in class_ap.items()}) if class_ap else None,
     )
-    environment = make_environment()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pages = ('report.html', 'report.md')
-    contents = {out / name: environment.get_template(f'{name}.j2').render(context) for name in pages}
+    contents = {out / name: render(f'{name}.j2', context) for name in ('report.html', 'report.md')}
     differences = differences.round(6).add_suffix(f' - {names[0]}') if len(runs) > 1 else None
-    contents[out / 'report.csv'] = pd.concat([results, differences, facts.T], axis=1).to_csv(index_label='run')
+    contents[out / 'report.csv'] = tables.to_csv(pd.concat([results, differences, facts.T], axis=1))
     write_together(contents)
     return out / 'report.html'
 
@@ -118,11 +118,13 @@ def draw_images(runs, evaluations, number, score_thr):
     return compare_images(*map(list, zip(*alike)), number, score_thr)
 
 
-def make_environment():
-    """Return the jinja2 environment with the templates; what goes into the page is escaped."""
+def render(name, context):
+    """Return a template, filled: what goes into a page is escaped as HTML, what goes into ``*.md`` as Markdown."""
+    page = name.endswith('.html.j2')
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=jinja2.select_autoescape(['html.j2']),
+        autoescape=page,
+        finalize=visible_html if page else escape_markdown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -130,7 +132,17 @@ def make_environment():
     environment.filters |= dict(
         data_uri=data_uri, metric=tables.format_metric, difference=tables.format_difference, fact=tables.format_fact
     )
-    return environment
+    return environment.get_template(name).render(context)
+
+
+def visible_html(value):
+    """What jinja2, which escapes it then, shall write of a value."""
+    return visible(value) if isinstance(value, (str, Path)) and not isinstance(value, Markup) else value
+
+
+def escape_markdown(value):
+    """What jinja2 shall write of a value into Markdown."""
+    return in_markdown(value) if isinstance(value, (str, Path)) and not isinstance(value, Markup) else value
 
 
 def data_uri(content, mime_type):

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
+
+from .texts import one_line, visible
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; without its yellow and black.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -34,6 +38,7 @@ STYLE = {
 }
 PANEL = (3.6, 2.5)  # inches
 COLUMNS = 3
+LONGEST_NAME = 40  # characters of a run's or class's name in a plot
 FEW_POINTS = 30  # up to which they are marked, and not smoothed
 
 
@@ -70,7 +75,7 @@ def draw_panel(axes, panel):
             average = curve.rolling(max(3, len(curve) // 20), center=True, min_periods=1).mean()
             curve = average.where(curve.notna())  # a gap stays a gap
         axes.plot(curve.index, curve, markersize=3.5, **style)
-    axes.set(title=panel.title, ylabel=panel.unit, xlabel='Iteration')
+    axes.set(title=one_line(panel.title, LONGEST_NAME), ylabel=panel.unit, xlabel='Iteration')
     axes.set_xlim(left=0)
 
 
@@ -130,11 +135,28 @@ def add_legend(figure, names):
     """Put the runs' names and colors above all panels; one run needs none."""
     if len(names) > 1:
         handles = [Line2D([], [], **line_style(index), linewidth=3) for index in range(len(names))]
-        figure.legend(handles, names, loc='outside upper left', ncols=min(4, len(names)))
+        name_handles(figure, handles, names, min(4, len(names)))
+
+
+def name_handles(figure, handles, names, columns):
+    """Put a legend above all panels."""
+    legend = figure.legend(handles, range(len(names)), loc='outside upper left', ncols=columns, handlelength=2.4)
+    for text, name in zip(legend.get_texts(), names):  # given at once, a name that begins with _ would be left out
+        text.set_text(one_line(name, LONGEST_NAME))
 
 
 def as_svg(figure):
     """Return a figure as SVG (bytes), without a date, so that the same run gives the same file."""
+    show_texts(figure)
     file = io.BytesIO()
     figure.savefig(file, format='svg', metadata={'Date': None}, transparent=True)
     return file.getvalue()
+
+
+def show_texts(figure):
+    """Make texts from files fit for a plot: control characters are no XML, and what is long leaves no room."""
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        if isinstance(axis.get_major_locator(), FixedLocator):
+            axis.set_ticklabels([one_line(label.get_text(), LONGEST_NAME) for label in axis.get_ticklabels()])
+    for text in figure.findobj(Text):
+        text.set_text(visible(text.get_text()))

@@ -32,6 +32,11 @@ NOT_METRICS = ('step', 'time', 'data_time')
 OF_HOOKS = ('norm_weights/', 'norm_weights_of_layers/', 'estimation_shift/')  # mmnorm's: neither training nor metric
 
 
+INFO = dict.fromkeys(('config', 'cwd', 'commit', 'device', 'started', 'finished', 'peak_memory_kind'), str)
+INFO |= dict.fromkeys(('seed', 'world_size', 'batch_size', 'num_parameters', 'iterations'), int)
+INFO |= dict.fromkeys(('train_seconds', 'peak_memory_mb'), (int, float)) | dict(versions=dict, norms=dict)
+
+
 @dataclass
 class Run:
     """One run, read from its work dir. Parts that are not there are empty, and named in ``notes``.
@@ -100,10 +105,15 @@ class Run:
 
 def evaluated_dataset(config, split):
     """Return the config (dict) of the data set of 'val' or 'test', without wrappers; {} if there is none."""
-    dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
+    dataset = as_dict(as_dict(config.get(f'{split}_dataloader')).get('dataset'))
     while 'dataset' in dataset:
-        dataset = dataset['dataset']
+        dataset = as_dict(dataset['dataset'])
     return dataset
+
+
+def as_dict(value):
+    """Return a value that should be a dict; {} if it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def load_run(work_dir, name=None):
@@ -154,14 +164,18 @@ def read_json(path, notes):
 
 
 def read_info(path, notes):
-    """Return ``run.json``; {} with a note if it is missing."""
-    if path.exists():
-        return read_json(path, notes)
-    notes.append(
-        f'{path} is missing, as it is for runs that tools/dist_train.sh did not start: what neither the logs '
-        'nor the config tell is unknown.'
-    )
-    return {}
+    """Return ``run.json``, without values that are not what they should be; {} if it is missing. Both get a note."""
+    if not path.exists():
+        notes.append(
+            f'{path} is missing, as it is for runs that tools/dist_train.sh did not start: what neither the logs '
+            'nor the config tell is unknown.'
+        )
+        return {}
+    info = read_json(path, notes)
+    wrong = [key for key, kind in INFO.items() if not isinstance(info.get(key), (kind, type(None)))]
+    if wrong:
+        notes.append(f'{path} has {", ".join(wrong)} of another kind than mmnorm writes: left out.')
+    return {key: value for key, value in info.items() if key not in wrong}
 
 
 def read_config(paths, run):
@@ -183,11 +197,14 @@ def read_config(paths, run):
 def find_test_set(run):
     """Fill ``ann_file`` and ``img_dir`` from the config, with paths joined as mmengine's BaseDataset joins them."""
     dataset = run.test_dataset
-    root = Path(dataset.get('data_root') or '')
-    if dataset.get('ann_file'):
-        run.ann_file = run.find(root / dataset['ann_file'])
+    root, ann_file, img = (
+        value if isinstance(value, str) else ''
+        for value in (dataset.get('data_root'), dataset.get('ann_file'), as_dict(dataset.get('data_prefix')).get('img'))
+    )
+    if ann_file:
+        run.ann_file = run.find(Path(root, ann_file))
     if dataset.get('data_prefix'):
-        run.img_dir = run.find(root / dataset['data_prefix'].get('img', ''))
+        run.img_dir = run.find(Path(root, img))
 
 
 def read_scalars(path, notes):

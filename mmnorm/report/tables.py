@@ -1,10 +1,10 @@
 """Tables of the report, as pandas DataFrames, and how their cells are written."""
 
-import html
-
 import pandas as pd
+from markupsafe import Markup
 
-from .runs import COCO_NAMES, MARKS, PANOPTIC_NAMES, SEGMENTATION_METRICS
+from .runs import COCO_NAMES, MARKS, PANOPTIC_NAMES, SEGMENTATION_METRICS, as_dict
+from .texts import in_csv, in_markdown
 
 MEMORY_KINDS = {'rss': 'resident', 'cuda': 'CUDA'}
 
@@ -75,9 +75,9 @@ def collect_facts(runs):
 def run_facts(run):
     """Return the facts about one run (dict), from ``run.json`` or, where that is silent, from config and logs."""
     info, times = run.info, run.iteration_times
-    seed = info.get('seed', (run.config.get('randomness') or {}).get('seed'))
+    seed = info.get('seed', as_dict(run.config.get('randomness')).get('seed'))
     commit = info.get('commit')
-    per_process = (run.config.get('train_dataloader') or {}).get('batch_size')
+    per_process = as_dict(run.config.get('train_dataloader')).get('batch_size')
     iterations = info.get('iterations') or (None if run.train.empty else run.train.index[-1])
     seconds = info.get('train_seconds')
     facts = {
@@ -192,11 +192,11 @@ def class_markdown(table, name):
 
 
 def to_markdown(table, align='right'):
-    """Return a DataFrame of texts as a Markdown table."""
-    table = table.rename(index=escape_markdown, columns=escape_markdown).map(escape_markdown)
-    return table.to_markdown(disable_numparse=True, colalign=['left'] + [align] * len(table.columns))
+    """Return a DataFrame of texts as a Markdown table (Markup, of which nothing is left to escape)."""
+    table = table.rename(index=in_markdown, columns=in_markdown).map(in_markdown)
+    return Markup(table.to_markdown(disable_numparse=True, colalign=['left'] + [align] * len(table.columns)))
 
 
-def escape_markdown(text):
-    """Return text for a cell of a Markdown table, where bars end cells and some viewers run HTML."""
-    return html.escape(str(text), quote=False).replace('|', r'\|').replace('\n', ' ')
+def to_csv(table):
+    """Return a DataFrame with a row for each run as CSV."""
+    return table.rename(index=in_csv, columns=in_csv).map(in_csv).to_csv(index_label='run')
