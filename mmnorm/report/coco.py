@@ -163,11 +163,20 @@ def as_detections(coco_gt, predictions, iou_type):
 def class_ap(coco_eval):
     """Return AP in percent by class name (Series), NaN for classes without objects."""
     precision = coco_eval.eval['precision'][:, :, :, 0, -1]  # (IoU thresholds, recalls, classes), all sizes
-    names = [category['name'] for category in coco_eval.cocoGt.loadCats(coco_eval.params.catIds)]
+    names = class_names(coco_eval)
     values = [precision[:, :, index] for index in range(len(names))]
     return pd.Series(
         [percent(value[value > -1].mean() if (value > -1).any() else -1) for value in values], names, dtype=float
     )
+
+
+def class_names(coco_eval):
+    """Return the names (list[str]) of the evaluated classes; those that several classes have get their ids."""
+    categories = coco_eval.cocoGt.loadCats(coco_eval.params.catIds)
+    names = [str(category['name']) for category in categories]
+    return [
+        name if names.count(name) == 1 else f'{name} (id {category["id"]})' for name, category in zip(names, categories)
+    ]
 
 
 def match_objects(coco_eval, score_thr):

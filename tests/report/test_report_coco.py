@@ -132,6 +132,12 @@ def test_predictions_are_left_as_they_were(coco_gt, predictions):
     assert json.dumps(predictions) == before
 
 
+def test_classes_of_one_name_are_told_apart(coco_gt, predictions):
+    coco_gt.cats[3]['name'] = CLASSES[0]
+    names = evaluate_coco(coco_gt, predictions['bbox'], 'bbox').per_class.index
+    assert list(names) == [f'{CLASSES[0]} (id 1)', CLASSES[1], f'{CLASSES[0]} (id 3)']
+
+
 def test_found_missed_and_false(coco_gt):
     """In image 1 one object is hit, one only below the score, one not at all; one prediction has another class."""
     first, second, third = coco_gt.imgToAnns[1]
