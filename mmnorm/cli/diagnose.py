@@ -77,6 +77,8 @@ def run(args):
             print(result['recommendation']['command'])
         if result['recommendation']['levels']:
             print(result['recommendation']['levels'])
-        if args.apply:
+        if args.apply == 'recommended' and result['recommendation']['repair'] is None:
+            print('Nothing was applied, as no repair is recommended.')
+        elif args.apply:
             for path in diagnosis.apply(args.apply, target):
                 print(path)

@@ -3,12 +3,13 @@
 from collections import Counter
 from datetime import datetime
 
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, broadcast_object_list
 from mmengine.registry import MODELS
 
 from mmnorm.norms import PlaneNorm, estimate_offline
 from mmnorm.openmmlab.batches import training_forward
 from mmnorm.openmmlab.configs import evalnorm_config
+from mmnorm.openmmlab.resampling import gain_error, resample
 from mmnorm.statistics import (
     EDGES,
     INPUT,
@@ -29,7 +30,7 @@ from mmnorm.statistics import (
 )
 
 from .evaluation import save_network
-from .recommend import headline, recommend
+from .recommend import CONFIDENCE, headline, interval, recommend
 from .record import describe_device, versions
 
 AS_IT_IS = 'as it is'
@@ -37,6 +38,7 @@ RECOLLECT, OFFLINE, RULE = 'recollect', 'evalnorm_offline', 'evalnorm_rule'
 REPAIRS = (RECOLLECT, OFFLINE, RULE)
 HISTOGRAMS = 6  # worst layers that are drawn
 HISTOGRAM_BATCHES = 10
+RESAMPLINGS = 200  # of the test images; a standard error needs no more
 
 
 class Diagnosis:
@@ -57,7 +59,7 @@ class Diagnosis:
         self.network = evaluation.network
         self.layers = bn_layers(self.network)
         self.by_batch = trained_by_batch(self.network)
-        self.repaired = {}
+        self.repaired, self._resampled = {}, {}
         self.result = dict(
             config=str(evaluation.cfg.filename),
             checkpoint=evaluation.checkpoint,
@@ -92,6 +94,7 @@ class Diagnosis:
                 except ValueError as error:  # this network does not admit it: told, and no end of the diagnosis
                     self.result['failed'][repair] = str(error)
         self.result['headline'] = {repair: headline(values) for repair, values in self.result['metrics'].items()}
+        self.result['confidence'] = self._confidence()
         self.result['recommendation'] = recommend(self.result, self.result['config'], self.result['checkpoint'])
         return self.result
 
@@ -99,20 +102,18 @@ class Diagnosis:
         """Write the repaired network.
 
         Args:
-            repair (str): One of :data:`REPAIRS`, or 'recommended'.
+            repair (str): One of :data:`REPAIRS`, or 'recommended', where one is.
             out (Path): The checkpoint; for EvalNorm its config is written beside it.
 
         Returns:
             list[Path]: What was written.
 
         Raises:
-            ValueError: This repair was not possible, or none is recommended.
+            ValueError: This repair was not possible.
             FileExistsError: See :func:`~mmnorm.engine.save_network`.
         """
         if repair == 'recommended':
             repair = self.result['recommendation']['repair']
-            if repair is None:
-                raise ValueError('nothing was applied: no repair is recommended')
         if repair not in self.repaired:
             raise ValueError(
                 f'{repair} cannot be applied: '
@@ -128,7 +129,7 @@ class Diagnosis:
     def _measure(self):
         """Metrics as it is, and the shifts of every layer: of its running statistics, and from training to test."""
         with collect_moments(self.network) as of_test:
-            self.result['metrics'][AS_IT_IS] = self.evaluation.evaluate('evaluating as it is')
+            self._evaluate(AS_IT_IS)
         of_training = self._measure_training()
         inputs = of_training.get(INPUT)
         shifts = estimation_shift(self.network, of_test, inputs and (inputs.mean, inputs.unbiased_var))
@@ -239,8 +240,37 @@ class Diagnosis:
         }
         self._judge(RULE)
 
+    def _evaluate(self, row):
+        self.result['metrics'][row] = self.evaluation.evaluate(f'evaluating {row}')
+        self._resampled[row] = {}
+        for key, figure in headline(self.result['metrics'][row]).items():
+            if key in self.evaluation.per_image:
+                of_all, values = resample(self.evaluation.per_image[key], RESAMPLINGS, self.evaluation.seed)
+                if abs(of_all - figure) < 0.06:  # but for rounding; another would not be the metric that is meant
+                    self._resampled[row][key] = values
+
+    def _confidence(self):
+        """Errors and intervals of the gains by the choice of test images, where metrics can be resampled by image."""
+        before, errors = self._resampled[AS_IT_IS], {}
+        for repair, after in self._resampled.items():
+            keys = self.result['headline'][repair]
+            if repair != AS_IT_IS and keys and all(key in before and key in after for key in keys):
+                errors[repair] = {key: gain_error(before[key], after[key]) for key in keys}
+        found = dict(images=self.evaluation.test_images, resamplings=RESAMPLINGS, confidence=CONFIDENCE, errors=errors)
+        found['intervals'] = {
+            repair: {key: interval(found, repair, key) for key in of_repair} for repair, of_repair in errors.items()
+        }
+        if len(errors) < len(self._resampled) - 1:
+            self.result['notes'].append(
+                'Not every gain has an interval: this metric, or one of figures that are missing, is not resampled by '
+                'image, so the test images alone may be what decides.'
+            )
+        shared = [found]
+        broadcast_object_list(shared)
+        return shared[0]
+
     def _judge(self, repair):
-        self.result['metrics'][repair] = self.evaluation.evaluate(f'evaluating {repair}')
+        self._evaluate(repair)
         self.repaired[repair] = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def _training_batches(self, what, number=None):

@@ -20,6 +20,7 @@ from mmnorm.files import WriteError, as_write_error, check_writable, write_toget
 from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
+from mmnorm.openmmlab.resampling import recorded
 
 from .checkpoint import forbid_running_checkpoints, origin_of, read_checkpoint
 from .config import load_config, parse_config, stop
@@ -93,6 +94,8 @@ class Evaluation:
         work_dir (str): Of the config or the user; nothing is written there.
         loaded (dict): What the checkpoint holds.
         notes (list[str]): What the user should know of what is found with it.
+        per_image (dict): What the metrics of the last :meth:`evaluate` are made of, see
+            :func:`~mmnorm.openmmlab.resampling.recorded`; on the first rank.
 
     Raises:
         ValueError: The checkpoint does not fit the config, or its test gives no metric.
@@ -116,7 +119,7 @@ class Evaluation:
                 )
             if evaluator.get('outfile_prefix'):  # that of the user's own tests stays
                 evaluator.outfile_prefix = os.path.join(cfg.work_dir, 'predictions')
-        self.cfg, self.checkpoint, self.seed, self.notes = cfg, checkpoint, seed, []
+        self.cfg, self.checkpoint, self.seed, self.notes, self.per_image = cfg, checkpoint, seed, [], {}
         with _quiet():
             self._runner = Runner.from_cfg(cfg)
             self._test_loader = self._build_test_loader()
@@ -155,8 +158,13 @@ class Evaluation:
                 with autocast(enabled=fp16):
                     outputs = self.model.test_step(batch)
                 self._evaluator.process(data_samples=outputs, data_batch=batch)
-        with _quiet():
-            return self._evaluator.evaluate(len(self._test_loader.dataset))
+        with _quiet(), recorded(self._evaluator.metrics) as self.per_image:
+            return self._evaluator.evaluate(self.test_images)
+
+    @property
+    def test_images(self):
+        """How many images (int) the test set has."""
+        return len(self._test_loader.dataset)
 
     def training_batches(self, number, what='training images'):
         """Batches of the training set, of the training's size, pipeline and augmentation; the same ones each time.

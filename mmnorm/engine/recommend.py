@@ -3,9 +3,16 @@
 import math
 import shlex
 from numbers import Real
+from statistics import NormalDist
 
 #: Gain, in points, from which on a repair is worth its name; below it the choice of training images decides.
 MIN_GAIN = 0.3
+#: Images in a test set below which neither a figure nor its error says anything.
+MIN_IMAGES = 30
+#: Of the interval of a gain; all repairs that are tried are within theirs at once so often.
+CONFIDENCE = 0.95
+#: Gain, in points, that must be ruled out before a network is said to need nothing.
+WORTHWHILE = 1.0
 #: Relative shift between training and test images from which on the domains are called different.
 DIFFERENT = 0.3
 #: By which networks are judged, in percent: the last part of an evaluator's key.
@@ -46,27 +53,57 @@ def recommend(result, config, checkpoint):
         config, checkpoint (str): As the user gave them.
 
     Returns:
-        dict: ``repair`` (None: leave it as it is), ``sentence``, ``finding`` (where the shift comes from), ``levels``
-        (of :func:`recommend_levels`), and ``command`` (None without repair).
+        dict: ``verdict`` ('repair', 'leave', or 'none' where the metric cannot judge), ``repair`` (None but for
+        'repair'), ``sentence``, ``finding`` (where the shift comes from), ``levels`` (of :func:`recommend_levels`), and
+        ``command`` (None without repair).
     """
     layers = [layer for layer in result['layers'] if layer['type'] != 'input']
     trained_by_batch = [layer for layer in layers if layer['by_batch']]
     if not trained_by_batch:
-        return dict(repair=None, command=None, levels=None, **_without_repair(layers))
+        return dict(verdict='leave', repair=None, command=None, levels=None, **_without_repair(layers))
     levels = recommend_levels(trained_by_batch, checkpoint)
-    advice = dict(repair=None, command=None, finding=_finding(trained_by_batch), levels=levels)
+    advice = dict(verdict='none', repair=None, command=None, finding=_finding(trained_by_batch), levels=levels)
     # a network that detects nothing has no figures
     keys = list(dict.fromkeys(key for figures in result['headline'].values() for key in figures))
     metrics = {repair: {key: figures.get(key, 0.0) for key in keys} for repair, figures in result['headline'].items()}
     as_it_is = metrics.pop('as it is')
     gains = {repair: _mean(figures[key] - as_it_is[key] for key in keys) for repair, figures in metrics.items()}
     if not gains:
-        return advice | dict(sentence='Leave it as it is: no repair could be tried.')
-    best = max(gains, key=gains.get)
-    title = TITLES[best]
-    if not gains[best] >= MIN_GAIN:
+        return advice | dict(verdict='leave', sentence='Leave it as it is: no repair could be tried.')
+    confidence = result.get('confidence') or {}
+    images = confidence.get('images')
+    if not any(value for figures in (as_it_is, *metrics.values()) for value in figures.values() if value == value):
         return advice | dict(
-            sentence=f'Leave it as it is: no repair gains {MIN_GAIN} points (the best, to {title}, {gains[best]:+.1f}).'
+            sentence=f'No verdict: {" and ".join(keys) or "the metric"} is 0 in every row, so it cannot tell a repair '
+            'that helps from one that harms. Needed are weights that were trained for longer, or test images in which '
+            'the network finds something.'
+        )
+    if images is not None and images < MIN_IMAGES:
+        return advice | dict(
+            sentence=f'No verdict: by {images} test images a gain cannot be told from chance. Needed are at least '
+            f'{MIN_IMAGES}, and more for small gains.'
+        )
+    widths = {repair: interval(confidence, repair) for repair in gains}
+    clear = {repair: gain for repair, gain in gains.items() if gain >= MIN_GAIN and gain > (widths[repair] or 0)}
+    best = max(clear or gains, key=gains.get)
+    title, gain, width = TITLES[best], gains[best], widths[best]
+    shown = f'{gain:+.1f}' if width is None else f'{gain:+.1f} ± {width:.1f}'
+    if not gain >= MIN_GAIN:
+        if width is not None and gain + width > WORTHWHILE:
+            return advice | dict(
+                sentence=f'No verdict: no repair gains {MIN_GAIN} points here (the best, to {title}, {shown}), but by '
+                f'{images} test images a gain of {WORTHWHILE:.0f} is not ruled out. '
+                f'{_images_for(images, width, WORTHWHILE - gain)} would tell.'
+            )
+        return advice | dict(
+            verdict='leave',
+            sentence=f'Leave it as it is: no repair gains {MIN_GAIN} points (the best, to {title}, {shown}).',
+        )
+    if not clear:
+        return advice | dict(
+            verdict='leave',
+            sentence=f'Leave it as it is: what the best repair gains, to {title}, is within noise ({shown} points): '
+            f'other test images could turn it around. {_images_for(images, width, gain)} would tell.',
         )
     changes = ', '.join(f'{key} {value:.1f} to {metrics[best][key]:.1f}' for key, value in as_it_is.items())
     command = shlex.join(
@@ -81,7 +118,39 @@ def recommend(result, config, checkpoint):
             _beside(checkpoint, best),
         ]
     )
-    return advice | dict(repair=best, command=command, sentence=f'{title[0].upper()}{title[1:]}: {changes}.')
+    beyond = '' if width is None else f', {shown} points beyond what other test images would change'
+    return advice | dict(
+        verdict='repair',
+        repair=best,
+        command=command,
+        sentence=f'{title[0].upper()}{title[1:]}: {changes}{beyond}.',
+    )
+
+
+def interval(confidence, repair, key=None):
+    """Half the width of the interval that holds a gain with :data:`CONFIDENCE`, for all repairs at once.
+
+    Args:
+        confidence (dict): Of :class:`~mmnorm.engine.Diagnosis`: ``errors``, of each repair and metric.
+        repair (str): Which repair.
+        key (str or None): Of the metric. Default: for the mean of all, whose error is at most the mean of theirs.
+
+    Returns:
+        float or None: In points; None where there is no error to go by.
+    """
+    errors = confidence.get('errors', {})
+    found = errors.get(repair, {})
+    found = list(found.values()) if key is None else [found[key]] if key in found else []
+    if not found or math.isnan(sum(found)):
+        return None
+    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / len(errors)) * sum(found) / len(found)
+
+
+def _images_for(images, width, gain):
+    """How many images it takes for an interval as wide as a gain: the width falls with their square root."""
+    needed = images * (width / gain) ** 2
+    rounded = math.ceil(needed / 10 ** (len(f'{needed:.0f}') - 2)) * 10 ** (len(f'{needed:.0f}') - 2)
+    return f'About {rounded:,.0f} such images'
 
 
 def recommend_levels(layers, checkpoint):

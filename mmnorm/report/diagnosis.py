@@ -45,6 +45,7 @@ def write_diagnosis(result, out):
         names=NAMES,
         metrics=metrics,
         differences=metrics - metrics.iloc[0],
+        intervals=(result.get('confidence') or {}).get('intervals') or {},
         layers=layers,
         worst=of_norms.sort_values('size', ascending=False).head(WORST_LAYERS).to_dict('records'),
         shared=[layer for layer in result['layers'] if layer.get('calls')],

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmnorm.engine.recommend import headline, recommend, recommend_levels
+from mmnorm.engine.recommend import headline, interval, recommend, recommend_levels
 
 
 def layer(name, by_batch=True, relative=0.1, domain=0.05):
@@ -106,3 +106,55 @@ def test_the_command_repeats_what_was_judged():
 
 def test_when_no_repair_was_possible():
     assert 'no repair could be tried' in advise({'as it is': {'mIoU': 30.0}})['sentence']
+
+
+def judged(gains, error, images=500, base=30.0, keys=('mIoU',)):
+    """What is said of repairs with these gains (by repair), each of the same standard error, in points."""
+    headlines = {'as it is': dict.fromkeys(keys, base)}
+    headlines |= {repair: dict.fromkeys(keys, base + gain) for repair, gain in gains.items()}
+    errors = {repair: dict.fromkeys(keys, error) for repair in gains} if error is not None else {}
+    return advise(headlines, confidence=dict(images=images, errors=errors))
+
+
+@pytest.mark.parametrize(
+    'gains, error, options, verdict, says',
+    [
+        # more than noise
+        ({'recollect': 1.0}, 0.3, {}, 'repair', 'mIoU 30.0 to 31.0, +1.0 ± 0.6 points beyond what other test images'),
+        ({'recollect': 1.0}, 0.3, dict(images=30), 'repair', 'Recollect the running statistics: '),
+        ({'recollect': 1.0}, None, {}, 'repair', 'Recollect the running statistics: mIoU 30.0 to 31.0.'),
+        # within it
+        ({'recollect': 1.0}, 0.6, {}, 'leave', 'is within noise (+1.0 ± 1.2 points)'),
+        ({'recollect': 1.0}, 0.6, {}, 'leave', 'About 700 such images would tell.'),
+        # no gain
+        ({'recollect': 0.1}, 0.1, {}, 'leave', '(the best, to recollect the running statistics, +0.1 ± 0.2)'),
+        ({'recollect': -3.0}, 1.0, {}, 'leave', 'no repair gains 0.3 points'),
+        ({'recollect': 0.1}, 1.0, {}, 'none', 'a gain of 1 is not ruled out. About 2,400 such images would tell.'),
+        # the metric cannot judge
+        ({'recollect': 5.0}, 0.1, dict(images=8), 'none', 'No verdict: by 8 test images a gain cannot be told'),
+        ({'recollect': 0.0, 'evalnorm_rule': 0.0}, 0.0, dict(base=0.0), 'none', 'No verdict: mIoU is 0 in every row'),
+        ({'recollect': 0.0}, 0.0, dict(base=0.0, images=8), 'none', 'Needed are weights that were trained for longer'),
+        ({'recollect': 0.0}, 0.0, dict(base=math.nan), 'none', 'No verdict: mIoU is 0 in every row'),
+        ({'recollect': 5.0}, 0.5, dict(base=0.0), 'repair', 'mIoU 0.0 to 5.0'),
+        ({'recollect': 0.0}, 0.0, dict(base=0.0, keys=('box', 'mask')), 'none', 'box and mask is 0'),
+    ],
+)  # fmt: skip
+def test_verdicts_follow_the_evidence(gains, error, options, verdict, says):
+    advice = judged(gains, error, **options)
+    assert advice['verdict'] == verdict and says in advice['sentence'], advice['sentence']
+    assert (advice['repair'] is not None) == (advice['command'] is not None) == (verdict == 'repair')
+
+
+def test_a_clear_gain_goes_before_a_larger_one_within_noise():
+    headlines = {'as it is': {'mIoU': 30.0}, 'recollect': {'mIoU': 32.0}, 'evalnorm_rule': {'mIoU': 31.5}}
+    errors = {'recollect': {'mIoU': 1.5}, 'evalnorm_rule': {'mIoU': 0.2}}
+    assert advise(headlines, confidence=dict(images=500, errors=errors))['repair'] == 'evalnorm_rule'
+
+
+def test_intervals_hold_for_all_repairs_at_once():
+    one, three = (dict(errors={repair: dict(a=1.0, b=2.0) for repair in 'xyz'[:number]}) for number in (1, 3))
+    assert interval(one, 'x', 'a') == pytest.approx(1.96, abs=0.001)
+    assert interval(three, 'x', 'a') == pytest.approx(2.394, abs=0.001)  # at 1 - 0.05 / 3
+    assert interval(one, 'x') == pytest.approx(1.5 * 1.96, abs=0.001)
+    assert interval(dict(errors=dict(x=dict(a=math.nan))), 'x') is None
+    assert interval(one, 'y') is interval(one, 'x', 'c') is interval({}, 'x') is None

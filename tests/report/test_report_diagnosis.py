@@ -101,6 +101,15 @@ def test_page_says_what_was_found(tmp_path):
     assert page.count('data:image/svg+xml') == 3
 
 
+def test_page_has_the_intervals_of_gains(tmp_path):
+    said = write_diagnosis(RESULT, tmp_path).read_text()
+    assert '±' not in said and 'so small gains prove nothing' in said
+    confidence = dict(images=500, resamplings=200, confidence=0.95, intervals=dict(recollect={'mIoU': 0.62}))
+    said = write_diagnosis(dict(RESULT, confidence=confidence), tmp_path).read_text()
+    assert '<span class="difference">+1.5 ± 0.6</span>' in said and 'prove nothing' not in said
+    assert 'in 95 of 100 cases' in said and '200 resamplings of the 500 images' in said
+
+
 def test_page_has_the_calls_of_shared_layers(tmp_path):
     shared = copy.deepcopy(RESULT)
     shared['layers'][2]['calls'] = [

@@ -73,6 +73,14 @@ def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
     assert len(found['layers']) == 1 + 37 and all(layer['by_batch'] for layer in found['layers'][1:])
     assert {layer['batch_size'] for layer in found['evalnorm'].values()} == {2}
     assert found['recommendation']['sentence'] in done.stdout
+    assert found['recommendation']['verdict'] == 'none' and 'by 4 test images a gain cannot be' in done.stdout
+    assert found['confidence']['images'] == 4 and found['confidence']['intervals'].keys() == found['metrics'].keys() - {
+        'as it is'
+    }
+    assert all(
+        of.keys() == found['headline']['as it is'].keys() and min(of.values()) >= 0
+        for of in found['confidence']['intervals'].values()
+    )
     # the written config builds what the written checkpoint fits
     cfg = Config.fromfile(tmp_path / 'out/k_evalnorm_rule.py')
     model = MODELS.build(cfg.model)
@@ -90,8 +98,8 @@ def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
 def test_norm_eval_has_no_repair(forked_tool, digits_config, tmp_path):
     config = digits_config(FIXED)
     checkpoint = checkpoint_of(config, tmp_path / 'k.pth')
-    done = forked_tool('diagnose.py', config, checkpoint, '--batches', '2')
-    assert done.returncode == 0, done.stdout
+    done = forked_tool('diagnose.py', config, checkpoint, '--batches', '2', '--apply')
+    assert done.returncode == 0 and 'Nothing was applied, as no repair is recommended.' in done.stdout, done.stdout
     assert (tmp_path / 'work_dirs/project/diagnosis/diagnosis.html').is_file()
     found = json.loads((tmp_path / 'work_dirs/project/diagnosis/diagnosis.json').read_text())
     assert list(found['metrics']) == ['as it is'] and found['recommendation']['repair'] is None
