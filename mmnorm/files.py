@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -206,6 +207,15 @@ def write_together(contents):
         for path, content in contents.items():
             content = content.encode() if isinstance(content, str) else content
             stack.enter_context(replacing(path, len(content))).write_bytes(content)
+
+
+def checksum(path):
+    """The SHA-256 of a file, as hexadecimal text."""
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def write_bytes(path, content):

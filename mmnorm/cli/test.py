@@ -4,13 +4,14 @@ Metrics and, for COCO, predictions are left in the work dir, where mmnorm report
 """
 
 import os
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
 from mmengine.registry import RUNNERS
 
 from mmnorm import engine
-from mmnorm.files import check_writable, write_json
+from mmnorm.files import check_writable, checksum, making_folder, write_json
 
 from .arguments import add_run_arguments
 
@@ -24,14 +25,28 @@ def add_arguments(parser):
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth into this folder')
 
 
-def keep_predictions(cfg):
-    """Have COCO metrics write their predictions into the work dir; returns the files' common prefix, or None."""
+def coco_metric(cfg):
+    """The evaluator of a config (dict) that can write predictions, and does not do so elsewhere; None without one."""
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    for evaluator in evaluators:
-        if evaluator.get('type') == 'CocoMetric' and not evaluator.get('outfile_prefix'):
-            evaluator.outfile_prefix = os.path.join(cfg.work_dir, 'partial')
-            return evaluator.outfile_prefix
-    return None
+    free = (one for one in evaluators if one.get('type') == 'CocoMetric' and not one.get('outfile_prefix'))
+    return next(free, None)
+
+
+def keep(work_dir, predictions, name, record):
+    """Put the predictions of a test into the work dir, then its record, with their sums: a report looks at these.
+
+    Args:
+        work_dir (str): Of the test.
+        predictions (Path or None): Folder with ``predictions.*.json``; None: no predictions are kept.
+        name (str): Of the record.
+        record (dict): What is known of the test.
+    """
+    sums = None
+    if predictions:
+        sums = {part.name: checksum(part) for part in sorted(predictions.glob('predictions.*.json'))}
+        for part in sums:
+            os.replace(predictions / part, Path(work_dir, part))
+    write_json(Path(work_dir, name), dict(record, predictions=sums))
 
 
 def augment(cfg, path):
@@ -57,27 +72,26 @@ def run(args):
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
     if args.tta:
         augment(cfg, args.config)
-    prefix = keep_predictions(cfg)
+    metric = coco_metric(cfg)
     check_writable(cfg.work_dir)
     if args.check:
         return
     engine.start_distributed(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
-    for line in args.data_warnings:
-        runner.logger.warning(line)
-    with engine.stopping_for_the_user(engine.CheckpointError):
-        metrics = runner.test()
-    if runner.rank == 0:
-        if prefix:  # under their final name only when they are whole
-            for part in Path(cfg.work_dir).glob('partial.*.json'):
-                part.replace(part.with_name(part.name.replace('partial', 'predictions', 1)))
-        write_json(
-            Path(cfg.work_dir, 'evaluation_tta.json' if args.tta else 'evaluation.json'),
-            dict(
+    keeps = metric is not None and engine.leads_run(args.launcher)
+    with making_folder(Path(cfg.work_dir, 'predictions')) if keeps else nullcontext() as predictions:
+        if predictions:
+            metric.outfile_prefix = str(predictions / 'predictions')
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
+        for line in args.data_warnings:
+            runner.logger.warning(line)
+        with engine.stopping_for_the_user(engine.CheckpointError):
+            metrics = runner.test()
+        if runner.rank == 0:
+            record = dict(
                 checkpoint=args.checkpoint,
                 config=args.config,
                 timestamp=runner.timestamp,
                 metrics=metrics,
                 finished=datetime.now().astimezone().isoformat(timespec='seconds'),
-            ),
-        )
+            )
+            keep(cfg.work_dir, predictions, 'evaluation_tta.json' if args.tta else 'evaluation.json', record)

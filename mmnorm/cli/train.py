@@ -128,8 +128,7 @@ def run(args):
         if not args.launches:  # else the training that follows checks that, with the network that it builds
             engine.check_room(cfg, build_network(cfg))
         return
-    alone = args.launcher == 'none' or engine.on_first_rank()
-    with engine.training_lock(cfg.work_dir) if alone else nullcontext():
+    with engine.training_lock(cfg.work_dir) if engine.leads_run(args.launcher) else nullcontext():
         train(cfg, args)
 
 

@@ -13,7 +13,7 @@ from .evaluation import (
     stopping_for_the_user,
 )
 from .lock import check_unused, training_lock
-from .processes import die_with_parent, end_with_parent, on_first_rank, start_distributed
+from .processes import die_with_parent, end_with_parent, leads_run, on_first_rank, start_distributed
 from .record import RunRecordHook, describe_device, versions
 from .room import CheckRoomHook, check_room
 from .runner import Runner, newest_checkpoint
@@ -33,6 +33,7 @@ __all__ = [
     'die_with_parent',
     'end_with_parent',
     'forbid_running_checkpoints',
+    'leads_run',
     'load_config',
     'load_weights',
     'newest_checkpoint',

@@ -59,3 +59,8 @@ def on_first_rank():
     """Whether this is the process that talks to the user, process group or not yet."""
     names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of torchrun, srun and mpirun
     return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
+
+
+def leads_run(launcher):
+    """Whether this process is the first, or the only one, of a run (str: ``--launcher``)."""
+    return launcher == 'none' or on_first_rank()

@@ -10,6 +10,8 @@ import pandas as pd
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmnorm.files import checksum
+
 from .runs import COCO_METRICS, COCO_NAMES, MARKS, as_dict, percent
 
 LOGGER = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def evaluate_run(run):
     """
     logged = {*run.val, *run.test}
     files = {iou_type: run.work_dir / f'predictions.{iou_type}.json' for iou_type in MARKS}
-    present = {iou_type: path for iou_type, path in files.items() if path.exists()}
+    present = {iou_type: path for iou_type, path in files.items() if path.exists() and not of_another_test(run, path)}
     if not present and not logged:
         run.notes.append(
             'There is no evaluation: neither predictions nor a logged validation or test. '
@@ -57,7 +59,7 @@ def evaluate_run(run):
         run.notes.append("The metrics of this run are not COCO's: no AP tables, no AP per class, no images.")
         return {}
     expected = [iou_type for iou_type, mark in MARKS.items() if iou_type == 'bbox' or f'AP^{mark}' in logged]
-    missing = [files[iou_type].name for iou_type in expected if iou_type not in present]
+    missing = [files[iou_type].name for iou_type in expected if not files[iou_type].exists()]
     if missing:
         run.notes.append(
             f'{" and ".join(missing)} missing from {run.work_dir}: these figures are those of the log, '
@@ -73,6 +75,17 @@ def evaluate_run(run):
         )
         return {}
     return dict(evaluations(run, present))
+
+
+def of_another_test(run, path):
+    """Whether a file of predictions is not that of the newest test, whose figures stand beside it; a note if so."""
+    if run.predictions is None or run.predictions.get(path.name) == checksum(path):
+        return False
+    run.notes.append(
+        f'{path} is not what the newest test or training left, as when a test was interrupted or a training followed: '
+        f'it is not evaluated. {run.test_command} writes it anew.'
+    )
+    return True
 
 
 def evaluations(run, files):

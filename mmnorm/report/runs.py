@@ -56,6 +56,8 @@ class Run:
         test: Metrics of the newest test after training, as ``as_metrics`` says, and 'mIoU (ms)' of the newest one with
             test-time augmentation, if it was of the same checkpoint; {} if there was none.
         checkpoint: The checkpoint that the newest test was of; None if tools/dist_test.sh did not test it.
+        predictions: SHA-256 of the files of predictions that the newest test left, by name; None if that is not known,
+            as of tests by earlier versions.
         notes: What is missing or odd, a sentence each.
     """
 
@@ -71,6 +73,7 @@ class Run:
     val: pd.DataFrame = field(default_factory=pd.DataFrame)
     test: dict = field(default_factory=dict)
     checkpoint: str | None = None
+    predictions: dict | None = None
     notes: list = field(default_factory=list)
 
     @property
@@ -312,13 +315,15 @@ def read_tests(run, newest_training):
         for path in run.work_dir.glob('*/*.json')
         if TIMESTAMP.fullmatch(path.stem) and path.stem == path.parent.name
     )
-    if not tests or tests[-1].stem < newest_training:
-        return
-    run.test = as_metrics(read_json(tests[-1], run.notes))
+    newest_test = tests[-1].stem if tests else ''
     plain, augmented = (
         read_json(path, run.notes) if (path := run.work_dir / name).exists() else {}
         for name in ('evaluation.json', 'evaluation_tta.json')
     )
+    run.predictions = sums_of_predictions((plain, augmented), max(newest_test, newest_training))
+    if not tests or newest_test < newest_training:
+        return
+    run.test = as_metrics(read_json(tests[-1], run.notes))
     # What earlier versions of tools/test.py wrote: one file for both, and none of the first versions has a timestamp
     if plain.get('tta'):
         plain, augmented = {}, augmented or plain
@@ -341,6 +346,21 @@ def read_tests(run, newest_training):
     else:
         return
     run.test[MULTI_SCALE] = multi_scale
+
+
+def sums_of_predictions(records, newest):
+    """Return ``Run.predictions``.
+
+    Args:
+        records (sequence[dict]): ``evaluation.json`` and ``evaluation_tta.json``, the later of which wrote what is
+            there.
+        newest (str): Timestamp of the newest test or training.
+    """
+    with_sums = [record for record in records if isinstance(record.get('predictions'), dict)]
+    if not with_sums:
+        return None
+    last = max(with_sums, key=lambda record: record.get('timestamp', ''))
+    return last['predictions'] if last.get('timestamp', '') >= newest else {}
 
 
 def check_training(run):

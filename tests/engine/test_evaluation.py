@@ -1,5 +1,7 @@
 """Checkpoints that must fit, and files that must not be lost."""
 
+import os
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -59,6 +61,24 @@ def test_network_and_config_are_written_together(tmp_path):
     assert saved['meta'] == dict(epoch=3, mmnorm=dict(repair='x'), cfg=written[1].read_text())
     assert Config.fromfile(written[1]).model.type == 'Linear'
     assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == ['a.pth', 'a.py']
+
+
+def test_killed_between_the_two_files_a_config_is_not_without_its_weights(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def killed(partial, path):
+        if path.suffix == '.py':
+            raise KeyboardInterrupt
+        replace(partial, path)
+
+    monkeypatch.setattr(os, 'replace', killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_network({}, {}, tmp_path / 'a.pth', {}, Config(dict(a=1)))
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+    with pytest.raises(FileExistsError, match='a.pth exists already'):  # so that no other config comes beside it
+        save_network({}, {}, tmp_path / 'a.pth', {}, Config(dict(a=2)))
+    assert read_checkpoint(tmp_path / 'a.pth')['meta']['cfg'] == 'a = 1\n'
 
 
 def test_nothing_is_overwritten(tmp_path):

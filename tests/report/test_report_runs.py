@@ -2,11 +2,17 @@
 
 import json
 import math
+import os
+from contextlib import suppress
+from unittest import mock
 
 import pytest
 from mmengine.config import Config
 
+from mmnorm.cli.test import keep
+from mmnorm.files import making_folder
 from mmnorm.report import load_run
+from mmnorm.report.coco import evaluate_run
 
 from .conftest import CONFIG, coco_line, train_line, write_session
 
@@ -137,6 +143,62 @@ def test_evaluation_of_earlier_versions(make_run, record, test):
     (work_dir / 'evaluation_tta.json').write_text(json.dumps(augmented))
     run = load_run(work_dir)  # of when the older was is not known: maybe before a training that the newer is after
     assert run.checkpoint == 'a.pth' and run.test == {'mIoU (ms)': 42.0}
+
+
+@pytest.fixture
+def tested(make_run, tmp_path):
+    """A function that does what the end of ``mmnorm test`` does, and returns what the report evaluates and notes."""
+    work_dir = make_run()
+    written = {name: (work_dir / f'predictions.{name}.json').read_text() for name in ('bbox', 'segm')}
+
+    def test(timestamp, score=1, kill_at=None):
+        (work_dir / timestamp).mkdir()
+        (work_dir / timestamp / f'{timestamp}.json').write_text(json.dumps({'coco/bbox_mAP': 0.5}))
+        with making_folder(work_dir / 'predictions') as new:
+            for name, text in written.items():
+                (new / f'predictions.{name}.json').write_text(text.replace('"score": 0.', f'"score": 0.{score}'))
+            left, replace = [kill_at], os.replace
+
+            def killed(*paths):
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] = left[0] and left[0] - 1
+                replace(*paths)
+
+            record = dict(timestamp=timestamp, checkpoint='a.pth', metrics={})
+            with mock.patch('os.replace', killed), suppress(KeyboardInterrupt):
+                keep(work_dir, new, 'evaluation.json', record)
+        return evaluated()
+
+    def evaluated():
+        run = load_run(work_dir)
+        return sorted(evaluate_run(run)), ' '.join(note for note in run.notes if 'not evaluated' in note)
+
+    test.evaluated, test.work_dir = evaluated, work_dir
+    return test
+
+
+def test_predictions_and_figures_of_one_test_stand_together(tested):
+    assert tested('20250101_130000') == (['bbox', 'segm'], '')
+    assert not list(tested.work_dir.glob('.*'))
+    # killed after the first, the second and before the record: what is there of the new test has no figures beside it
+    for kill_at, timestamp in enumerate(('20250101_140000', '20250101_150000', '20250101_160000')):
+        kept, note = tested(timestamp, score=kill_at + 2, kill_at=kill_at)
+        assert kept == [] and f'{tested.work_dir}/predictions.bbox.json is not what the newest test' in note
+        assert 'predictions.segm.json' in note and not list(tested.work_dir.glob('.*'))
+    assert tested('20250101_170000', score=9) == (['bbox', 'segm'], '')
+
+
+def test_a_training_after_the_test_has_other_predictions(tested):
+    tested('20250101_130000')
+    write_session(tested.work_dir, '20250101_140000', lines_of([80]))
+    assert tested.evaluated()[0] == [] and 'a training followed' in tested.evaluated()[1]
+
+
+def test_predictions_that_somebody_changed_are_not_those_of_the_test(tested):
+    tested('20250101_130000')
+    (tested.work_dir / 'predictions.segm.json').write_text('[]')
+    assert tested.evaluated()[0] == ['bbox'] and 'predictions.segm.json is not' in tested.evaluated()[1]
 
 
 def test_paths_are_relative_to_where_training_started(make_run, data_root, tmp_path):

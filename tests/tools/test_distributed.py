@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from mmnorm.files import checksum
 from tests.conftest import ROOT
 
 HOOK = f"""
@@ -90,7 +91,10 @@ def test_ranks_see_different_images_and_end_with_equal_weights(tool, digits_conf
     evaluation = json.loads((work_dir / 'evaluation.json').read_text())
     assert 0 <= evaluation['metrics']['coco/bbox_mAP'] <= 1
     for kind in ('bbox', 'segm'):
-        assert isinstance(json.loads((work_dir / f'predictions.{kind}.json').read_text()), list)
+        path = work_dir / f'predictions.{kind}.json'
+        assert isinstance(json.loads(path.read_text()), list)
+        assert evaluation['predictions'][path.name] == checksum(path)
+    assert not list(work_dir.glob('.*')) and not (work_dir / 'training.lock').exists()
 
 
 @pytest.mark.e2e
