@@ -76,7 +76,7 @@ class GW(BatchFreeNorm):
 
     def _root(self, covariance):
         """The inverse square root of the covariance of the groups, (N, G, G)."""
-        identity = torch.eye(self.num_groups, dtype=covariance.dtype, device=covariance.device)
+        identity = _identity(covariance)
         # A sample that overflows is multiplied by 0, as by BN, and so is a constant one where eps is 0; 0 times NaN is
         # NaN, and the other samples are as they would be alone
         has_root = covariance.isfinite().all(2).all(1)[:, None, None]
@@ -93,8 +93,14 @@ class GW(BatchFreeNorm):
         return f'{self.num_channels}, num_groups={self.num_groups}, eps={self.eps}, method={self.method}'
 
 
+def _identity(covariance):
+    """Of the shape and kind (DTensor) of the covariance, (N, G, G); by what every ONNX opset has."""
+    number = torch.ones_like(covariance[:, 0]).cumsum(1)
+    return (number[:, :, None] == number[:, None]).to(covariance.dtype)
+
+
 def _newton(covariance, iterations):
-    root = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device)
+    root = _identity(covariance)
     trace = (covariance * root).sum((1, 2), keepdim=True)  # ONNX has no diagonal before opset 13
     for _ in range(iterations):
         root = 1.5 * root - 0.5 * root @ root @ root @ (covariance / trace)

@@ -88,7 +88,7 @@ class Mixture(PlaneNorm):
         if not torch.compiler.is_compiling() and self._picked_from != self._weights_seen():
             self._pick()
         if first not in self._picked:
-            picks = [weight[..., first:].argmax(-1).flatten() + first for weight in (self.mean_weight, self.var_weight)]
+            picks = [_whole(w)[..., first:].argmax(-1).flatten() + first for w in (self.mean_weight, self.var_weight)]
             self._picked[first] = sorted(set(torch.cat(picks).tolist()))
         return self._picked[first]
 
@@ -255,3 +255,8 @@ def harden(model: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
             )
             picks[name] = mean, var
     return picks
+
+
+def _whole(tensor):
+    """All of a parameter that may be a DTensor."""
+    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor

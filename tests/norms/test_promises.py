@@ -12,7 +12,9 @@ from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.hooks import EMAHook  # noqa: F401 (registers what EMA needs)
 from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
 from torch.nn import functional as F
 
 from .cases import CHANNELS, EVERY, build, described, randomized
@@ -601,6 +603,29 @@ def test_no_positions_make_no_nan(cfg, training):
     layer(x).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
     assert all(value.isfinite().all() for value in layer.state_dict().values())
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh('cpu', (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('placement', [Replicate(), Shard(0)], ids=repr)
+def test_dtensors(cfg, training, placement, mesh):
+    layer = randomized(build(cfg))
+    ours = distribute_module(copy.deepcopy(layer), mesh)
+    x = torch.randn(SHAPE)
+    inputs = x.requires_grad_(), distribute_tensor(x.detach(), mesh, [placement]).requires_grad_()
+    for module, value in zip((layer, ours), inputs):
+        module.train(training)(value).square().sum().backward()
+    found = {name: p.grad.full_tensor() for name, p in ours.named_parameters() if p.grad is not None}
+    expected = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(dict(found, x=inputs[1].grad.full_tensor()), dict(expected, x=x.grad))
+    state = {name: v.full_tensor() if hasattr(v, 'full_tensor') else v for name, v in ours.state_dict().items()}
+    torch.testing.assert_close(state, dict(layer.state_dict()))
 
 
 @pytest.mark.parametrize('training', [True, False])
