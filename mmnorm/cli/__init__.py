@@ -7,10 +7,16 @@ Only the module of the chosen command is imported, and what is heavy only where 
 """
 
 import argparse
+import re
+import signal
 import sys
-from functools import wraps
+import traceback
 from importlib import import_module
 
+from .light import HOME, light
+from .mistakes import message_of, tell
+
+TRACEBACK = '--traceback'
 COMMANDS = {
     'train': 'train a config of mmdet or mmseg',
     'test': 'evaluate a checkpoint',
@@ -44,13 +50,16 @@ def main(argv=None):
         epilog='mmnorm COMMAND --help lists its arguments and gives an example.',
     )
     parser.add_argument('command', metavar='COMMAND', choices=COMMANDS, help=argparse.SUPPRESS)
-    parser.add_argument('--version', action='version', version=f'mmnorm {import_module("mmnorm").__version__}')
+    version = re.search("__version__ = '(.+)'", (HOME / '__init__.py').read_text(encoding='utf-8'))[1]
+    parser.add_argument('--version', action='version', version=f'mmnorm {version}')
     name = parser.parse_args(argv[:1]).command
     return run_command(name, argv[1:], f'mmnorm {name}')
 
 
 def run_command(name, argv=None, prog=None):
-    """Run one command and return its exit status.
+    """Run one command and return its exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C.
+
+    A mistake is told in one message, see :mod:`~mmnorm.cli.mistakes`; any other error goes on, with its traceback.
 
     Args:
         name (str): Of :data:`COMMANDS`.
@@ -59,58 +68,42 @@ def run_command(name, argv=None, prog=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        command = import_module(f'.{name.replace("-", "_")}', __name__)
-        parser = argparse.ArgumentParser(
-            prog,
-            description=command.__doc__,
-            epilog=f'example:\n  {command.EXAMPLE}',
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(parser)
-    except ImportError as error:
-        return _tell(error)
-    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
-    try:
-        return _run(name, command, args)
-    except OSError as error:
-        from mmnorm.files import WriteError, as_write_error  # so late that --help is quick
-
-        if not isinstance(as_write_error(error), WriteError):
+        return _run(name, argv, prog) or 0
+    except KeyboardInterrupt as interruption:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the rest of this process: it ends
+        if light('terminal').on_first_rank():
+            print(': '.join(['interrupted', *map(str, interruption.args)]), file=sys.stderr)
+        return 130
+    except SystemExit as end:
+        if not isinstance(end.code, str):
             raise
-        return _tell(error)
-
-
-def _run(name, command, args):
-    if getattr(args, 'launcher', None) == 'none' and args.processes:
-        from .launch import launch
-
-        launch(name, command, args)
-        return 0
-    return command.run(args) or 0
-
-
-def telling_mistakes(run):
-    """Have a command's ``run`` tell what it raises for a mistake of the user in one line, and return status 2."""
-
-    @wraps(run)
-    def wrapper(args):
-        try:
-            return run(args)
-        except (ImportError, OSError, ValueError) as error:
-            return _tell(error)
-
-    return wrapper
-
-
-def _tell(error):
-    if isinstance(error, OSError) and error.errno:
-        from mmnorm.files import as_write_error
-
-        error = as_write_error(error)
-    print(f'error: {printable(" ".join(str(error).split()))}', file=sys.stderr)
+        message = end.code
+        error = end
+    except Exception as caught:
+        message = message_of(caught)
+        if message is None:
+            raise
+        error = caught
+    if TRACEBACK in argv:
+        traceback.print_exception(error)
+    tell(message)
     return 2
 
 
-def printable(text):
-    """A text without what a name in a file could do to a terminal."""
-    return ''.join(letter if letter.isprintable() or letter == '\n' else '?' for letter in text)
+def _run(name, argv, prog):
+    command = import_module(f'.{name.replace("-", "_")}', __name__)
+    parser = argparse.ArgumentParser(
+        prog,
+        description=command.__doc__,
+        epilog=f'example:\n  {command.EXAMPLE}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    parser.add_argument(TRACEBACK, action='store_true', help='show where in the code an error comes from')
+    given = [word for word in argv if word != TRACEBACK]  # behind a subcommand too
+    args = parser.parse_args(given, argparse.Namespace(argv=argv))
+    if getattr(args, 'launcher', None) == 'none' and args.processes:
+        from .launch import launch
+
+        return launch(name, command, args)
+    return command.run(args)

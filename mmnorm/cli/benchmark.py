@@ -15,8 +15,6 @@ import time
 import warnings
 from pathlib import Path
 
-from . import telling_mistakes
-
 EXAMPLE = 'mmnorm benchmark --norms SN RBN'
 
 # Feature maps of a detector on two images, of a classifier's last stages, and of a head on 512 RoIs
@@ -317,7 +315,6 @@ def machine(device, threads):
     return dict(device=name, threads=threads, torch=torch.__version__, python=platform.python_version())
 
 
-@telling_mistakes
 def run(args):
     """Time, and write and draw what was measured."""
     try:

@@ -7,8 +7,8 @@ errors, by which a run fails or does something else than is meant; warnings are 
 
 from pathlib import Path
 
-from . import printable, telling_mistakes
 from .arguments import add_config_arguments, positive
+from .light import light
 
 EXAMPLE = 'mmnorm check-data CONFIG --out data.json'
 SPLITS = ('train', 'val', 'test')
@@ -27,13 +27,13 @@ def add_arguments(parser):
     parser.add_argument('--out', metavar='FILE', help='also write what was found, as JSON')
 
 
-@telling_mistakes
 def run(args):
     """Check, print what was found, and return the exit status."""
     from mmnorm.engine import parse_config
     from mmnorm.engine.check_data import check_data, lines
     from mmnorm.engine.findings import ERROR, WARNING
     from mmnorm.engine.preflight import missing_data
+    from mmnorm.engine.settings import merge_options
     from mmnorm.files import write_json
 
     if args.out and not Path(args.out).resolve().parent.is_dir():
@@ -43,7 +43,7 @@ def run(args):
     if not Path(args.config).is_file():
         raise FileNotFoundError(f'config {args.config} does not exist')
     cfg = parse_config(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    merge_options(cfg, args.cfg_options)
     splits = [split for split in args.splits if cfg.get(f'{split}_dataloader')]
     if not splits:
         raise ValueError(f'{args.config} has no {" and no ".join(f"{split}_dataloader" for split in args.splits)}')
@@ -51,6 +51,7 @@ def run(args):
     checks = check_data(cfg, [split for split in splits if split not in missing.values()], args.maps, print)
     errors = [f'{path} of {split}_dataloader does not exist' for path, split in missing.items()] + lines(checks, ERROR)
     warnings = lines(checks, WARNING)
+    printable = light('terminal').printable
     for check in checks:
         images = f': {len(check.images):,} images' * bool(check.images)
         skipped = f': not checked, {check.skipped}' * bool(check.skipped)

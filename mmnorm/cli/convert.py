@@ -8,7 +8,7 @@ No code in SOURCE is ever run.
 
 import warnings
 
-from . import printable, telling_mistakes
+from .light import light
 
 EXAMPLE = 'mmnorm convert SOURCE.pth OUT.pth --from sn --to SN'
 
@@ -77,7 +77,6 @@ def add_arguments(parser):
     parser.add_argument('--verbose', action='store_true', help='print every name')
 
 
-@telling_mistakes
 def run(args):
     """Convert."""
     warnings.simplefilter('ignore')  # what networks warn of in training is of no concern here
@@ -86,5 +85,5 @@ def run(args):
 
     forbid_running_checkpoints()
     options = {name: value for name, value in vars(args).items() if name != 'argv'}
-    print(printable(convert_file(**options).text(args.verbose)))
+    print(light('terminal').printable(convert_file(**options).text(args.verbose)))
     print(args.out)

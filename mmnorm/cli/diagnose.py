@@ -8,10 +8,8 @@ set by the config's own metric. Written to --out: diagnosis.html (one self-conta
 import shlex
 from pathlib import Path
 
-from mmnorm import engine
-from mmnorm.files import check_writable
-
 from .arguments import add_run_arguments
+from .light import light
 
 EXAMPLE = 'mmnorm diagnose CONFIG CHECKPOINT --apply'
 
@@ -38,7 +36,7 @@ def add_arguments(parser):
         '--apply',
         nargs='?',
         const='recommended',
-        choices=['recommended', *engine.REPAIRS],
+        choices=['recommended', *light('engine.recommend').REPAIRS],
         help='also write the repaired checkpoint: with the recommended repair, or with this one',
     )
 
@@ -55,30 +53,29 @@ def options_of(args):
 
 def run(args):
     """Diagnose, and write what was found."""
-    try:
-        from mmnorm.report import write_diagnosis  # before hours of evaluation
-    except ModuleNotFoundError as error:
-        engine.stop(str(error))
+    from mmnorm import engine
+    from mmnorm.files import check_writable
+    from mmnorm.report import write_diagnosis  # before hours of evaluation
+
     evaluation, original = engine.open_evaluation(args)
     out = Path(args.out or Path(evaluation.work_dir, 'diagnosis'))
     target = out / f'{Path(args.checkpoint).stem}_{args.apply}.pth'
     check_writable(out)
-    with engine.stopping_for_the_user():
-        if args.apply:
-            engine.check_free(target, with_config=True)
-        diagnosis = engine.Diagnosis(evaluation, original, args.batches)
-        diagnosis.result.update(command=shlex.join(['mmnorm', 'diagnose', *args.argv]), options=options_of(args))
-        result = diagnosis.run()
-        if not engine.on_first_rank():
-            return
-        print(write_diagnosis(result, out))
-        print(result['recommendation']['sentence'])
-        if result['recommendation']['command']:
-            print(result['recommendation']['command'])
-        if result['recommendation']['levels']:
-            print(result['recommendation']['levels'])
-        if args.apply == 'recommended' and result['recommendation']['repair'] is None:
-            print('Nothing was applied, as no repair is recommended.')
-        elif args.apply:
-            for path in diagnosis.apply(args.apply, target):
-                print(path)
+    if args.apply:
+        engine.check_free(target, with_config=True)
+    diagnosis = engine.Diagnosis(evaluation, original, args.batches)
+    diagnosis.result.update(command=shlex.join(['mmnorm', 'diagnose', *args.argv]), options=options_of(args))
+    result = diagnosis.run()
+    if not engine.on_first_rank():
+        return
+    print(write_diagnosis(result, out))
+    print(result['recommendation']['sentence'])
+    if result['recommendation']['command']:
+        print(result['recommendation']['command'])
+    if result['recommendation']['levels']:
+        print(result['recommendation']['levels'])
+    if args.apply == 'recommended' and result['recommendation']['repair'] is None:
+        print('Nothing was applied, as no repair is recommended.')
+    elif args.apply:
+        for path in diagnosis.apply(args.apply, target):
+            print(path)

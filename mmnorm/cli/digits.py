@@ -1,10 +1,7 @@
 """Make the digits data set: handwritten digits on photographs, in the layouts of COCO, ADE20K and Cityscapes."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
-
-from . import telling_mistakes
 
 EXAMPLE = """mmnorm digits data/digits
   mmnorm digits data/digits_blur3 --corruption blur --severity 3"""
@@ -43,17 +40,13 @@ def add_arguments(parser):
     )
 
 
-@telling_mistakes
 def run(args):
     """Make it."""
     from mmnorm.data import DigitsOptions, make_digits
 
+    options = DigitsOptions(**{name: getattr(args, name) for name in asdict(DigitsOptions())})
     try:
-        options = DigitsOptions(**{name: getattr(args, name) for name in asdict(DigitsOptions())})
         written = make_digits(args.root, options, overwrite=args.overwrite)
-    except TypeError as error:
-        raise ValueError(error) from error
     except KeyboardInterrupt:
-        print('interrupted: nothing was written', file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt('nothing was written') from None
     print(f'{args.root}: written' if written else f'{args.root}: already there, made with the same options')

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from .light import HOME
+
 
 def launch(name, command, args):
     """Check once that a command can run, then become torchrun, which runs it in each process; does not return.
@@ -45,8 +47,7 @@ def launch(name, command, args):
         sys.executable,
         [
             sys.executable,
-            '-m',
-            'torch.distributed.run',
+            str(HOME / 'cli/ranks.py'),
             *nodes,
             '--nproc_per_node',
             str(args.processes),

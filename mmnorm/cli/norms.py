@@ -10,7 +10,6 @@ The network is built, not trained; no weights are loaded or downloaded.
 
 import warnings
 
-from . import telling_mistakes
 from .arguments import add_config_arguments
 
 EXAMPLE = 'mmnorm norms configs/mask_rcnn_xbn_r50.py'
@@ -21,7 +20,6 @@ def add_arguments(parser):
     parser.add_argument('--layers', action='store_true', help='one line per layer, not per part and type')
 
 
-@telling_mistakes
 def run(args):
     """Build the network and print its norms."""
     warnings.simplefilter('ignore')  # what networks warn of in training is of no concern here
@@ -29,10 +27,11 @@ def run(args):
 
     from mmnorm.blocks import list_norms
     from mmnorm.engine.networks import build_network, read_config
+    from mmnorm.engine.settings import merge_options
     from mmnorm.openmmlab.configs import describe_unreplaced
 
     cfg = read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    merge_options(cfg, args.cfg_options)
     network = build_network(cfg).train()
     layers = list_norms(network)
     console = Console(width=250)  # in a narrow terminal rich would cut names

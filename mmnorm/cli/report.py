@@ -6,8 +6,6 @@ Parts whose files are missing are left out; the report says which, and how to ge
 import logging
 from pathlib import Path
 
-from . import telling_mistakes
-
 EXAMPLE = 'mmnorm report work_dirs/mask_rcnn_xbn_r50_digits'
 
 
@@ -54,7 +52,6 @@ def default_folder(work_dirs):
     return first if len(work_dirs) == 1 else first.resolve().parent / 'comparison'
 
 
-@telling_mistakes
 def run(args):
     """Write the report."""
     logging.basicConfig(format='%(message)s', level=logging.INFO)

@@ -10,15 +10,6 @@ Works with any config and checkpoint of mmdet or mmseg; on several processes wit
 
 from pathlib import Path
 
-from mmengine.registry import MODELS
-
-from mmnorm import engine, statistics
-from mmnorm.engine.recommend import headline, recommend_levels
-from mmnorm.files import as_json, check_writable, write_together
-from mmnorm.norms import estimate_offline
-from mmnorm.openmmlab.batches import training_forward
-from mmnorm.openmmlab.configs import evalnorm_config
-
 from .arguments import add_run_arguments
 
 EXAMPLE = 'mmnorm statistics recollect CONFIG CHECKPOINT --out NEW.pth'
@@ -98,6 +89,9 @@ def add_arguments(parser):
 
 def shift(args, evaluation, original):
     """Measure the estimation shift of every norm layer while the test set is evaluated."""
+    from mmnorm import engine, statistics
+    from mmnorm.engine.recommend import recommend_levels
+
     with statistics.collect_moments(evaluation.model) as collected:
         metrics = evaluation.evaluate()
     shifts = statistics.estimation_shift(evaluation.model, collected)
@@ -126,6 +120,9 @@ def _print_shift(title, shift):
 
 def recollect(args, evaluation, original):
     """Replace running statistics with those of training batches (or of test batches: AdaBN), with frozen weights."""
+    from mmnorm import engine, statistics
+    from mmnorm.openmmlab.batches import training_forward
+
     engine.check_free(args.out)
     by_batch = statistics.trained_by_batch(evaluation.network)
     if not by_batch and not args.all:
@@ -154,6 +151,13 @@ def recollect(args, evaluation, original):
 
 def evalnorm(args, evaluation, original):
     """Turn BNs into EN, with alpha and beta estimated on training batches or set by the rule."""
+    from mmengine.registry import MODELS
+
+    from mmnorm import engine, statistics
+    from mmnorm.norms import estimate_offline
+    from mmnorm.openmmlab.batches import training_forward
+    from mmnorm.openmmlab.configs import evalnorm_config
+
     engine.check_free(args.out, with_config=True)
     statistics.to_evalnorm(evaluation.network)
     cfg, network = evalnorm_config(original, evaluation.network, MODELS.build)  # or told before estimation
@@ -173,13 +177,13 @@ def evalnorm(args, evaluation, original):
 
 def perturb(args, evaluation, original):
     """Evaluate with noise on the statistics of the first BN of each of the first residual blocks."""
-    try:
-        disturbed = {
-            blocks: statistics.first_norms(getattr(evaluation.network, 'backbone', evaluation.network), blocks)
-            for blocks in args.blocks
-        }
-    except TypeError as error:
-        raise ValueError(error) from error
+    from mmnorm import engine, statistics
+    from mmnorm.engine.recommend import headline
+
+    disturbed = {
+        blocks: statistics.first_norms(getattr(evaluation.network, 'backbone', evaluation.network), blocks)
+        for blocks in args.blocks
+    }
     for delta in args.deltas:
         with statistics.perturbed([], delta):  # to be told of a wrong magnitude before the first evaluation
             pass
@@ -213,6 +217,9 @@ def perturb(args, evaluation, original):
 
 def write(args, evaluation, found, beside=None):
     """Write what was found, with what it was found on, and files beside it (by suffix), and say where."""
+    from mmnorm import engine
+    from mmnorm.files import as_json, write_together
+
     path = target(args, evaluation)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = dict(
@@ -238,9 +245,11 @@ def splits_of(args):
 
 def run(args):
     """Do one step."""
+    from mmnorm import engine
+    from mmnorm.files import check_writable
+
     evaluation, original = engine.open_evaluation(args, splits_of(args))
     if engine.on_first_rank():
         print(*evaluation.notes, sep='\n', end='\n' * bool(evaluation.notes))
     check_writable(target(args, evaluation).parent)
-    with engine.stopping_for_the_user():
-        args.step(args, evaluation, original)
+    args.step(args, evaluation, original)

@@ -8,11 +8,6 @@ from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
-from mmengine.registry import RUNNERS
-
-from mmnorm import engine
-from mmnorm.files import check_writable, checksum, making_folder, write_json
-
 from .arguments import add_run_arguments
 
 EXAMPLE = 'mmnorm test CONFIG work_dirs/CONFIG_NAME/epoch_12.pth --processes 2'
@@ -41,6 +36,8 @@ def keep(work_dir, predictions, name, record):
         name (str): Of the record.
         record (dict): What is known of the test.
     """
+    from mmnorm.files import checksum, write_json
+
     sums = None
     if predictions:
         sums = {part.name: checksum(part) for part in sorted(predictions.glob('predictions.*.json'))}
@@ -52,7 +49,7 @@ def keep(work_dir, predictions, name, record):
 def augment(cfg, path):
     """Have the test go through the config's test-time augmentation."""
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        engine.stop(f'--tta needs tta_model and tta_pipeline in {path}')
+        raise ValueError(f'--tta needs tta_model and tta_pipeline in {path}')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -62,6 +59,11 @@ def augment(cfg, path):
 
 def run(args):
     """Evaluate, and write what was measured."""
+    from mmengine.registry import RUNNERS
+
+    from mmnorm import engine
+    from mmnorm.files import check_writable, making_folder
+
     engine.die_with_parent()
     engine.forbid_running_checkpoints()
     if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
@@ -84,8 +86,7 @@ def run(args):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
         for line in args.data_warnings:
             runner.logger.warning(line)
-        with engine.stopping_for_the_user(engine.CheckpointError):
-            metrics = runner.test()
+        metrics = runner.test()
         if runner.rank == 0:
             record = dict(
                 checkpoint=args.checkpoint,

@@ -5,17 +5,8 @@ import os
 import shlex
 from contextlib import nullcontext
 
-from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-
-from mmnorm import engine
-from mmnorm.engine.networks import build_network
-from mmnorm.files import WriteError, as_write_error, check_writable
-from mmnorm.openmmlab.hooks import ListNormsHook
-from mmnorm.openmmlab.loading import ResumeError
-from mmnorm.zoo import find_model
-
 from .arguments import add_run_arguments
+from .light import light
 
 EXAMPLE = 'mmnorm train configs/mask_rcnn_xbn_r50_digits.py --processes 2'
 
@@ -45,6 +36,9 @@ def describe_batch(cfg, config, processes):
         str: With the options that make up for it; '' if there is nothing to say, also if the user has chosen another
         number of iterations than the config, or the config of the zoo that it inherits from.
     """
+    from mmnorm import engine
+    from mmnorm.zoo import find_model
+
     base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     batch = (cfg.train_dataloader.get('batch_size') or 0) * processes
     iterations = (cfg.get('train_cfg') or {}).get('max_iters')
@@ -76,6 +70,8 @@ def describe_batch(cfg, config, processes):
 
 def show_papers_figures(work_dir, config):
     """Print the run beside its paper, if the config is a row of one or inherits from one."""
+    from mmnorm.zoo import find_model
+
     model = find_model(config)
     if model is None or not model.published:
         return
@@ -85,11 +81,14 @@ def show_papers_figures(work_dir, config):
         print(summarize(work_dir))
     except ImportError:
         print('\n'.join(f'{row.table}, {row.row}, {row.data}: {row.headline}' for row in model.published))
-    print(f'tools/report.py {work_dir} writes a report', flush=True)
+    print(f'{light("terminal").command("report")} {work_dir} writes a report', flush=True)
 
 
 def with_what_is_safe(error, work_dir):
     """An error (OSError) that ends a training; where a file could not be written, with how to go on."""
+    from mmnorm import engine
+    from mmnorm.files import WriteError
+
     newest = engine.newest_checkpoint(work_dir, lambda line: None) if isinstance(error, WriteError) else None
     if newest is None:
         return error
@@ -98,6 +97,12 @@ def with_what_is_safe(error, work_dir):
 
 def run(args):
     """Check that a training can run, and train."""
+    from mmengine.device import get_device
+
+    from mmnorm import engine
+    from mmnorm.engine.networks import build_network
+    from mmnorm.files import check_writable
+
     engine.die_with_parent()
     engine.forbid_running_checkpoints()
     if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
@@ -134,6 +139,13 @@ def run(args):
 
 def train(cfg, args):
     """Train a config (Config) as it is."""
+    from mmengine.registry import RUNNERS
+
+    from mmnorm import engine
+    from mmnorm.files import as_write_error
+    from mmnorm.openmmlab.hooks import ListNormsHook
+    from mmnorm.openmmlab.loading import ResumeError
+
     engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
     runner.register_hook(engine.CheckRoomHook())
@@ -148,12 +160,11 @@ def train(cfg, args):
     try:
         runner.train()
     except ResumeError as error:
-        engine.stop(f'{error} With mmnorm train: --cfg-options load_from=FILE, without --resume.')
-    except engine.CheckpointError as error:
-        engine.stop(error)
+        train = light('terminal').command('train')
+        engine.stop(f'{error} With {train}: --cfg-options load_from=FILE, without --resume.')
     except OSError as error:
         raise with_what_is_safe(as_write_error(error), cfg.work_dir) from error
     except KeyboardInterrupt:
-        engine.stop(f'interrupted; continue with --resume --work-dir {cfg.work_dir}')
+        raise KeyboardInterrupt(f'continue with --resume --work-dir {cfg.work_dir}') from None
     if runner.rank == 0:
         show_papers_figures(cfg.work_dir, args.config)

@@ -6,8 +6,6 @@ import logging
 import warnings
 from pathlib import Path
 
-from . import telling_mistakes
-
 EXAMPLE = 'mmnorm weights show CONFIG CHECKPOINT'
 
 
@@ -121,7 +119,6 @@ def harden(args):
     )
 
 
-@telling_mistakes
 def run(args):
     """Show or harden."""
     logging.basicConfig(format='%(message)s', level=logging.WARNING)

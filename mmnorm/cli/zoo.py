@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from operator import eq
 from pathlib import Path
 
-from . import telling_mistakes
 from .arguments import positive
 
 EXAMPLE = 'mmnorm zoo list --norm SN --task semantic'
@@ -300,7 +299,6 @@ def _finished(work_dir):
     return record.is_file() and bool(json.loads(record.read_text()).get('finished'))
 
 
-@telling_mistakes
 def run(args):
     """Run a command on the configs that the arguments choose."""
     broken_pipe = signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `mmnorm zoo show | head` ends in silence

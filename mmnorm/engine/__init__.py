@@ -1,25 +1,24 @@
 """Runs: what the tools share. Nothing here is needed to use mmnorm with mmdet's or mmseg's own tools."""
 
+from mmnorm.terminal import on_first_rank, progress
+
 from .checkpoint import CheckpointError, forbid_running_checkpoints, read_checkpoint
 from .config import load_config, parse_config, stop
-from .diagnose import REPAIRS, Diagnosis
+from .diagnose import Diagnosis
 from .evaluation import (
     Evaluation,
     check_free,
     load_weights,
     open_evaluation,
-    progress,
     save_network,
-    stopping_for_the_user,
 )
 from .lock import check_unused, training_lock
-from .processes import die_with_parent, end_with_parent, leads_run, on_first_rank, start_distributed
+from .processes import die_with_parent, end_with_parent, leads_run, start_distributed
 from .record import RunRecordHook, describe_device, versions
 from .room import CheckRoomHook, check_room
 from .runner import Runner, newest_checkpoint
 
 __all__ = [
-    'REPAIRS',
     'CheckpointError',
     'CheckRoomHook',
     'Diagnosis',
@@ -45,7 +44,6 @@ __all__ = [
     'save_network',
     'start_distributed',
     'stop',
-    'stopping_for_the_user',
     'training_lock',
     'versions',
 ]

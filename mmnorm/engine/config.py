@@ -11,11 +11,12 @@ from mmengine.fileio.handlers import yaml_handler
 
 from mmnorm.norms.checks import warn_once
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
+from mmnorm.terminal import on_first_rank
 
 from .check_data import check_data, lines
 from .findings import ERROR, WARNING
 from .preflight import frozen_from_scratch, problems
-from .processes import on_first_rank
+from .settings import merge_options, wrong_settings
 
 
 def load_config(args, splits, initializes=True):
@@ -31,14 +32,15 @@ def load_config(args, splits, initializes=True):
         Config: With ``work_dir`` and ``launcher`` set.
 
     Raises:
-        SystemExit: With one message for the user, on the first rank.
+        ValueError: The file or an option cannot be read.
+        SystemExit: With a message for the user: what is wrong or missing.
     """
-    try:
-        cfg = parse_config(args.config)
-    except ValueError as error:
-        stop(error)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = parse_config(args.config)
+    merge_options(cfg, args.cfg_options)
+    needed = [split for split in splits if split == 'test' or (split == 'train' and initializes)]
+    wrong = wrong_settings(cfg, needed)
+    if wrong:
+        stop('\n'.join(f'{args.config}: {message}' for message in wrong))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     cfg.launcher = args.launcher
     if args.timeout:
@@ -100,12 +102,13 @@ def parse_config(path):
                 " (two files of _base_ set these. If a parent of yours has one of mmnorm's small files already, "
                 'leave that out: its variables are there, as _base_.live_norm)'
             )
-        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}{hint}') from error
+        reason = str(error).partition(', the current sys.path')[0]
+        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {reason}{hint}') from error
 
 
 def stop(message):
-    """End the process with a message for the user; only the first rank prints it."""
-    raise SystemExit(f'error: {message}' if on_first_rank() else 1)
+    """End the process with a message for the user, and status 2 where a command of ours runs."""
+    raise SystemExit(f'error: {message}')
 
 
 def fit_to_cpu(cfg):

@@ -30,12 +30,11 @@ from mmnorm.statistics import (
 )
 
 from .evaluation import save_network
-from .recommend import CONFIDENCE, headline, interval, recommend
+from .recommend import CONFIDENCE, REPAIRS, headline, interval, recommend
 from .record import describe_device, versions
 
 AS_IT_IS = 'as it is'
-RECOLLECT, OFFLINE, RULE = 'recollect', 'evalnorm_offline', 'evalnorm_rule'
-REPAIRS = (RECOLLECT, OFFLINE, RULE)
+RECOLLECT, OFFLINE, RULE = REPAIRS
 HISTOGRAMS = 6  # worst layers that are drawn
 HISTOGRAM_BATCHES = 10
 RESAMPLINGS = 200  # of the test images; a standard error needs no more

@@ -9,23 +9,23 @@ import tempfile
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce, get_rank
+from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner.amp import autocast
-from rich.console import Console
-from rich.progress import track
 
-from mmnorm.files import WriteError, as_write_error, check_writable, write_together
+from mmnorm.files import check_writable, write_together
 from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 from mmnorm.openmmlab.resampling import recorded
+from mmnorm.terminal import on_first_rank, progress
 
 from .checkpoint import forbid_running_checkpoints, origin_of, read_checkpoint
 from .config import load_config, parse_config, stop
-from .processes import die_with_parent, on_first_rank, start_distributed
+from .processes import die_with_parent, start_distributed
 from .runner import Runner
+from .settings import merge_options
 
 
 def open_evaluation(args, splits=('train', 'test')):
@@ -56,10 +56,9 @@ def open_evaluation(args, splits=('train', 'test')):
     if args.check:
         raise SystemExit
     original = parse_config(args.config)
-    original.merge_from_dict(args.cfg_options or {})
+    merge_options(original, args.cfg_options)
     start_distributed(cfg)
-    with stopping_for_the_user():
-        evaluation = Evaluation(cfg, args.checkpoint, args.seed)
+    evaluation = Evaluation(cfg, args.checkpoint, args.seed)
     evaluation.notes += args.data_warnings
     if original.get('sync_bn') or replace_norm_types(copy.deepcopy(original.model), SYNC_TYPES):
         evaluation.notes.append(
@@ -67,17 +66,6 @@ def open_evaluation(args, splits=('train', 'test')):
             'unless this runs on as many GPUs, set --batch-size to their number.'
         )
     return evaluation, original
-
-
-@contextlib.contextmanager
-def stopping_for_the_user(errors=(OSError, ValueError)):
-    """End the process with what one of some errors (class or tuple) says; the command's end tells a WriteError."""
-    try:
-        yield
-    except errors as error:
-        if isinstance(as_write_error(error), WriteError):
-            raise
-        stop(str(error))
 
 
 class Evaluation:
@@ -276,19 +264,6 @@ def check_free(out, with_config=False):
             raise FileExistsError(f'{target} exists already and is not overwritten: choose another name')
     check_writable(out.parent)
     return targets
-
-
-def progress(iterable, what, total=None):
-    """Show a bar on the first rank while an iterable is gone through."""
-    console = Console(stderr=True)
-    return track(
-        iterable,
-        what,
-        len(iterable) if total is None else total,
-        console=console,
-        transient=True,
-        disable=get_rank() != 0 or not console.is_terminal,
-    )
 
 
 @contextlib.contextmanager

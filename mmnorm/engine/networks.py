@@ -31,19 +31,15 @@ def read_config(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f'config {path} does not exist')
     cfg = parse_config(path)
-    if 'model' not in cfg:
-        raise ValueError(f'{path} has no model')
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'{path} has no model' if cfg.get('model') is None else f'{path}: model must be a dict')
     return cfg
 
 
 def build_network(cfg):
-    """Build the model (nn.Module) of a config (Config), with its initial weights; ValueError if that cannot be done."""
+    """Build the model (nn.Module) of a config (Config), with its initial weights."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    try:
-        return MODELS.build(copy.deepcopy(cfg.model))  # models change what they are given
-    except Exception as error:  # of a class's own, or a name that is not registered
-        reason = ' '.join(str(error).split())
-        raise ValueError(f'the model of the config cannot be built: {type(error).__name__}: {reason}') from error
+    return MODELS.build(copy.deepcopy(cfg.model))  # models change what they are given
 
 
 def load_network(model, path):

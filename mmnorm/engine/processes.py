@@ -10,6 +10,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from mmnorm.terminal import on_first_rank
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -53,12 +55,6 @@ def start_distributed(cfg):
         faulthandler.enable()  # gloo aborts a rank whose messages have another size than the others': show where it was
         seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
         distributed.init_process_group('gloo', timeout=timedelta(seconds=seconds))
-
-
-def on_first_rank():
-    """Whether this is the process that talks to the user, process group or not yet."""
-    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of torchrun, srun and mpirun
-    return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
 
 
 def leads_run(launcher):

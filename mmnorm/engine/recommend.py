@@ -23,6 +23,7 @@ TITLES = {
     'evalnorm_offline': 'turn its BNs into EN with estimated alpha and beta',
     'evalnorm_rule': 'turn its BNs into EN with alpha = beta = 1 / B^2',
 }
+REPAIRS = tuple(TITLES)
 _COMMANDS = {
     'recollect': 'recollect',
     'evalnorm_offline': 'evalnorm --mode offline',
@@ -106,17 +107,13 @@ def recommend(result, config, checkpoint):
             f'other test images could turn it around. {_images_for(images, width, gain)} would tell.',
         )
     changes = ', '.join(f'{key} {value:.1f} to {metrics[best][key]:.1f}' for key, value in as_it_is.items())
-    command = shlex.join(
-        [
-            'python',
-            'tools/bn_statistics.py',
-            *_COMMANDS[best].split(),
-            config,
-            checkpoint,
-            *result.get('options', ()),
-            '--out',
-            _beside(checkpoint, best),
-        ]
+    command = _statistics(
+        *_COMMANDS[best].split(),
+        config,
+        checkpoint,
+        *result.get('options', ()),
+        '--out',
+        _beside(checkpoint, best),
     )
     beyond = '' if width is None else f', {shown} points beyond what other test images would change'
     return advice | dict(
@@ -175,7 +172,7 @@ def recommend_levels(layers, checkpoint):
     size, number, layer = max(shifted, key=lambda found: found[0])
     names = list(dict.fromkeys(of['name'] for _, _, of in shifted))
     others = f' and {len(names) - 1} more are' if len(names) > 1 else ' is'
-    command = ['python', 'tools/bn_statistics.py', 'recollect', 'NEW_CONFIG', checkpoint, '--out']
+    command = _statistics('recollect', 'NEW_CONFIG', checkpoint, '--out', _beside(checkpoint, 'per_level'))
     return (
         f'{names[0]}{others} called several times in a pass, as heads that FPN levels share are. Training normalizes '
         'each call by itself, evaluation all of them by the same running statistics: what call '
@@ -183,8 +180,14 @@ def recommend_levels(layers, checkpoint):
         f'together {_size(layer):.2f}. A norm per level mends that without training: set '
         f"norm_cfg=dict(type='PerLevel', norm=dict(...), levels={len(layer['calls'])}) in that part of the config, "
         'with its norm_cfg for the dots, and recollect the statistics: '
-        f'{shlex.join([*command, _beside(checkpoint, "per_level")])}'
+        f'{command}'
     )
+
+
+def _statistics(*arguments):
+    from mmnorm.terminal import command  # so late that the names above need nothing installed
+
+    return f'{command("statistics")} {shlex.join(arguments)}'
 
 
 def _beside(checkpoint, what):

@@ -69,7 +69,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys):
     for name, message in (
         ('gone.py', 'gone.py does not exist'),
         ('empty.py', 'empty.py has no model'),
-        ('wrong.py', 'the model of the config cannot be built'),
+        ('wrong.py', "model: nothing is registered as 'NoSuchNetwork'"),
     ):
         assert main(['norms', str(tmp_path / name)]) == 2
         said = capsys.readouterr().err

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmnorm.engine.recommend import headline, interval, recommend, recommend_levels
+from mmnorm.terminal import command
 
 
 def layer(name, by_batch=True, relative=0.1, domain=0.05):
@@ -37,10 +38,10 @@ def test_the_best_repair_is_recommended_with_its_command():
     assert advice['repair'] == 'recollect'
     assert advice['sentence'] == 'Recollect the running statistics: mIoU 30.0 to 31.0.'
     assert advice['command'] == (
-        "python tools/bn_statistics.py recollect c.py 'dir with space/k.pth' --out 'dir with space/k_recollect.pth'"
+        f"{command('statistics')} recollect c.py 'dir with space/k.pth' --out 'dir with space/k_recollect.pth'"
     )
     assert advise({'as it is': {'mIoU': 30.0}, 'evalnorm_rule': {'mIoU': 31.0}})['command'].startswith(
-        'python tools/bn_statistics.py evalnorm --mode rule c.py'
+        f'{command("statistics")} evalnorm --mode rule c.py'
     )
 
 

@@ -182,7 +182,7 @@ def test_mistakes_are_told_in_one_line(main, network, digits_config, tmp_path, c
     out = str(tmp_path / 'hard.pth')
     for args, message in (
         (['show', 'gone.py', checkpoint], 'config gone.py does not exist'),
-        (['show', str(unknown), checkpoint], 'Unheard is not in the'),
+        (['show', str(unknown), checkpoint], "model: nothing is registered as 'Unheard'"),
         (['show', str(wrong), checkpoint], f'{wrong} cannot be read as a config'),
         (['show', config, 'gone.pth'], 'checkpoint gone.pth does not exist'),
         (['show', config, str(broken)], f'{broken} cannot be loaded as a checkpoint'),
