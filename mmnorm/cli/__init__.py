@@ -99,7 +99,9 @@ def _run(name, argv, prog):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
-    parser.add_argument(TRACEBACK, action='store_true', help='show where in the code an error comes from')
+    parser.add_argument(
+        TRACEBACK, action='store_true', default=argparse.SUPPRESS, help='show where in the code an error comes from'
+    )
     given = [word for word in argv if word != TRACEBACK]  # behind a subcommand too
     args = parser.parse_args(given, argparse.Namespace(argv=argv))
     if getattr(args, 'launcher', None) == 'none' and args.processes:
