@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from mmnorm.files import write_together
 
 from .page import render
-from .plots import COLORS, COLUMNS, PANEL, STYLE, add_legend, as_svg, name_handles
+from .plots import COLORS, COLUMNS, PANEL, STYLE, as_svg, name_handles
 
 NORMALIZERS = ('IN', 'LN', 'BN')  # in COLORS' order, everywhere on the page
 MOMENTS = dict(mean='Mean', var='Variance')
@@ -104,7 +104,7 @@ def draw_ratios(rows):
             panels[2].bar(places, divergences, 0.86, color='#5b636d')
             panels[2].set(ylabel='Divergence (nats)')
         name_layers(panels, rows)
-        add_legend(figure, NORMALIZERS)
+        _add_legend(figure, [dict(color=COLORS[index]) for index in range(len(NORMALIZERS))], NORMALIZERS)
         return as_svg(figure)
 
 
@@ -125,7 +125,7 @@ def draw_averages(averages):
             axes.xaxis.set_major_formatter(lambda share, _: f'{100 * share:.0f} %')
             axes.grid(visible=False)
         axes.invert_yaxis()
-        add_legend(figure, NORMALIZERS)
+        _add_legend(figure, [dict(color=COLORS[index]) for index in range(len(NORMALIZERS))], NORMALIZERS)
         return as_svg(figure)
 
 
@@ -150,7 +150,7 @@ def draw_hard_ratios(snapshots):
             axes.set(ylim=(len(snapshots) - 0.5, -0.5), ylabel=title)
             axes.grid(visible=False)
         name_layers(panels, rows)
-        add_legend(figure, NORMALIZERS)
+        _add_legend(figure, [dict(color=COLORS[index]) for index in range(len(NORMALIZERS))], NORMALIZERS)
         return as_svg(figure)
 
 

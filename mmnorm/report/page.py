@@ -1,6 +1,7 @@
 """The report itself: tables, plots and pictures on a page, and its three files."""
 
 import base64
+import re
 from pathlib import Path
 
 import jinja2
@@ -58,6 +59,7 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
         images=images,
         score_thr=score_thr,
         colors=OUTCOME_COLORS,
+        figures=[],
         titles=TITLES,
         tables=tables,
         loss_plot=draw_losses(runs),
@@ -130,9 +132,18 @@ def render(name, context):
         lstrip_blocks=True,
     )
     environment.filters |= dict(
-        data_uri=data_uri, metric=tables.format_metric, difference=tables.format_difference, fact=tables.format_fact
+        data_uri=data_uri,
+        breakable=breakable,
+        metric=tables.format_metric,
+        difference=tables.format_difference,
+        fact=tables.format_fact,
     )
     return environment.get_template(name).render(context)
+
+
+def breakable(text):
+    """A text as HTML (Markup) that may go on in a new line where the parts of a path or name end."""
+    return Markup('<wbr>').join(re.split(r'(?<=[_/])(?=\w)|(?<=[A-Za-z]\.)(?=\w)', visible(text)))
 
 
 def visible_html(value):

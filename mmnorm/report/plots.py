@@ -14,7 +14,8 @@ from .texts import one_line, visible
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; without its yellow and black.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-LINES = ('-', '--', ':')
+LINES = ('-', (0, (4, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
+MARKERS = 'os^Dv'
 STYLE = {
     'font.size': 10,
     'font.family': 'sans-serif',
@@ -59,9 +60,23 @@ class Panel:
     smooth: bool = False
 
 
-def line_style(index):
-    """Return color and line style of a run: solid lines for as long as the colors last, then dashed, then dotted."""
-    return dict(color=COLORS[index % len(COLORS)], linestyle=LINES[index // len(COLORS) % len(LINES)])
+def line_style(index, number):
+    """Return how the line of one of so many runs is drawn: where lines coincide, those below show beside and between
+    those above."""
+    return dict(
+        color=COLORS[index % len(COLORS)],
+        linestyle=LINES[(index + index // len(COLORS)) % len(LINES)],
+        linewidth=1.6 + 0.9 * min(number - 1 - index, 3),
+    )
+
+
+def marker_style(index, number):
+    """Return how the dots of one of so many runs are drawn, those above smaller than those below."""
+    return dict(
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=5.5 + 1.8 * min(number - 1 - index, 3),
+    )
 
 
 def draw_panel(axes, panel):
@@ -69,12 +84,14 @@ def draw_panel(axes, panel):
     for index, curve in enumerate(panel.curves):
         if curve is None:
             continue
-        style = line_style(index) | dict(marker='o' if len(curve) <= FEW_POINTS else None)
-        if panel.smooth and len(curve) > FEW_POINTS:
-            axes.plot(curve.index, curve, alpha=0.3, linewidth=0.9, **style)
+        style = line_style(index, len(panel.curves))
+        if len(curve) <= FEW_POINTS:
+            style |= dict(marker=MARKERS[index % len(MARKERS)], markersize=2 + 1.2 * style['linewidth'])
+        elif panel.smooth:
+            axes.plot(curve.index, curve, color=style['color'], alpha=0.3, linewidth=0.9)
             average = curve.rolling(max(3, len(curve) // 20), center=True, min_periods=1).mean()
             curve = average.where(curve.notna())  # a gap stays a gap
-        axes.plot(curve.index, curve, markersize=3.5, **style)
+        axes.plot(curve.index, curve, **style)
     axes.set(title=one_line(panel.title, LONGEST_NAME), ylabel=panel.unit, xlabel='Iteration')
     axes.set_xlim(left=0)
 
@@ -120,26 +137,27 @@ def draw_class_ap(tables):
                 axes.plot(
                     table[run].reindex(classes),
                     range(len(classes)),
-                    'o',
-                    markersize=7,
+                    linestyle='none',
                     markeredgecolor='white',
-                    color=COLORS[index % len(COLORS)],
+                    **marker_style(index, len(table.columns)),
                 )
             axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(classes) - 0.4))
             axes.set_yticks(range(len(classes)), classes)
-        add_legend(figure, list(first))
+        styles = [marker_style(index, len(first.columns)) for index in range(len(first.columns))]
+        name_handles(figure, [Line2D([], [], linestyle='none', **style) for style in styles], list(first))
         return as_svg(figure)
 
 
 def add_legend(figure, names):
-    """Put the runs' names and colors above all panels; one run needs none."""
-    if len(names) > 1:
-        handles = [Line2D([], [], **line_style(index), linewidth=3) for index in range(len(names))]
-        name_handles(figure, handles, names, min(4, len(names)))
+    """Put the runs' names and lines above all panels."""
+    name_handles(figure, [Line2D([], [], **line_style(index, len(names))) for index in range(len(names))], names)
 
 
-def name_handles(figure, handles, names, columns):
-    """Put a legend above all panels."""
+def name_handles(figure, handles, names, columns=4):
+    """Put a legend above all panels; one name needs none."""
+    if len(names) < 2:
+        return
+    columns = min(columns, len(names))
     legend = figure.legend(handles, range(len(names)), loc='outside upper left', ncols=columns, handlelength=2.4)
     for text, name in zip(legend.get_texts(), names):  # given at once, a name that begins with _ would be left out
         text.set_text(one_line(name, LONGEST_NAME))
@@ -157,6 +175,7 @@ def show_texts(figure):
     """Make texts from files fit for a plot: control characters are no XML, and what is long leaves no room."""
     for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
         if isinstance(axis.get_major_locator(), FixedLocator):
-            axis.set_ticklabels([one_line(label.get_text(), LONGEST_NAME) for label in axis.get_ticklabels()])
+            labels = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
+            axis.set_ticklabels([one_line(label, LONGEST_NAME) for label in labels])
     for text in figure.findobj(Text):
         text.set_text(visible(text.get_text()))

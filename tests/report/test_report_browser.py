@@ -60,3 +60,18 @@ def test_plots_and_pictures_are_painted(two_runs, tmp_path):
     assert count_pixels(picture, (213, 94, 0)) > 2000  # the second run's
     for color in COLORS:  # the objects of the test images; yellow, red and magenta are nowhere else on the page
         assert count_pixels(picture, color) > 500
+
+
+def test_colors_follow_the_reader_and_paper_is_white(two_runs, tmp_path):
+    dark = tmp_path / 'dark.png'
+    browse(
+        two_runs,
+        tmp_path / 'p',
+        f'--screenshot={dark}',
+        '--window-size=1280,5000',
+        '--blink-settings=preferredColorScheme=0',
+    )
+    picture = np.asarray(Image.open(dark).convert('RGB')).astype(int)
+    assert count_pixels(picture, (21, 24, 28)) > 0.5 * picture.shape[0] * picture.shape[1]
+    assert count_pixels(picture, (228, 231, 235)) > 2000  # the text
+    assert count_pixels(picture, (255, 255, 255)) < 0.01 * picture.shape[0] * picture.shape[1]  # no plot on white

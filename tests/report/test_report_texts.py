@@ -3,6 +3,7 @@
 import copy
 import csv
 import html.parser
+import itertools
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 
 from mmnorm.report import draw_perturbation, load_run, write_diagnosis, write_report
 from mmnorm.report.learned import draw_averages, draw_rbn, draw_spread
-from mmnorm.report.plots import Panel, as_svg, draw_class_ap, draw_curves
+from mmnorm.report.plots import Panel, as_svg, draw_class_ap, draw_curves, line_style, marker_style
 from mmnorm.report.texts import in_csv, in_markdown, one_line, visible
 
 from .conftest import coco_line, train_line, write_session
@@ -39,7 +40,8 @@ class Tags(html.parser.HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, sorted(name for name, _ in attrs)))
+        if tag != 'wbr':
+            self.found.append((tag, sorted(name for name, _ in attrs)))
         source = dict(attrs).get('src', '')
         if source.startswith('data:image/svg+xml;base64,'):
             self.svgs.append(b64decode(source.partition(',')[2]))
@@ -164,6 +166,25 @@ def test_plots(text):
     ):
         size = xml.etree.ElementTree.fromstring(svg).attrib
         assert float(size['width'].removesuffix('pt')) < 1200 and float(size['height'].removesuffix('pt')) < 1200
+
+
+def test_classes_are_named():
+    table = pd.DataFrame({'run': [1.0, 2.0]}, index=['cup', 'red & $x$'])
+    svg = draw_class_ap({'Box AP': table, 'Mask AP': table})
+    assert svg.count(b'<!-- cup -->') == svg.count(b'<!-- red &amp; $x$ -->') + svg.count(b'<!-- red & $x$ -->') == 1
+
+
+def test_runs_that_coincide_are_both_seen():
+    """Two runs with the same curve: from the picture, both colors, in lines and in dots."""
+    curve = pd.Series(range(1, 41), range(1, 41), dtype=float)
+    for number in (2, 3, 4):
+        styles = [line_style(index, number) for index in range(number)]
+        assert len({str(style['linestyle']) for style in styles}) == number
+        assert [style['linewidth'] for style in styles] == sorted((s['linewidth'] for s in styles), reverse=True)
+        for below, above in itertools.pairwise(marker_style(index, number) for index in range(number)):
+            assert below['marker'] != above['marker'] and below['markersize'] > above['markersize']
+    svg = draw_curves([Panel('loss', '', [curve, curve])], ['a', 'b']).decode()
+    assert re.search('stroke: #d55e00[^"]*stroke-dasharray|stroke-dasharray[^"]*stroke: #d55e00', svg)
 
 
 def test_names_that_begin_with_an_underscore_are_in_the_legend():
