@@ -9,16 +9,34 @@ from mmengine.runner import Runner as _Runner
 from mmnorm.files import replacing
 
 from .checkpoint import log_history_allowed, read_checkpoint
+from .positions import SeedStepsHook
+from .resume import EvaluateDueHook, KeepStateHook, fit_position, schedule_of
 from .room import size_of_next
 
 
 class Runner(_Runner):
-    """mmengine's Runner that writes checkpoints atomically and resumes from the newest one that loads.
+    """mmengine's Runner that writes checkpoints atomically, resumes from the newest one that loads, and then goes on as
+    if it had not been interrupted.
 
     A checkpoint is written to a temporary file, flushed to the disk and renamed: under its name it is either whole or
     absent. ``resume=True`` without ``load_from`` tries the checkpoints of the work directory, newest first, and says
     which it passed over and why.
     """
+
+    _keep = None
+
+    def train(self):
+        if not self._keep:
+            self._keep = KeepStateHook()
+            for hook in SeedStepsHook(), self._keep, EvaluateDueHook():
+                self.register_hook(hook)
+        return super().train()
+
+    def resume(self, filename, *args, **kwargs):
+        start = self._keep and schedule_of(self)
+        super().resume(filename, *args, **kwargs)
+        if self._keep:
+            fit_position(self, self._keep.resumed, start)
 
     @master_only
     def save_checkpoint(self, out_dir, filename, file_client_args=None, save_optimizer=True, **kwargs):

@@ -40,19 +40,19 @@ class SyncStatisticsHook(SyncBuffersHook):
     """
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if self.distributed and any(self._saves(hook, runner) for hook in runner.hooks):
+        if self.distributed and any(saves_checkpoint(hook, runner, by_epoch=False) for hook in runner.hooks):
             all_reduce_params(runner.model.buffers(), op='mean')
 
-    def _saves(self, hook, runner):
-        return (
-            isinstance(hook, CheckpointHook)
-            and not hook.by_epoch
-            and (
-                self.every_n_train_iters(runner, hook.interval, hook.save_begin)
-                or hook.save_last
-                and self.is_last_train_iter(runner)
-            )
-        )
+
+def saves_checkpoint(hook, runner, by_epoch):
+    """Whether a hook is a CheckpointHook that writes a file after this iteration, or (by_epoch) after this epoch."""
+    if not isinstance(hook, CheckpointHook) or hook.by_epoch != by_epoch:
+        return False
+    if by_epoch:
+        due, last = hook.every_n_epochs(runner, hook.interval, hook.save_begin), hook.is_last_train_epoch(runner)
+    else:
+        due, last = hook.every_n_train_iters(runner, hook.interval, hook.save_begin), hook.is_last_train_iter(runner)
+    return due or hook.save_last and last
 
 
 class CheckpointedStatisticsHook(Hook):
