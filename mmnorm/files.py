@@ -238,6 +238,24 @@ def write_text(path, text):
     write_together({Path(path): text})
 
 
+def read_json(path):
+    """Read a JSON file of UTF-8, with or without a byte order mark.
+
+    Args:
+        path (str or Path): The file.
+
+    Returns:
+        object: What it holds.
+
+    Raises:
+        ValueError: It is not such a file; without its name.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    except RecursionError:
+        raise ValueError('its JSON is nested too deeply') from None
+
+
 def write_json(path, content):
     """Write a JSON file at once.
 

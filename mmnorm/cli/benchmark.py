@@ -15,6 +15,8 @@ import time
 import warnings
 from pathlib import Path
 
+from .arguments import positive
+
 EXAMPLE = 'mmnorm benchmark --norms SN RBN'
 
 # Feature maps of a detector on two images, of a classifier's last stages, and of a head on 512 RoIs
@@ -35,9 +37,11 @@ def add_arguments(parser):
     parser.add_argument('--shapes', nargs='+', type=shape, default=SHAPES, metavar='N,C,H,W')
     parser.add_argument('--compile', action='store_true', help='also time the layers of mmnorm under torch.compile')
     parser.add_argument('--model', action='store_true', help='time a training step of Mask R-CNN, not single layers')
-    parser.add_argument('--image-size', type=int, default=256, metavar='PIXELS', help='for --model (default: 256)')
-    parser.add_argument('--rounds', type=int, help='rounds to take medians over (default: 40; with --model 5)')
-    parser.add_argument('--threads', type=int, default=2, help='on a CPU (default: %(default)s)')
+    parser.add_argument('--image-size', type=positive, default=256, metavar='PIXELS', help='for --model (default: 256)')
+    parser.add_argument(
+        '--rounds', type=positive, metavar='N', help='rounds to take medians over (default: 40; with --model 5)'
+    )
+    parser.add_argument('--threads', type=positive, default=2, metavar='N', help='on a CPU (default: %(default)s)')
     parser.add_argument('--device', help='default: cuda if there is one, else cpu')
     parser.add_argument('--out', default='work_dirs/benchmark_norms', metavar='DIR', help='default: %(default)s')
 
@@ -50,6 +54,43 @@ def shape(text):
     if len(values) < 3 or min(values) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a shape; use N,C,H,W, such as 2,64,200,200')
     return values
+
+
+def usable_device(name):
+    """The device (torch.device) of a name; ValueError if PyTorch cannot compute on it here."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except Exception as error:  # each kind of device has its own
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'--device {name}: PyTorch cannot compute on it here ({reason}); use cpu or cuda') from error
+    return device
+
+
+def config_of(name, channels):
+    """The config (dict) of a norm with its default arguments, and of GroupNorm, which has none for its groups."""
+    return dict(type=name, num_groups=math.gcd(32, channels)) if name == 'GN' else dict(type=name)
+
+
+def check_norms(names):
+    """Raise ValueError for a name that is not that of a norm which can be built by it alone."""
+    from mmcv.cnn import build_norm_layer
+    from mmengine.registry import MODELS
+
+    from mmnorm.blocks import is_norm
+    from mmnorm.norms import NORMS
+
+    for name in names:
+        try:
+            found = name in MODELS.module_dict and is_norm(build_norm_layer(config_of(name, 32), 32)[1])
+        except Exception as error:  # of any class that is registered
+            raise ValueError(f'--norms {name}: it cannot be built by its name alone ({error})') from error
+        if not found:
+            raise ValueError(
+                f'--norms {name}: no norm is registered by this name; those of mmnorm are {", ".join(NORMS)}'
+            )
 
 
 def layers(names, channels, compiled):
@@ -69,14 +110,15 @@ def layers(names, channels, compiled):
     group_norm = nn.GroupNorm(math.gcd(32, channels), channels)
     found = {BN: nn.BatchNorm2d(channels), 'nn.GroupNorm': group_norm, 'copy': Copy()}
     for name in names or NORMS:
-        found[name] = build_norm_layer(dict(type=name), channels)[1]
+        found[name] = build_norm_layer(config_of(name, channels), channels)[1]
     if 'BGN' in found:
         found['BGN (32 groups)'] = build_norm_layer(dict(type='BGN', num_groups=32), channels)[1]
     if 'EN' in found:
         found['EN (online)'] = build_norm_layer(dict(type='EN', mode='online'), channels)[1]
     if compiled:
         for name in names or NORMS:
-            found[f'{name} (compiled)'] = torch.compile(build_norm_layer(dict(type=name), channels)[1], dynamic=True)
+            layer = build_norm_layer(config_of(name, channels), channels)[1]
+            found[f'{name} (compiled)'] = torch.compile(layer, dynamic=True)
     return found
 
 
@@ -319,7 +361,6 @@ def run(args):
     """Time, and write and draw what was measured."""
     try:
         import torch
-        from mmengine.registry import MODELS
 
         import mmnorm  # noqa: F401  # registers the norms
     except ImportError as error:
@@ -327,12 +368,8 @@ def run(args):
     from mmnorm.files import check_writable, write_json
 
     warnings.simplefilter('ignore')
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('--device cuda, but PyTorch sees no GPU here; use --device cpu')
-    unknown = [name for name in args.norms or () if name not in MODELS.module_dict]
-    if unknown:
-        raise ValueError(f'no norm is registered as {", ".join(unknown)}: see mmnorm/openmmlab/registry.py')
+    device = usable_device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    check_norms(args.norms or ())
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     # as in a training: glibc hands memory back to the system, and gets it page by page, until a large block was freed

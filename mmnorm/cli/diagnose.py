@@ -8,7 +8,7 @@ set by the config's own metric. Written to --out: diagnosis.html (one self-conta
 import shlex
 from pathlib import Path
 
-from .arguments import add_run_arguments
+from .arguments import add_run_arguments, positive
 from .light import light
 
 EXAMPLE = 'mmnorm diagnose CONFIG CHECKPOINT --apply'
@@ -20,14 +20,14 @@ def add_arguments(parser):
     parser.add_argument('--out', help='output folder; default: WORK_DIR/diagnosis')
     parser.add_argument(
         '--batches',
-        type=int,
+        type=positive,
         default=200,
         metavar='N',
         help='training batches per process to compute repairs from (default: %(default)s)',
     )
     parser.add_argument(
         '--batch-size',
-        type=int,
+        type=positive,
         metavar='N',
         help='images per training batch, if the training did not use the number in the config',
     )

@@ -10,7 +10,7 @@ Works with any config and checkpoint of mmdet or mmseg; on several processes wit
 
 from pathlib import Path
 
-from .arguments import add_run_arguments
+from .arguments import add_run_arguments, positive
 
 EXAMPLE = 'mmnorm statistics recollect CONFIG CHECKPOINT --out NEW.pth'
 
@@ -35,11 +35,15 @@ def add_arguments(parser):
 
     def add_training_images(command):
         command.add_argument(
-            '--batches', type=int, default=200, metavar='N', help='training batches per process (default: %(default)s)'
+            '--batches',
+            type=positive,
+            default=200,
+            metavar='N',
+            help='training batches per process (default: %(default)s)',
         )
         command.add_argument(
             '--batch-size',
-            type=int,
+            type=positive,
             metavar='N',
             help='images per training batch, if the training did not use the number in the config',
         )
@@ -70,7 +74,7 @@ def add_arguments(parser):
     command = add(perturb, 'default: perturb.json in WORK_DIR; a plot is drawn beside it', '.json')
     command.add_argument(
         '--blocks',
-        type=int,
+        type=positive,
         nargs='+',
         default=[1, 6, 13],
         metavar='N',
@@ -84,7 +88,7 @@ def add_arguments(parser):
         metavar='DELTA',
         help='noise magnitudes, from 0 to 1 (default: 0 0.1 ... 0.5)',
     )
-    command.add_argument('--noises', type=int, default=5, metavar='N', help='noise seeds (default: %(default)s)')
+    command.add_argument('--noises', type=positive, default=5, metavar='N', help='noise seeds (default: %(default)s)')
 
 
 def shift(args, evaluation, original):

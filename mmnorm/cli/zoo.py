@@ -295,8 +295,15 @@ def sweep(model, args):
 
 
 def _finished(work_dir):
+    from mmnorm.files import read_json
+
     record = work_dir / 'run.json'
-    return record.is_file() and bool(json.loads(record.read_text()).get('finished'))
+    if not record.is_file():
+        return False
+    try:
+        return bool(dict(read_json(record)).get('finished'))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{record} cannot be read ({error}): remove it, and its training continues') from error
 
 
 def run(args):

@@ -42,12 +42,25 @@ def read_checkpoint(path, map_location='cpu', logger='current'):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
         with log_history_allowed():
-            if local:
-                return torch.load(path, map_location=map_location, weights_only=True)
-            return _load(path, map_location, logger)
+            found = (
+                torch.load(path, map_location=map_location, weights_only=True)
+                if local
+                else _load(path, map_location, logger)
+            )
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         reason = _not_saved_whole(path) if local else None
         raise CheckpointError(f'{path} cannot be loaded as a checkpoint: {reason or _refused(path, error)}') from error
+    if isinstance(found, dict):
+        _check_names(found.get('state_dict', found), path)
+    return found
+
+
+def _check_names(weights, path):
+    if not isinstance(weights, dict):
+        raise CheckpointError(f'{path} is not a checkpoint: its state_dict is of type {type(weights).__name__}')
+    others = [key for key in weights if not isinstance(key, str)]
+    if others:
+        raise CheckpointError(f'{path} is not a checkpoint: weights go by names, and {others[0]!r} is none')
 
 
 def _not_saved_whole(path):

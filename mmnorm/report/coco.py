@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import pandas as pd
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmnorm.files import checksum
+from mmnorm.files import checksum, read_json
 
 from .runs import COCO_METRICS, COCO_NAMES, MARKS, as_dict, percent
 
@@ -101,7 +100,7 @@ def evaluations(run, files):
     for iou_type, path in files.items():
         LOGGER.info('%s: evaluating %s on %d images', run.name, path.name, len(coco_gt.imgs))
         try:
-            yield iou_type, evaluate_coco(coco_gt, json.loads(path.read_text()), iou_type, classes, proposal_nums)
+            yield iou_type, evaluate_coco(coco_gt, read_json(path), iou_type, classes, proposal_nums)
         except ValueError as error:
             run.notes.append(f'{path} was not evaluated: {error}.')
 
@@ -115,7 +114,7 @@ def read_annotations(path):
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return COCO(path)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise ValueError(f"{path} is not in COCO's annotation format ({type(error).__name__}: {error})") from error
 
 
@@ -138,7 +137,9 @@ def evaluate_coco(coco_gt, predictions, iou_type, classes=None, proposal_nums=PR
             truth has no masks, or ``proposal_nums`` are not three.
     """
     required = {'image_id', 'category_id', 'score', 'bbox' if iou_type == 'bbox' else 'segmentation'}
-    if not all(required <= prediction.keys() for prediction in predictions):
+    if not isinstance(predictions, list) or not all(
+        isinstance(prediction, dict) and required <= prediction.keys() for prediction in predictions
+    ):
         raise ValueError(f'not every prediction has {", ".join(sorted(required))}')
     if len(proposal_nums) != 3:
         raise ValueError(f'proposal_nums must be three numbers, got {proposal_nums}')

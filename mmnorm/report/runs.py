@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mmnorm.files import read_json as load_json
 from mmnorm.literals import read_dump
 
 LOGGER = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def load_run(work_dir, name=None):
 def read_json(path, notes):
     """Return the object in a JSON file; {} with a note if the file is cut short or holds something else."""
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path)
         if not isinstance(content, dict):
             raise ValueError('not a JSON object')
     except ValueError as error:
@@ -213,14 +214,17 @@ def find_test_set(run):
 def read_scalars(path, notes):
     """Return the records (dicts) of one session's ``scalars.json``; lines that a killed run cut short are passed over
     with a note."""
-    records, lines = [], path.read_text(errors='replace').splitlines()
+    records, others, lines = [], set(), path.read_text(encoding='utf-8-sig', errors='replace').splitlines()
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and 'step' in record:
-            records.append(record)
+        if isinstance(record, dict) and is_figure(record.get('step')):
+            records.append({key: value for key, value in record.items() if is_figure(value)})
+            others |= record.keys() - records[-1].keys()
+    if others:
+        notes.append(f'{path} has values that are not numbers, which were left out: {", ".join(sorted(others))}.')
     if len(records) < len(lines):
         notes.append(
             f'{len(lines) - len(records)} unreadable line(s) of {path} skipped: the run was probably '
@@ -295,11 +299,18 @@ def as_metrics(record):
     objects of that size, and 'PQ', 'SQ', 'RQ'; all others under their key with the value that was logged."""
     metrics = {}
     for key, value in record.items():
+        if not is_figure(value):
+            continue
         if key in COCO_NAMES:
             metrics[COCO_NAMES[key]] = percent(value)
-        elif key not in NOT_METRICS and isinstance(value, (int, float)):
+        elif key not in NOT_METRICS:
             metrics[PANOPTIC_NAMES.get(key, key)] = value
     return metrics
+
+
+def is_figure(value):
+    """Whether a value of a log or a result is a number that can be drawn and compared."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def percent(ap):
@@ -331,7 +342,7 @@ def read_tests(run, newest_training):
         (plain or augmented).setdefault('timestamp', tests[-1].stem)
     newest = next((record for record in (plain, augmented) if record.get('timestamp') == tests[-1].stem), {})
     run.checkpoint = newest.get('checkpoint')
-    multi_scale = augmented.get('metrics', {}).get('mIoU')
+    multi_scale = as_dict(augmented.get('metrics')).get('mIoU')
     if not newest or multi_scale is None:
         return
     of_one_checkpoint = [

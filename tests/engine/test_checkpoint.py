@@ -84,6 +84,27 @@ def test_programs_are_no_weights(tmp_path):
         read_checkpoint(tmp_path / 'a.pth')
 
 
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (dict(state_dict='weights'), 'its state_dict is of type str'),
+        (dict(state_dict=None), 'its state_dict is of type NoneType'),
+        (dict(state_dict=[torch.ones(1)]), 'its state_dict is of type list'),
+        (dict(state_dict={0: torch.ones(1)}), 'weights go by names, and 0 is none'),
+        ({3: torch.ones(1)}, 'weights go by names, and 3 is none'),
+        (dict(state_dict={None: 1, 'a': 2}), 'weights go by names, and None is none'),
+    ],
+)
+def test_what_has_no_weights_by_name(tmp_path, content, message):
+    """Whoever reads it, so by every tool."""
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=f'^{tmp_path}/a.pth is not a checkpoint: {message}$'):
+        read_checkpoint(tmp_path / 'a.pth')
+    forbid_running_checkpoints()
+    with pytest.raises(CheckpointError, match=f'{message}$'):
+        load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / 'a.pth'))
+
+
 def test_checkpoints_are_loaded(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth')
     assert torch.equal(read_checkpoint(tmp_path / 'a.pth')['state_dict']['a'], torch.ones(2))

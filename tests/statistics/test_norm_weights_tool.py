@@ -204,6 +204,18 @@ def test_mistakes_are_told_in_one_line(main, network, digits_config, tmp_path, c
     assert not any((tmp_path / f'hard{end}').exists() for end in ('', '.pth', '.py'))
 
 
+@pytest.mark.parametrize('weights', ['a text', {0: torch.ones(1)}, {'backbone.conv1.weight': 'a text'}])
+@pytest.mark.parametrize('step', ['show', 'harden'])
+def test_weights_that_are_none_are_told_in_one_line(main, network, tmp_path, capsys, step, weights):
+    (config,) = network('SN')
+    torch.save(dict(state_dict=weights), tmp_path / 'odd.pth')
+    assert (
+        main([step, config, str(tmp_path / 'odd.pth'), *([str(tmp_path / 'x.pth')] if step == 'harden' else [])]) == 2
+    )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert 'odd.pth is not a checkpoint' in line or 'odd.pth does not fit the config' in line
+
+
 def test_spread_names_the_missing_test_set(main, network, capsys):
     config, checkpoint = network('RBN', 0)
     with open(config, 'a') as file:
