@@ -1,6 +1,5 @@
 """What a run was: run.json in its work directory, which the report reads."""
 
-import json
 import os
 import resource
 import subprocess
@@ -19,7 +18,7 @@ from mmengine.model import is_model_wrapper
 
 import mmnorm
 from mmnorm.blocks import norm_layers
-from mmnorm.files import write_json
+from mmnorm.files import read_json, write_json
 
 
 class RunRecordHook(Hook):
@@ -66,7 +65,11 @@ class RunRecordHook(Hook):
         # a resumed run goes on with the time that the record of its work directory holds
         if runner.iter == 0 or not self._path.is_file():
             return 0.0
-        return json.loads(self._path.read_text())['train_seconds']
+        try:
+            return float(dict(read_json(self._path))['train_seconds'])
+        except (KeyError, TypeError, ValueError):
+            runner.logger.warning(f'{self._path} is damaged: the time of earlier sessions is not counted')
+            return 0.0
 
     def _write(self, runner, peak):
         if runner.rank != 0:

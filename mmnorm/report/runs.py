@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmnorm.files import read_json as load_json
+from mmnorm.files import read_json
 from mmnorm.literals import read_dump
 
 LOGGER = logging.getLogger(__name__)
@@ -155,10 +155,10 @@ def load_run(work_dir, name=None):
     return run
 
 
-def read_json(path, notes):
+def read_record(path, notes):
     """Return the object in a JSON file; {} with a note if the file is cut short or holds something else."""
     try:
-        content = load_json(path)
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError('not a JSON object')
     except ValueError as error:
@@ -175,7 +175,7 @@ def read_info(path, notes):
             'nor the config tell is unknown.'
         )
         return {}
-    info = read_json(path, notes)
+    info = read_record(path, notes)
     wrong = [key for key, kind in INFO.items() if not isinstance(info.get(key), (kind, type(None)))]
     if wrong:
         notes.append(f'{path} has {", ".join(wrong)} of another kind than mmnorm writes: left out.')
@@ -328,13 +328,13 @@ def read_tests(run, newest_training):
     )
     newest_test = tests[-1].stem if tests else ''
     plain, augmented = (
-        read_json(path, run.notes) if (path := run.work_dir / name).exists() else {}
+        read_record(path, run.notes) if (path := run.work_dir / name).exists() else {}
         for name in ('evaluation.json', 'evaluation_tta.json')
     )
     run.predictions = sums_of_predictions((plain, augmented), max(newest_test, newest_training))
     if not tests or newest_test < newest_training:
         return
-    run.test = as_metrics(read_json(tests[-1], run.notes))
+    run.test = as_metrics(read_record(tests[-1], run.notes))
     # What earlier versions of tools/test.py wrote: one file for both, and none of the first versions has a timestamp
     if plain.get('tta'):
         plain, augmented = {}, augmented or plain
