@@ -16,6 +16,9 @@ EXAMPLE = 'mmnorm test CONFIG work_dirs/CONFIG_NAME/epoch_12.pth --processes 2'
 def add_arguments(parser):
     add_run_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--partial', action='store_true', help='test although the checkpoint lacks weights of the model'
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation by tta_model and tta_pipeline')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth into this folder')
 
@@ -84,6 +87,7 @@ def run(args):
         if predictions:
             metric.outfile_prefix = str(predictions / 'predictions')
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
+        runner.register_hook(engine.RequireWeightsHook(args.checkpoint, args.partial))
         for line in args.data_warnings:
             runner.logger.warning(line)
         metrics = runner.test()

@@ -7,6 +7,7 @@ from .config import load_config, parse_config, stop
 from .diagnose import Diagnosis
 from .evaluation import (
     Evaluation,
+    RequireWeightsHook,
     check_free,
     load_weights,
     open_evaluation,
@@ -23,6 +24,7 @@ __all__ = [
     'CheckRoomHook',
     'Diagnosis',
     'Evaluation',
+    'RequireWeightsHook',
     'RunRecordHook',
     'Runner',
     'check_free',

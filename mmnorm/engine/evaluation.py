@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner.amp import autocast
@@ -21,7 +22,7 @@ from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 from mmnorm.openmmlab.resampling import recorded
 from mmnorm.terminal import on_first_rank, progress
 
-from .checkpoint import forbid_running_checkpoints, origin_of, read_checkpoint
+from .checkpoint import CheckpointError, forbid_running_checkpoints, origin_of, read_checkpoint, write_sum
 from .config import load_config, parse_config, stop
 from .processes import die_with_parent, start_distributed
 from .runner import Runner
@@ -201,8 +202,15 @@ def load_weights(model, checkpoint, path):
         path (str): Where it came from, to be named.
 
     Raises:
-        ValueError: Keys are missing or superfluous, or shapes differ; it names the first of them.
+        ValueError: Keys are missing or shapes differ; it names the first of them.
     """
+    missing = _load_weights(model, checkpoint, path)
+    if missing:
+        raise ValueError(missing)
+
+
+def _load_weights(model, checkpoint, path):
+    """:func:`load_weights` that returns what it says (str) of missing keys; '' if there are none."""
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     weights = checkpoint.get('state_dict', checkpoint)
@@ -211,16 +219,57 @@ def load_weights(model, checkpoint, path):
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise ValueError(f'{path} does not fit the config: {"; ".join(line.strip() for line in lines[1:4])}') from error
+        what = '; '.join(line.strip().rstrip('.') for line in lines[1:4])
+        raise ValueError(f'{path} does not fit the config: {what}') from error
     # what training alone needs may be kept beside (an averaged model's counter, a teacher)
+    extra = f'{len(found.unexpected_keys)} keys not used' if found.unexpected_keys else ''
     if found.missing_keys:
-        extra = f'; {len(found.unexpected_keys)} keys not used' if found.unexpected_keys else ''
-        raise ValueError(
-            f'{path} does not fit the config: missing {len(found.missing_keys)} of '
-            f'{len(model.state_dict())} keys; first: {found.missing_keys[0]}{extra}'
+        return (
+            f'{path} does not fit the config: missing {len(found.missing_keys)} of {len(model.state_dict())} keys; '
+            f'first: {found.missing_keys[0]}{extra and f"; {extra}"}'
         )
-    if found.unexpected_keys and on_first_rank():
-        print(f'{path}: {len(found.unexpected_keys)} keys not used; first: {found.unexpected_keys[0]}')
+    if extra and on_first_rank():
+        print(f'{path}: {extra}; first: {found.unexpected_keys[0]}')
+    return ''
+
+
+class RequireWeightsHook(Hook):
+    """Raise a CheckpointError before a test by weights that lack something, or that no test can be made with.
+
+    mmengine loads what fits and tests with whatever else the model was initialized with.
+
+    Args:
+        path (str): The checkpoint.
+        partial (bool): Only say what is missing.
+    """
+
+    def __init__(self, path, partial=False):
+        self.path, self.partial = path, partial
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        network = runner.model
+        while hasattr(network, 'module'):  # several processes, test-time augmentation
+            network = network.module
+        try:
+            missing = _load_weights(network, checkpoint, self.path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        if missing and not self.partial:
+            raise CheckpointError(f'{missing}. To test what the network is without them: --partial')
+        if missing:
+            runner.logger.warning(f'{missing}. They keep their initial values')
+        broken = [
+            name
+            for name, value in network.state_dict().items()
+            if value.is_floating_point()
+            and (not value.isfinite().all() or name.endswith('.running_var') and (value < 0).any())
+        ]
+        if broken:
+            raise CheckpointError(
+                f'{self.path} gives no test: NaN, infinity or a negative variance in {len(broken)} of its tensors; '
+                f'first: {broken[0]}. Its training diverged: take a checkpoint from before that. Where all are running '
+                'statistics, mmnorm statistics recollect may repair them'
+            )
 
 
 def save_network(weights, checkpoint, out, note, cfg=None):
@@ -250,6 +299,7 @@ def save_network(weights, checkpoint, out, note, cfg=None):
     torch.save(dict(meta=meta, state_dict={key: value.cpu() for key, value in weights.items()}), saved)
     contents = {out: saved.getbuffer()}
     write_together(contents if cfg is None else {out.with_suffix('.py'): meta['cfg'], **contents})
+    write_sum(out)
     return targets
 
 

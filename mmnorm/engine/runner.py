@@ -8,7 +8,7 @@ from mmengine.runner import Runner as _Runner
 
 from mmnorm.files import replacing
 
-from .checkpoint import log_history_allowed, read_checkpoint
+from .checkpoint import log_history_allowed, read_checkpoint, write_sum
 from .positions import SeedStepsHook
 from .resume import EvaluateDueHook, KeepStateHook, fit_position, schedule_of
 from .room import size_of_next
@@ -45,6 +45,7 @@ class Runner(_Runner):
             return super().save_checkpoint(out_dir, filename, **kwargs)
         with replacing(Path(out_dir, filename), size_of_next(self, save_optimizer)) as partial:
             super().save_checkpoint(out_dir, partial.name, **kwargs)
+        write_sum(Path(out_dir, filename))
 
     def load_checkpoint(self, *args, **kwargs):
         with log_history_allowed():

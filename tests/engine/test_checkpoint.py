@@ -1,6 +1,7 @@
 """Files that are no checkpoints, or would run something, are told from each other."""
 
 import os
+import subprocess
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from mmengine.runner.checkpoint import _load_checkpoint_with_prefix, load_checkpoint
 
 from mmnorm.engine import CheckpointError, forbid_running_checkpoints, read_checkpoint
+from mmnorm.engine.checkpoint import write_sum
 
 
 class Malicious:
@@ -108,3 +110,40 @@ def test_what_has_no_weights_by_name(tmp_path, content, message):
 def test_checkpoints_are_loaded(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth')
     assert torch.equal(read_checkpoint(tmp_path / 'a.pth')['state_dict']['a'], torch.ones(2))
+
+
+@pytest.mark.parametrize('start', [0.1, 0.5, 0.9])
+def test_damage_within_a_checkpoint_is_found(tmp_path, start):
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=dict(a=torch.randn(20000))), path)
+    damaged = bytearray(path.read_bytes())
+    first = int(len(damaged) * start)
+    damaged[first : first + 4000] = bytes(4000)
+    path.write_bytes(damaged)
+    assert torch.load(path, weights_only=True)  # torch notices nothing
+    with pytest.raises(
+        CheckpointError, match=r'a.pth is damaged: the bytes of its part a/data/0 do not add up to the sum'
+    ):
+        read_checkpoint(path)
+
+
+def test_archives_without_sums_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(dict(a=torch.ones(2)), tmp_path / 'a.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_checkpoint(tmp_path / 'a.pth')['a'], torch.ones(2))
+
+
+def test_sums_beside_checkpoints(tmp_path):
+    for name in ('a.pth', 'b.pth', 'a.pth'):
+        torch.save(torch.randn(3), tmp_path / name)
+        write_sum(tmp_path / name)
+    verify = partial(subprocess.run, ['sha256sum', '--check', '--strict', 'checkpoints.sha256'], cwd=tmp_path)
+    verify(check=True)
+    (tmp_path / 'a.pth').write_bytes(b'other')
+    assert verify().returncode == 1
+    (tmp_path / 'a.pth').unlink()
+    write_sum(tmp_path / 'b.pth')
+    assert (tmp_path / 'checkpoints.sha256').read_text().split()[1:] == ['b.pth']

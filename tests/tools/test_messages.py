@@ -95,6 +95,13 @@ def test_a_checkpoint_that_would_run_something(forked_tool, digits_config, tmp_p
     assert 'weights_only' not in done.stdout and 'Traceback' not in done.stdout and not (tmp_path / 'ran').exists()
 
 
+def test_a_checkpoint_that_lacks_weights(forked_tool, digits_config, tmp_path):
+    torch.save(dict(state_dict={'backbone.conv1.weight': torch.ones(16, 3, 7, 7)}), tmp_path / 'k.pth')
+    done = forked_tool('test.py', digits_config(), 'k.pth')
+    assert done.returncode == 2 and 'error: k.pth does not fit the config: missing' in done.stdout, done.stdout
+    assert 'without them: --partial' in done.stdout and 'Traceback' not in done.stdout
+
+
 @pytest.mark.parametrize('name', ['train', 'test', 'diagnose', 'statistics shift', 'weights show', 'norms'])
 def test_a_config_in_yaml_that_would_run_something(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
