@@ -36,6 +36,9 @@ def add_arguments(parser):
         metavar='SCORE',
         help='lowest score of predictions that are drawn (default: %(default)s)',
     )
+    parser.add_argument(
+        '--figures', action='store_true', help='also write each plot as PDF and SVG for a paper, into DIR/figures'
+    )
 
 
 def check_args(args):
@@ -55,6 +58,7 @@ def default_folder(work_dirs):
 def run(args):
     """Write the report."""
     logging.basicConfig(format='%(message)s', level=logging.INFO)
+    logging.getLogger('fontTools').setLevel(logging.WARNING)  # tells what it leaves out of a PDF
     check_args(args)
     from mmnorm.files import check_writable
     from mmnorm.report import load_run, write_report  # so late that --help needs nothing installed
@@ -63,4 +67,4 @@ def run(args):
     runs = [load_run(work_dir, name) for work_dir, name in zip(args.work_dirs, names)]
     out = args.out or default_folder(args.work_dirs)
     check_writable(out)
-    print(write_report(runs, out, args.images, args.score_thr))
+    print(write_report(runs, out, args.images, args.score_thr, args.figures))

@@ -296,4 +296,4 @@ def short_name(name, part):
 
 
 def _add_legend(figure, styles, labels):
-    name_handles(figure, [Line2D([], [], **{'linewidth': 2.4} | style) for style in styles], labels, len(labels))
+    name_handles(figure, [Line2D([], [], **{'linewidth': 2.4} | style) for style in styles], labels)

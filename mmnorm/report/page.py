@@ -14,15 +14,16 @@ from . import tables
 from .coco import evaluate_run
 from .images import OUTCOME_COLORS, compare_images
 from .paper import compare_with_papers
-from .plots import Panel, draw_class_ap, draw_curves
+from .plots import PANEL, Panel, draw_class_ap, draw_curves, for_paper, plot_class_ap, plot_curves
 from .runs import COCO_NAMES, SEGMENTATION_METRICS
+from .seeds import over_seeds
 from .texts import in_markdown, visible
 
 TITLES = {'AP^bbox': 'Box AP', 'AP^mask': 'Mask AP'}
 MAX_OTHER_METRICS = 6  # drawn over training; some evaluators log one for each class
 
 
-def write_report(runs, out, num_images=12, score_thr=0.5):
+def write_report(runs, out, num_images=12, score_thr=0.5, figures=False):
     """Write ``report.html``, ``report.md`` and ``report.csv``, all or none.
 
     Args:
@@ -31,6 +32,7 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
         out (str | Path): The folder to write to; made if it is not there.
         num_images (int): Images to show with ground truth beside predictions.
         score_thr (float): The score from which on a prediction is drawn, and counted as right or false there.
+        figures (bool): Whether to write each plot as PDF and SVG for a paper too, into ``figures``.
 
     Returns:
         Path: Of the page, which needs no other file and no network.
@@ -48,6 +50,14 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
     facts = tables.collect_facts(runs)
     class_ap = tables.collect_class_ap(runs, evaluations)
     images = draw_images(runs, evaluations, num_images, score_thr)
+    losses, metrics = loss_panels(runs), metric_panels(runs)
+    class_tables = {TITLES[name]: table for name, table in class_ap.items()}
+    drawn = {panel.title: (plot_curves, [panel], names, 1) for panel in losses + metrics} if figures else {}
+    if figures:
+        drawn |= {
+            f'{title} per class': (plot_class_ap, {title: table}, PANEL[0]) for title, table in class_tables.items()
+        }
+    drawn = dict(zip(file_names(drawn), drawn.values()))
     context = dict(
         runs=runs,
         results=results,
@@ -59,31 +69,34 @@ def write_report(runs, out, num_images=12, score_thr=0.5):
         images=images,
         score_thr=score_thr,
         colors=OUTCOME_COLORS,
-        figures=[],
+        figures=list(drawn),
+        seeds=over_seeds(runs, results),
         titles=TITLES,
         tables=tables,
-        loss_plot=draw_losses(runs),
-        metric_plot=draw_metrics(runs),
-        class_plot=draw_class_ap({TITLES[name]: table for name, table in class_ap.items()}) if class_ap else None,
+        loss_plot=draw_curves(losses, names) if losses else None,
+        metric_plot=draw_curves(metrics, names) if metrics else None,
+        class_plot=draw_class_ap(class_tables) if class_ap else None,
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     contents = {out / name: render(f'{name}.j2', context) for name in ('report.html', 'report.md')}
     differences = differences.round(6).add_suffix(f' - {names[0]}') if len(runs) > 1 else None
     contents[out / 'report.csv'] = tables.to_csv(pd.concat([results, differences, facts.T], axis=1))
+    for name, plot in drawn.items():
+        (out / 'figures').mkdir(exist_ok=True)
+        contents |= {out / f'figures/{name}.{suffix}': content for suffix, content in for_paper(*plot).items()}
     write_together(contents)
     return out / 'report.html'
 
 
-def draw_losses(runs):
-    """Return the plot (SVG bytes) of every loss term of all runs; None if none was logged."""
+def loss_panels(runs):
+    """Return a panel for every loss term of all runs."""
     terms = dict.fromkeys(term for run in runs for term in run.loss_terms)
-    panels = [Panel(term, 'Loss', [run.train.get(term) for run in runs], smooth=True) for term in terms]
-    return draw_curves(panels, [run.name for run in runs]) if panels else None
+    return [Panel(term, 'Loss', [run.train.get(term) for run in runs], smooth=True) for term in terms]
 
 
-def draw_metrics(runs):
-    """Return the plot (SVG bytes) of learning rate and validation metrics over training; None if none was logged."""
+def metric_panels(runs):
+    """Return panels of the learning rate and of validation metrics over training."""
     logged = list(dict.fromkeys(name for run in runs for name in run.val))
     others = [name for name in logged if name not in COCO_NAMES.values()][:MAX_OTHER_METRICS]
     panels = []
@@ -92,10 +105,19 @@ def draw_metrics(runs):
     panels += [
         Panel(title, 'AP (%)', [run.val.get(name) for run in runs]) for name, title in TITLES.items() if name in logged
     ]
-    panels += [
+    return panels + [
         Panel(name, '%' if name in SEGMENTATION_METRICS else '', [run.val.get(name) for run in runs]) for name in others
     ]
-    return draw_curves(panels, [run.name for run in runs]) if panels else None
+
+
+def file_names(titles):
+    """Return a name for a file (str) for each title: letters, digits and _, and no two alike, whatever the case."""
+    names = []
+    for title in titles:
+        name = re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')[:60] or 'figure'
+        taken = sum(re.fullmatch(rf'{name}(_\d+)?', other) is not None for other in names)
+        names.append(f'{name}_{taken + 1}' if taken else name)
+    return names
 
 
 def draw_images(runs, evaluations, number, score_thr):

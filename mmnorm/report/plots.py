@@ -37,6 +37,12 @@ STYLE = {
     'text.parse_math': False,  # class and run names may have dollar signs
     'svg.hashsalt': 'mmnorm',  # the same run gives the same file
 }
+PAPER = {
+    'font.size': 8,
+    'axes.linewidth': 0.6,
+    'lines.linewidth': 1.0,
+    'pdf.fonttype': 42,
+}  # one column; text stays text
 PANEL = (3.6, 2.5)  # inches
 COLUMNS = 3
 LONGEST_NAME = 40  # characters of a run's or class's name in a plot
@@ -66,7 +72,7 @@ def line_style(index, number):
     return dict(
         color=COLORS[index % len(COLORS)],
         linestyle=LINES[(index + index // len(COLORS)) % len(LINES)],
-        linewidth=1.6 + 0.9 * min(number - 1 - index, 3),
+        linewidth=matplotlib.rcParams['lines.linewidth'] * (1 + 0.4 * min(number - 1 - index, 3)),
     )
 
 
@@ -75,7 +81,7 @@ def marker_style(index, number):
     return dict(
         color=COLORS[index % len(COLORS)],
         marker=MARKERS[index % len(MARKERS)],
-        markersize=5.5 + 1.8 * min(number - 1 - index, 3),
+        markersize=matplotlib.rcParams['lines.linewidth'] * (3 + 1.1 * min(number - 1 - index, 3)),
     )
 
 
@@ -86,7 +92,7 @@ def draw_panel(axes, panel):
             continue
         style = line_style(index, len(panel.curves))
         if len(curve) <= FEW_POINTS:
-            style |= dict(marker=MARKERS[index % len(MARKERS)], markersize=2 + 1.2 * style['linewidth'])
+            style |= dict(marker=MARKERS[index % len(MARKERS)], markersize=2.2 * style['linewidth'])
         elif panel.smooth:
             axes.plot(curve.index, curve, color=style['color'], alpha=0.3, linewidth=0.9)
             average = curve.rolling(max(3, len(curve) // 20), center=True, min_periods=1).mean()
@@ -97,55 +103,82 @@ def draw_panel(axes, panel):
 
 
 def draw_curves(panels, names):
-    """Draw a grid of panels.
+    """Return the SVG (bytes) of :func:`plot_curves`."""
+    with matplotlib.rc_context(STYLE):
+        return as_svg(plot_curves(panels, names))
+
+
+def plot_curves(panels, names, columns=COLUMNS):
+    """Plot a grid of panels.
 
     Args:
         panels (list[Panel]): At least one; their curves are in the order of ``names``.
         names (list[str]): Of the runs.
+        columns (int): Of the grid.
 
     Returns:
-        bytes: SVG.
+        Figure
     """
-    rows = math.ceil(len(panels) / COLUMNS)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMNS * PANEL[0], rows * PANEL[1]), layout='constrained')
-        grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
-        for panel, axes in zip(panels, grid):
-            draw_panel(axes, panel)
-        for axes in grid:  # the rest of the last row
-            axes.axis('off')
-        add_legend(figure, names)
-        return as_svg(figure)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(columns * PANEL[0], rows * PANEL[1]), layout='constrained')
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, axes in zip(panels, grid):
+        draw_panel(axes, panel)
+    for axes in grid:  # the rest of the last row
+        axes.axis('off')
+    add_legend(figure, names)
+    return figure
 
 
 def draw_class_ap(tables):
-    """Draw AP per class as dots, the first run's best class on top.
+    """Return the SVG (bytes) of :func:`plot_class_ap`."""
+    with matplotlib.rc_context(STYLE):
+        return as_svg(plot_class_ap(tables))
+
+
+def plot_class_ap(tables, width=COLUMNS * PANEL[0]):
+    """Plot AP per class as dots, the first run's best class on top.
 
     Args:
         tables (dict[str, DataFrame]): By title, AP in percent of classes (rows) and runs (columns).
+        width (float): Inches.
 
     Returns:
-        bytes: SVG.
+        Figure
     """
     first = next(iter(tables.values()))
     classes = first.sort_values(first.columns[0], na_position='first').index
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMNS * PANEL[0], 0.9 + 0.22 * len(classes)), layout='constrained')
-        grid = figure.subplots(1, len(tables), sharey=True, squeeze=False).flat
-        for axes, (title, table) in zip(grid, tables.items()):
-            for index, run in enumerate(table):
-                axes.plot(
-                    table[run].reindex(classes),
-                    range(len(classes)),
-                    linestyle='none',
-                    markeredgecolor='white',
-                    **marker_style(index, len(table.columns)),
-                )
-            axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(classes) - 0.4))
-            axes.set_yticks(range(len(classes)), classes)
-        styles = [marker_style(index, len(first.columns)) for index in range(len(first.columns))]
-        name_handles(figure, [Line2D([], [], linestyle='none', **style) for style in styles], list(first))
-        return as_svg(figure)
+    figure = Figure(figsize=(width, 0.9 + 0.22 * len(classes)), layout='constrained')
+    grid = figure.subplots(1, len(tables), sharey=True, squeeze=False).flat
+    styles = [marker_style(index, len(first.columns)) for index in range(len(first.columns))]
+    for axes, (title, table) in zip(grid, tables.items()):
+        for run, style in zip(table, styles):
+            values = table[run].reindex(classes)
+            axes.plot(values, range(len(classes)), linestyle='none', markeredgecolor='white', **style)
+        axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(classes) - 0.4))
+        axes.set_yticks(range(len(classes)), classes)
+    name_handles(figure, [Line2D([], [], linestyle='none', **style) for style in styles], list(first))
+    return figure
+
+
+def for_paper(plot, *args, **kwargs):
+    """Plot for a paper.
+
+    Args:
+        plot (callable): Returns a Figure of these arguments.
+
+    Returns:
+        dict[str, bytes]: By 'pdf' and 'svg', without a date, so that the same run gives the same file.
+    """
+    contents = {}
+    with matplotlib.rc_context(STYLE | PAPER):
+        figure = plot(*args, **kwargs)
+        show_texts(figure)
+        for suffix, date in (('pdf', 'CreationDate'), ('svg', 'Date')):
+            file = io.BytesIO()
+            figure.savefig(file, format=suffix, metadata={date: None})
+            contents[suffix] = file.getvalue()
+    return contents
 
 
 def add_legend(figure, names):
@@ -153,14 +186,17 @@ def add_legend(figure, names):
     name_handles(figure, [Line2D([], [], **line_style(index, len(names))) for index in range(len(names))], names)
 
 
-def name_handles(figure, handles, names, columns=4):
-    """Put a legend above all panels; one name needs none."""
+def name_handles(figure, handles, names):
+    """Put a legend above all panels, which makes the figure higher; one name needs none."""
     if len(names) < 2:
         return
-    columns = min(columns, len(names))
+    names = [one_line(name, LONGEST_NAME) for name in names]
+    size = matplotlib.rcParams['font.size'] / 72  # inches
+    columns = max(1, min(len(names), int(figure.get_figwidth() / size / (0.62 * max(map(len, names)) + 6))))
+    figure.set_figheight(figure.get_figheight() + 1.5 * size * (math.ceil(len(names) / columns) - 1))
     legend = figure.legend(handles, range(len(names)), loc='outside upper left', ncols=columns, handlelength=2.4)
     for text, name in zip(legend.get_texts(), names):  # given at once, a name that begins with _ would be left out
-        text.set_text(one_line(name, LONGEST_NAME))
+        text.set_text(name)
 
 
 def as_svg(figure):

@@ -4,6 +4,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from .runs import COCO_NAMES, MARKS, PANOPTIC_NAMES, SEGMENTATION_METRICS, as_dict
+from .seeds import seed_of
 from .texts import in_csv, in_markdown
 
 MEMORY_KINDS = {'rss': 'resident', 'cuda': 'CUDA'}
@@ -75,7 +76,7 @@ def collect_facts(runs):
 def run_facts(run):
     """Return the facts about one run (dict), from ``run.json`` or, where that is silent, from config and logs."""
     info, times = run.info, run.iteration_times
-    seed = info.get('seed', as_dict(run.config.get('randomness')).get('seed'))
+    seed = seed_of(run)
     commit = info.get('commit')
     per_process = as_dict(run.config.get('train_dataloader')).get('batch_size')
     iterations = info.get('iterations') or (None if run.train.empty else run.train.index[-1])
@@ -170,6 +171,24 @@ def results_markdown(results):
             for value, difference in zip(others, differences)
         ]
     return to_markdown(cells)
+
+
+def format_deviation(mean, deviation, name):
+    """Return a mean with its deviation as text; '–' if there is none."""
+    return '–' if pd.isna(mean) else f'{format_metric(mean, name)} ± {format_metric(deviation, name)}'
+
+
+def seeds_markdown(groups):
+    """Return mean and deviation over seeds as a Markdown table."""
+    return to_markdown(
+        pd.DataFrame(
+            [
+                {name: format_deviation(group.mean[name], group.deviation[name], name) for name in group.mean.index}
+                for group in groups
+            ],
+            index=[f'{group.name} (seeds {", ".join(map(str, group.seeds))})' for group in groups],
+        )
+    )
 
 
 def paper_markdown(table):
