@@ -29,7 +29,8 @@ setup(
     # .mim links to configs, tools and model-index.yml, where mim and `_base_ = 'mmnorm::...'` look for them
     package_data={'mmnorm': ['py.typed', '.mim/*', '.mim/**/*'], 'mmnorm.report': ['*.j2']},
     exclude_package_data={'mmnorm': ['.mim/**/__pycache__/*']},
-    entry_points={'console_scripts': ['mmnorm = mmnorm.cli:main']},
+    py_modules=['mmnorm_door'],
+    entry_points={'console_scripts': ['mmnorm = mmnorm_door:main']},
     install_requires=['torch>=2.5', 'numpy'],
     extras_require={
         'lint': ['ruff==0.17.6', 'mypy==2.4.1', 'pre-commit'],  # what a formatter does differs between versions
@@ -41,7 +42,7 @@ setup(
         ],
         'classic': ['mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'],
         'report': REPORT,
-        'demo': ['scikit-learn>=1.3', 'pillow', 'tqdm', *REPORT],
+        'demo': ['scikit-learn>=1.3', 'pillow', 'rich', *REPORT],
         'test': [
             'pytest>=8',
             'pytest-timeout',

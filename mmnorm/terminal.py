@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 INTERVAL = 10  # seconds between lines that say how far long work is
@@ -61,7 +62,7 @@ def progress(iterable, what, total=None):
     total = len(iterable) if total is None else total
     if not on_first_rank():
         return iterable
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and find_spec('rich'):
         from rich.console import Console
         from rich.progress import track
 

@@ -72,7 +72,7 @@ def source(tmp_path_factory):
     source.mkdir()
     for name in ('mmnorm', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'README.md', 'LICENSE', 'model-index.yml', 'pyproject.toml'):
+    for name in ('setup.py', 'mmnorm_door.py', 'README.md', 'LICENSE', 'model-index.yml', 'pyproject.toml'):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
     return source

@@ -146,6 +146,7 @@ def time_layers(args, device):
             args.rounds or 40,
             calls,
             device,
+            label,
         )
         for name in found:
             rows.append(dict(shape=size, kind=label, norm=name, **{what: times[name, what] for what in PASSES}))
@@ -174,9 +175,11 @@ def passes(layer, x, grad, what):
     return dict(zip(PASSES, (forward, backward, evaluate)))[what]
 
 
-def interleaved(functions, rounds, calls, device):
+def interleaved(functions, rounds, calls, device, what):
     """Median milliseconds of a call of each function; every round runs all of them in another order."""
     import torch
+
+    from mmnorm.terminal import working
 
     def finish():
         if device.type == 'cuda':
@@ -184,18 +187,20 @@ def interleaved(functions, rounds, calls, device):
 
     times = {key: [] for key in functions}
     order, shuffle = list(functions), random.Random(SEED).shuffle
-    for round_ in range(rounds + 1):
-        shuffle(order)
-        for key in order:
-            if calls > 1:
-                functions[key]()  # caches hold this one's data
-            finish()
-            start = time.perf_counter()
-            for _ in range(calls):
-                functions[key]()
-            finish()
-            if round_:  # the first one warms up
-                times[key].append((time.perf_counter() - start) * 1e3 / calls)
+    round_ = 0
+    with working(what, lambda: f'round {round_} of {rounds}'):  # a bar's own work would be in what is timed
+        for round_ in range(rounds + 1):
+            shuffle(order)
+            for key in order:
+                if calls > 1:
+                    functions[key]()  # caches hold this one's data
+                finish()
+                start = time.perf_counter()
+                for _ in range(calls):
+                    functions[key]()
+                finish()
+                if round_:  # the first one warms up
+                    times[key].append((time.perf_counter() - start) * 1e3 / calls)
     return {key: statistics.median(values) for key, values in times.items()}
 
 
@@ -286,7 +291,7 @@ def time_model(args, device):
         for name in dict.fromkeys(['BN', *(args.norms or MODEL_NORMS)])
     }
     steps = {name: training_step(cfg, args.image_size, device) for name, cfg in configs.items()}
-    times = interleaved(steps, args.rounds or 5, 1, device)
+    times = interleaved(steps, args.rounds or 5, 1, device, 'training steps')
     memory = {name: peak_memory(step, device) for name, step in steps.items()}
     rows = [
         dict(

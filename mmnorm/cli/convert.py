@@ -85,5 +85,7 @@ def run(args):
 
     forbid_running_checkpoints()
     options = {name: value for name, value in vars(args).items() if name != 'argv'}
-    print(light('terminal').printable(convert_file(**options).text(args.verbose)))
+    with light('terminal').working(f'converting {args.source}'):
+        converted = convert_file(**options)
+    print(light('terminal').printable(converted.text(args.verbose)))
     print(args.out)

@@ -3,14 +3,14 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from .light import light
+
 EXAMPLE = """mmnorm digits data/digits
   mmnorm digits data/digits_blur3 --corruption blur --severity 3"""
 
 
 def add_arguments(parser):
-    from mmnorm.data import DigitsOptions
-
-    parser.set_defaults(**asdict(DigitsOptions()))
+    parser.set_defaults(**asdict(light('data.options').DigitsOptions()))
     parser.add_argument('root', nargs='?', default='data/digits', type=Path, help='folder to write (%(default)s)')
     parser.add_argument('--train', dest='num_train', type=int, metavar='N', help='training images (%(default)s)')
     parser.add_argument('--val', dest='num_val', type=int, metavar='N', help='validation images (%(default)s)')

@@ -52,7 +52,7 @@ def launch(name, command, args):
             '--nproc_per_node',
             str(args.processes),
             '-m',
-            'mmnorm.cli',
+            'mmnorm_door',
             name,
             *args.argv,
             '--launcher',

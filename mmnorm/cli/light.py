@@ -8,7 +8,7 @@ HOME = Path(__file__).resolve().parents[1]
 
 
 def light(name):
-    """Return a module that needs the standard library alone.
+    """Return a module that needs no torch and no host, and imports nothing else of mmnorm.
 
     Args:
         name (str): Behind ``mmnorm.``, as ``'zoo.rows'``.

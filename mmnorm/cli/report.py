@@ -62,9 +62,11 @@ def run(args):
     check_args(args)
     from mmnorm.files import check_writable
     from mmnorm.report import load_run, write_report  # so late that --help needs nothing installed
+    from mmnorm.terminal import working
 
     names = args.names or [None] * len(args.work_dirs)
-    runs = [load_run(work_dir, name) for work_dir, name in zip(args.work_dirs, names)]
     out = args.out or default_folder(args.work_dirs)
     check_writable(out)
-    print(write_report(runs, out, args.images, args.score_thr, args.figures))
+    with working('reading runs, and evaluating their predictions'):
+        runs = [load_run(work_dir, name) for work_dir, name in zip(args.work_dirs, names)]
+        print(write_report(runs, out, args.images, args.score_thr, args.figures))

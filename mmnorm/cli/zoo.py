@@ -7,28 +7,18 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.util import module_from_spec, spec_from_file_location
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from operator import eq
 from pathlib import Path
 
 from .arguments import positive
+from .light import light
 
 EXAMPLE = 'mmnorm zoo list --norm SN --task semantic'
 
 
-def import_rows():
-    """Return mmnorm.zoo.rows; where mmnorm is not imported yet, without it: it takes seconds and torch."""
-    name = 'mmnorm.zoo.rows'
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).parents[1] / 'zoo/rows.py')
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def add_arguments(parser):
-    rows = import_rows()
+    rows = light('zoo.rows')
     commands = parser.add_subparsers(dest='command', required=True)
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument('names', nargs='*', metavar='NAME', help='configs by name or path (default: all)')
@@ -129,7 +119,7 @@ def find(name, zoo):
     if model is None:
         raise ValueError(f'{name} is not a config of the zoo: tools/zoo.py list shows them all')
     if name != model.name:  # a path, as the user sees it or as `list` prints it
-        files = [path for path in (Path(name), import_rows().HOME / name) if path.is_file()]
+        files = [path for path in (Path(name), light('zoo.rows').HOME / name) if path.is_file()]
         if not files:
             raise ValueError(f'{name} does not exist: use {model.config}, or {model.name} for short')
         if not any(path.samefile(model.path) for path in files):
@@ -218,19 +208,25 @@ def check(models, jobs):
     failed = 0
     with ProcessPoolExecutor(jobs, get_context('spawn'), _start_worker, (os.getpid(),)) as pool:
         pending = [pool.submit(check_model, model) for model in models]
-        for done, future in enumerate(as_completed(pending), start=1):
-            found = future.result()
-            failed += bool(found.problems)
-            print(
-                f'[{done}/{len(models)}] {found.name}: {"; ".join(found.problems) or "as its entry says"} '
-                f'({found.seconds:.1f} s)',
-                flush=True,
-            )
+        try:
+            for done, future in enumerate(as_completed(pending), start=1):
+                found = future.result()
+                failed += bool(found.problems)
+                print(
+                    f'[{done}/{len(models)}] {found.name}: {"; ".join(found.problems) or "as its entry says"} '
+                    f'({found.seconds:.1f} s)',
+                    flush=True,
+                )
+        except KeyboardInterrupt:
+            for process in active_children():  # nobody waits for what they were doing
+                process.kill()
+            raise
     print(f'{len(models) - failed} of {len(models)} configs match their entries')
     return int(failed > 0)
 
 
 def _start_worker(parent):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that ends them
     import torch
 
     from mmnorm.engine import end_with_parent
@@ -255,7 +251,7 @@ def sweep(model, args):
             command = [
                 sys.executable,
                 '-m',
-                'mmnorm.cli',
+                'mmnorm_door',
                 'train',
                 model.path,
                 '--processes',
@@ -310,7 +306,7 @@ def run(args):
     """Run a command on the configs that the arguments choose."""
     broken_pipe = signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `mmnorm zoo show | head` ends in silence
     try:
-        zoo = import_rows().load_zoo()
+        zoo = light('zoo.rows').load_zoo()
         if args.command == 'sweep':
             model = find(args.name, zoo)
             if not model.sweep:
@@ -326,8 +322,7 @@ def run(args):
             return check(models, args.jobs)
         return dict(list=show_list, show=show_models)[args.command](models)
     except KeyboardInterrupt:
-        print('interrupted; the same command continues a sweep', file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(*['the same command continues'] * (args.command == 'sweep')) from None
     finally:
         sys.stdout.flush()
         signal.signal(signal.SIGPIPE, broken_pipe)

@@ -28,6 +28,7 @@ from mmnorm.statistics import (
     trained_by_batch,
     worst_channel,
 )
+from mmnorm.terminal import working
 
 from .evaluation import save_network
 from .recommend import CONFIDENCE, REPAIRS, headline, interval, recommend
@@ -244,7 +245,8 @@ class Diagnosis:
         self._resampled[row] = {}
         for key, figure in headline(self.result['metrics'][row]).items():
             if key in self.evaluation.per_image:
-                of_all, values = resample(self.evaluation.per_image[key], RESAMPLINGS, self.evaluation.seed)
+                with working(f'resampling {key}'):
+                    of_all, values = resample(self.evaluation.per_image[key], RESAMPLINGS, self.evaluation.seed)
                 if abs(of_all - figure) < 0.06:  # but for rounding; another would not be the metric that is meant
                     self._resampled[row][key] = values
 

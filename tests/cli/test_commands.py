@@ -1,7 +1,9 @@
 """The commands of `mmnorm`, and that tools/ are doors to the same."""
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 
 import mmnorm
 from mmnorm import cli
-from tests.processes import ROOT, command, environment
+from tests.processes import ROOT, environment
 
 DOORS = dict(
     train='train.py',
@@ -27,17 +29,18 @@ DOORS = dict(
 STEPS = [('statistics', step) for step in ('shift', 'recollect', 'evalnorm', 'perturb')]
 STEPS += [('weights', step) for step in ('show', 'harden')]
 STEPS += [('zoo', step) for step in ('list', 'show', 'check', 'table', 'sweep')]
-# --help of these asks for nothing that takes seconds to import, nor for OpenMMLab
-LIGHT = [
-    ('report',),
-    ('weights',),
-    ('weights', 'show'),
-    ('weights', 'harden'),
-    ('zoo',),
-    ('convert',),
-    ('benchmark',),
-    ('check-data',),
-]
+# Run as doors and as `mmnorm`, all in one process that has imported nothing
+LIGHT = """
+import json, runpy, sys
+for path, *argv in json.loads(sys.argv.pop()):
+    sys.argv = [path, *argv]
+    try:
+        runpy.run_path(path, run_name='__main__')
+    except SystemExit as end:
+        assert not end.code, (path, argv)
+    heavy = {'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'matplotlib', 'pandas', 'sklearn'} & set(sys.modules)
+    assert not heavy, (path, argv, heavy)
+"""
 
 
 def help_of(capsys, *argv):
@@ -98,29 +101,61 @@ def test_door_is_the_same_command(capsys, monkeypatch, name):
     assert words(through_door) == words(help_of(capsys, name)).replace(f'mmnorm {name} [', f'{DOORS[name]} [', 1)
 
 
-@pytest.mark.parametrize('argv', LIGHT, ids=' '.join)
-def test_door_imports_nothing_heavy_for_help(capsys, tmp_path, argv):
-    """And as a process it says what `mmnorm` says in this one."""
-    for heavy in ('torch', 'mmengine', 'matplotlib'):
-        (tmp_path / f'{heavy}.py').write_text(f'raise SystemExit("{heavy} was imported")')
+def test_help_imports_nothing_heavy():
+    commands = [(name,) for name in cli.COMMANDS] + STEPS
+    calls = [[str(ROOT / 'tools' / DOORS[name]), *step, '--help'] for name, *step in commands if name in DOORS]
+    calls += [[str(ROOT / 'mmnorm_door.py'), *argv, '--help'] for argv in [(), *commands]]
+    calls += [[str(ROOT / 'mmnorm_door.py'), '--version']]
     done = subprocess.run(
-        command(DOORS[argv[0]], *argv[1:], '--help'),
+        [sys.executable, '-c', LIGHT, json.dumps(calls)],
         capture_output=True,
         text=True,
         timeout=60,
-        env=dict(environment(), PYTHONPATH=str(tmp_path)),
+        env=dict(environment(), PYTHONPATH=str(ROOT / 'tools')),
     )
     assert done.returncode == 0, done.stderr
-    usage = ' '.join(argv)
-    assert words(done.stdout) == words(help_of(capsys, *argv)).replace(
-        f'mmnorm {usage} ', f'{" ".join((DOORS[argv[0]], *argv[1:]))} ', 1
+    assert done.stdout.count('usage: ') == len(calls) - 1 and done.stdout.endswith(f'mmnorm {mmnorm.__version__}\n')
+
+
+@pytest.fixture
+def sigint():
+    """What a command does to this process's answer to Ctrl-C ends with the test."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_an_interrupted_command_says_so_in_one_line(capsys, monkeypatch, sigint, name):
+    said = help_of(capsys, name)
+    (example,) = re.findall(rf'^(?:example:\s+)mmnorm ({name} .+)$', said, flags=re.M)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt('and what then')
+
+    monkeypatch.setattr(sys.modules[f'mmnorm.cli.{name.replace("-", "_")}'], 'run', interrupted)
+    monkeypatch.setattr('mmnorm.cli.launch.launch', interrupted)
+    assert cli.main(example.split()) == 130
+    assert capsys.readouterr().err == 'interrupted: and what then\n'
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a second one would be a traceback
+
+
+@pytest.mark.parametrize('argv', [['tools/train.py', 'c.py'], ['mmnorm_door.py', 'diagnose', 'c.py', 'k.pth']], ids=str)
+def test_an_interrupted_import_says_so_in_one_line(tmp_path, argv):
+    (tmp_path / 'torch.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)')
+    done = subprocess.run(
+        [sys.executable, ROOT / argv[0], *argv[1:]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(environment(), PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])),
     )
+    assert (done.returncode, done.stderr) == (130, 'interrupted\n')
 
 
-def test_a_missing_package_is_told(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, 'mmnorm.cli.digits', raising=False)
+def test_a_missing_package_is_told(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'mmnorm.data', None)
-    assert cli.main(['digits', '--help']) == 2
+    assert cli.main(['digits', str(tmp_path / 'digits')]) == 2
     assert re.match('error: .*mmnorm.data', capsys.readouterr().err)
 
 
@@ -164,7 +199,7 @@ def test_several_processes(started, digits_config, tmp_path, name):
         '--nproc_per_node',
         '2',
         '-m',
-        'mmnorm.cli',
+        'mmnorm_door',
         name,
         *argv,
         '--launcher',

@@ -25,8 +25,8 @@ def start(config, tmp_path, log):
 def family(process):
     """The processes of a run by role; the run's own process becomes torchrun."""
     everyone = process.children(recursive=True)
-    ranks = [p for p in process.children() if 'mmnorm.cli' in ' '.join(p.cmdline())]
-    workers = [p for rank in ranks for p in rank.children() if 'mmnorm.cli' in ' '.join(p.cmdline())]
+    ranks = [p for p in process.children() if 'mmnorm_door' in ' '.join(p.cmdline())]
+    workers = [p for rank in ranks for p in rank.children() if 'mmnorm_door' in ' '.join(p.cmdline())]
     return dict(torchrun=[process], rank=ranks, worker=workers), [process, *everyone]
 
 
@@ -125,3 +125,29 @@ train_dataloader.update(num_workers=2)
     assert done.returncode == 0, done.stdout[-4000:]
     assert 'of 2 x 2 images a step and 4 steps an epoch, this training of 1 x 4' in done.stdout
     assert torch.load(tmp_path / 'fewer/iter_8.pth', weights_only=False)['meta']['iter'] == 8
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('tool', [['train.py'], ['dist_train.sh', 2]], ids=['one process', 'ranks'])
+def test_ctrl_c_is_one_line(digits_config, tmp_path, tool):
+    config = digits_config('train_cfg = dict(max_epochs=100, val_interval=100)\nparam_scheduler = []')
+    name, *ranks = tool
+    path = tmp_path / 'log'
+    with path.open('w') as log:
+        process = psutil.Popen(
+            command(name, config, *ranks),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's group of processes
+        )
+    wait_for_checkpoint(tmp_path / 'work_dirs/project', set(), process, path)
+    everyone = [process, *process.children(recursive=True)]
+    os.killpg(process.pid, signal.SIGINT)
+    _, alive = psutil.wait_procs(everyone, timeout=PATIENCE)
+    said = path.read_text()
+    assert not alive and process.returncode == 130, said[-4000:]
+    (line,) = (line for line in said.splitlines() if line.startswith('interrupted'))
+    assert line == 'interrupted: continue with --resume --work-dir work_dirs/project'
+    assert 'Traceback' not in said and 'KeyboardInterrupt' not in said, said[-4000:]

@@ -39,7 +39,7 @@ def forked_training(forked_tool):
     """Stands for subprocess.run: train as `mmnorm train CONFIG --processes 1` does, in a fork."""
 
     def run(command):
-        assert command[:4] == [sys.executable, '-m', 'mmnorm.cli', 'train'] and command[5:7] == ['--processes', '1']
+        assert command[:4] == [sys.executable, '-m', 'mmnorm_door', 'train'] and command[5:7] == ['--processes', '1']
         return forked_tool('train.py', command[4], *command[7:], ranks=1)
 
     return run
@@ -114,7 +114,7 @@ def test_interruption_ends_the_search(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(zoo.subprocess, 'run', interrupt)
     assert run_command('zoo', ['sweep', 'faster_rcnn_bn_r50_scratch_8x2', '1', '--work-dir', str(tmp_path)]) == 130
-    assert 'the same command continues a sweep' in capsys.readouterr().err
+    assert 'interrupted: the same command continues' in capsys.readouterr().err
 
 
 def test_rows_that_have_a_search_are_those_of_the_metafile(capsys):
