@@ -71,3 +71,10 @@ def positive(text):
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
     return int(text)
+
+
+def positive_or_0(text):
+    """Return a whole number from 0 on; a type for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'must be 0 or more, got {text}')
+    return int(text)

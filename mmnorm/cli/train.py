@@ -5,7 +5,7 @@ import os
 import shlex
 from contextlib import nullcontext
 
-from .arguments import add_run_arguments
+from .arguments import add_run_arguments, positive_or_0
 from .light import light
 
 EXAMPLE = 'mmnorm train configs/mask_rcnn_xbn_r50_digits.py --processes 2'
@@ -21,6 +21,13 @@ def add_arguments(parser):
         const='auto',
         metavar='CHECKPOINT',
         help='resume from CHECKPOINT, or from the newest checkpoint in the work dir that can be loaded',
+    )
+    parser.add_argument(
+        '--stop-on-nan',
+        type=positive_or_0,
+        default=20,
+        metavar='N',
+        help='end when the loss has been NaN or infinite for N iterations in a row (default: 20; 0: go on)',
     )
 
 
@@ -143,7 +150,7 @@ def train(cfg, args):
 
     from mmnorm import engine
     from mmnorm.files import as_write_error
-    from mmnorm.openmmlab.hooks import ListNormsHook
+    from mmnorm.openmmlab.hooks import ListNormsHook, NonFiniteLossError, StopOnNaNHook
     from mmnorm.openmmlab.loading import ResumeError
 
     engine.start_distributed(cfg)
@@ -151,6 +158,8 @@ def train(cfg, args):
     runner.register_hook(engine.CheckRoomHook())
     runner.register_hook(engine.RunRecordHook())
     runner.register_hook(ListNormsHook())
+    if args.stop_on_nan > 0 and not any(isinstance(hook, StopOnNaNHook) for hook in runner.hooks):
+        runner.register_hook(StopOnNaNHook(args.stop_on_nan))
     for line in args.data_warnings:
         runner.logger.warning(line)
     batch = describe_batch(cfg, args.config, runner.world_size)
@@ -162,6 +171,12 @@ def train(cfg, args):
     except ResumeError as error:
         train = light('terminal').command('train')
         engine.stop(f'{error} With {train}: --cfg-options load_from=FILE, without --resume.')
+    except NonFiniteLossError as error:
+        newest = engine.newest_checkpoint(cfg.work_dir, lambda line: None) if engine.on_first_rank() else None
+        engine.stop(
+            f'{error}. A smaller learning rate, clip_grad or a longer warm-up may help; --stop-on-nan 0 goes on. '
+            + (f'{newest} is from before: --resume continues from it' if newest else 'No checkpoint is from before')
+        )
     except OSError as error:
         raise with_what_is_safe(as_write_error(error), cfg.work_dir) from error
     except KeyboardInterrupt:

@@ -293,11 +293,12 @@ def _schedulers(runner):
     return runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
 
 
-def fit_position(runner, entry, start):
+def fit_position(runner, path, entry, start):
     """Bring a training that was resumed with another batch, or other data, to where it stands in these.
 
     Args:
         runner (Runner): With what the checkpoint says loaded.
+        path (str): The checkpoint.
         entry (dict or None): Of the checkpoint; its positions are changed.
         start (tuple): :func:`schedule_of` the training before anything was loaded.
 
@@ -327,7 +328,7 @@ def fit_position(runner, entry, start):
         size, rest = divmod(images or 0, now['world_size'])
         way = f' (train_dataloader.batch_size={size})' if size and not rest else ''
         raise ResumeError(
-            f'it cannot be resumed: {differs}, and {reason}. Train with as many images a step as before{way}, or '
+            f'{path} cannot be resumed: {differs}, and {reason}. Train with as many images a step as before{way}, or '
             'start a new training from its weights: leave resume out and set load_from.'
         )
     iterations, rate = loop.iter, _rate(runner)

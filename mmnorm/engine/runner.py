@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import torch
 from mmengine.dist import broadcast_object_list, get_rank, master_only
 from mmengine.runner import Runner as _Runner
 
@@ -36,7 +37,7 @@ class Runner(_Runner):
         start = self._keep and schedule_of(self)
         super().resume(filename, *args, **kwargs)
         if self._keep:
-            fit_position(self, self._keep.resumed, start)
+            fit_position(self, filename, self._keep.resumed, start)
 
     @master_only
     def save_checkpoint(self, out_dir, filename, file_client_args=None, save_optimizer=True, **kwargs):
@@ -80,7 +81,10 @@ def newest_checkpoint(work_dir, say):
             say(f'skipping {path}: {str(error).removeprefix(str(path)).lstrip()}')
             continue
         missing = {'state_dict', 'optimizer', 'meta'}.difference(loaded if isinstance(loaded, dict) else ())
-        if not missing:
+        if missing:
+            say(f'skipping {path}: it has no {" and no ".join(sorted(missing))}')
+        elif any(torch.is_tensor(value) and value.isnan().any() for value in loaded['state_dict'].values()):
+            say(f'skipping {path}: its weights have become NaN')
+        else:
             return str(path)
-        say(f'skipping {path}: it has no {" and no ".join(sorted(missing))}')
     return None

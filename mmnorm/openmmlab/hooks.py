@@ -2,14 +2,15 @@
 
 import random
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce_params
+from mmengine.dist import all_gather_object, all_reduce, all_reduce_params
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmnorm.blocks import summarize_norms, update_statistics_once
+from mmnorm.blocks import norm_layers, summarize_norms, update_statistics_once
 from mmnorm.norms import BRN
 from mmnorm.norms.checks import warn_once
 from mmnorm.norms.modes import keeping_modes
@@ -64,6 +65,83 @@ class CheckpointedStatisticsHook(Hook):
     def before_train(self, runner):
         number = len(update_statistics_once(runner.model))
         runner.logger.info(f'running statistics of {number} stock norms are updated once a step under checkpointing')
+
+
+class NonFiniteLossError(ValueError):
+    """A training has diverged."""
+
+
+class StopOnNaNHook(Hook):
+    """End a training whose loss has been NaN or infinite for so many iterations in a row, and say where that began.
+
+    Not at the first: a mixed precision step whose gradients are not finite is left out, and the next may be well. The
+    ranks of a training end together: they compare at every multiple of ``patience`` iterations.
+
+    Args:
+        patience (int): Iterations in a row. Default 20.
+
+    Raises:
+        NonFiniteLossError: After so many (from ``after_train_iter``).
+    """
+
+    def __init__(self, patience=20):
+        self.patience = patience
+
+    def before_train(self, runner):
+        self._since, self._where, self._removed = None, '', []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        losses = [value for key, value in (outputs or {}).items() if 'loss' in key]
+        self._end_watch()
+        if all(torch.as_tensor(value).isfinite().all() for value in losses):
+            self._since = None
+        elif self._since is None:
+            self._since = runner.iter + 1
+            self._where = _first_non_finite_statistics(runner.model) or self._watch(runner.model)
+            runner.logger.warning(f'the loss of iteration {self._since} is not finite')
+        if (runner.iter + 1) % self.patience == 0:
+            self._end_if_all_agree(runner)
+
+    def _end_if_all_agree(self, runner):
+        count = torch.tensor(0 if self._since is None else runner.iter + 2 - self._since)
+        all_reduce(count, 'max')
+        if count >= self.patience:
+            since, where = min(found for found in all_gather_object((self._since, self._where)) if found[0])
+            raise NonFiniteLossError(
+                f'the loss has not been finite since iteration {since}, for {count} iterations in a row. {where}'
+            )
+
+    def _watch(self, model):
+        """Look at what enters the norms of the next iteration; say what is known without it."""
+        for name, layer in norm_layers(unwrapped(model)).items():
+            self._removed.append(layer.register_forward_pre_hook(partial(self._look, name)))
+        return (
+            'The running statistics of all norms were finite then, and so was what entered them in the next iteration'
+        )
+
+    def _look(self, name, layer, inputs):
+        if not all(x.isfinite().all() for x in inputs if torch.is_tensor(x)):
+            self._where = (
+                'The running statistics of all norms were finite then. In the next iteration, when weights may have '
+                f'followed the loss, {name} ({type(layer).__name__}) was the first norm whose input was not'
+            )
+            self._end_watch()
+
+    def _end_watch(self):
+        while self._removed:
+            self._removed.pop().remove()
+
+
+def _first_non_finite_statistics(model):
+    for name, layer in norm_layers(unwrapped(model)).items():
+        for statistic in ('running_mean', 'running_var'):
+            value = getattr(layer, statistic, None)
+            if value is not None and not value.isfinite().all():
+                return (
+                    f'{name} ({type(layer).__name__}) is the first norm, in the order of the modules, whose running '
+                    f'statistics were not finite then ({statistic}: {int((~value.isfinite()).sum())} of {len(value)})'
+                )
+    return ''
 
 
 class RecollectHook(Hook):

@@ -31,6 +31,7 @@ HOOKS = {
         hooks.EstimationShiftHook,
         hooks.ListNormsHook,
         hooks.RecollectHook,
+        hooks.StopOnNaNHook,
         hooks.SyncStatisticsHook,
         weights_hook.NormWeightsHook,
         padding.ValidRegionHook,

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -87,7 +86,7 @@ from mmengine.registry import HOOKS
 @HOOKS.register_module()
 class Kill(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 6 and runner.rank == runner.world_size - 1 and os.path.exists('kill'):
+        if runner.iter == 3 and runner.rank == runner.world_size - 1 and os.path.exists('kill'):
             os._exit(9)
 """
 
@@ -100,31 +99,26 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 custom_imports = dict(imports=['killer'])
 custom_hooks = _base_.custom_hooks + [dict(type='Kill'), dict(type='EMAHook')]
-train_cfg = dict(max_epochs=2, val_interval=100)
-default_hooks = dict(checkpoint=dict(interval=3, by_epoch=False, max_keep_ckpts=2))
+train_cfg = dict(max_epochs=1, val_interval=100)
+default_hooks = dict(checkpoint=dict(interval=2, by_epoch=False))
 randomness = dict(seed=None)
 train_dataloader.update(num_workers=2)
 """)
 
-    def train(*args, ranks=2, work_dir='parts'):
-        return forked_tool('train.py', config, '--work-dir', tmp_path / work_dir, *args, ranks=ranks)
+    def train(*args, work_dir='parts'):
+        return forked_tool('train.py', config, '--work-dir', tmp_path / work_dir, *args, ranks=2)
 
     (tmp_path / 'kill').touch()
     done = train()
     assert done.returncode == 9, done.stdout[-4000:]
     (tmp_path / 'kill').unlink()
-    shutil.copytree(tmp_path / 'parts', tmp_path / 'fewer')
-    seed = torch.load(tmp_path / 'parts/iter_3.pth', weights_only=False)['meta']['seed']
+    seed = torch.load(tmp_path / 'parts/iter_2.pth', weights_only=False)['meta']['seed']
     done = train('--cfg-options', f'randomness.seed={seed}', work_dir='whole')
     assert done.returncode == 0, done.stdout[-4000:]
     done = train('--resume')
     assert done.returncode == 0, done.stdout[-4000:]
-    one, other = (torch.load(tmp_path / name / 'iter_8.pth', weights_only=False) for name in ('whole', 'parts'))
+    one, other = (torch.load(tmp_path / name / 'iter_4.pth', weights_only=False) for name in ('whole', 'parts'))
     assert not [key for key in COMPARED if not equal(one[key], other[key])]
-    done = train('--resume', '--cfg-options', 'train_dataloader.batch_size=4', ranks=None, work_dir='fewer')
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert 'of 2 x 2 images a step and 4 steps an epoch, this training of 1 x 4' in done.stdout
-    assert torch.load(tmp_path / 'fewer/iter_8.pth', weights_only=False)['meta']['iter'] == 8
 
 
 @pytest.mark.e2e

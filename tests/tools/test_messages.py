@@ -117,3 +117,17 @@ def test_a_config_in_yaml_that_would_run_something(tmp_path, monkeypatch, capsys
     assert status == 2 and len(message.splitlines()) == 1
     assert message.startswith("error: c.yaml cannot be read as a config: YAML with the tag 'python/object/apply")
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.e2e
+def test_a_training_that_diverges(forked_tool, digits_config):
+    diverging = (
+        'optim_wrapper = dict(optimizer=dict(lr=1e12))\nparam_scheduler = []\ntrain_dataloader.update(batch_size=1)'
+    )
+    done = forked_tool('train.py', digits_config(diverging), '--stop-on-nan', 2)
+    assert done.returncode == 2
+    (error,) = [line for line in done.stdout.splitlines() if line.startswith('error')]
+    assert (
+        'the loss has not been finite since iteration' in error and ' is the first norm, in the order of the' in error
+    )
+    assert error.endswith('--stop-on-nan 0 goes on. No checkpoint is from before')
