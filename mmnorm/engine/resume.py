@@ -5,7 +5,6 @@ of processes, and of each rank its position in the data and what its modules and
 """
 
 import copy
-import json
 import math
 import warnings
 from operator import attrgetter
@@ -13,11 +12,12 @@ from pathlib import Path
 
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import all_gather_object, get_world_size
+from mmengine.dist import all_gather_object, broadcast_object_list, get_world_size
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
+from mmnorm.files import read_json
 from mmnorm.openmmlab.hooks import saves_checkpoint
 from mmnorm.openmmlab.loading import ResumeError
 from mmnorm.statistics import unwrapped
@@ -147,9 +147,9 @@ class EvaluateDueHook(Hook):
     priority = 'LOWEST'
 
     def before_run(self, runner):
-        path = Path(runner.work_dir, 'run.json')
-        record = json.loads(path.read_text()) if path.is_file() else {}
-        self._finished_at = record.get('iterations') if record.get('finished') else None
+        found = [_finished_at(runner.work_dir) if runner.rank == 0 else None]
+        broadcast_object_list(found)  # the folder may be another on other machines
+        self._finished_at = found[0]
 
     def before_train(self, runner):
         if not (runner._resume and runner.iter and runner.val_loop is not None):
@@ -162,6 +162,15 @@ class EvaluateDueHook(Hook):
             return
         runner.logger.info('evaluating what the training is resumed from, as was due after its checkpoint')
         runner.val_loop.run()
+
+
+def _finished_at(work_dir):
+    """After how many iterations the last training of a folder ended with its evaluation (int); None if it did not."""
+    try:
+        record = dict(read_json(Path(work_dir, 'run.json')))
+    except (OSError, TypeError, ValueError):  # none, or damaged
+        return None
+    return record.get('iterations') if record.get('finished') else None
 
 
 def _evaluates_here(loop):
