@@ -37,7 +37,7 @@ def replacing(path, size=None):
 
     Args:
         path (str or Path): The file; its folder exists.
-        size (int or None): Its size in bytes, if it is known, to be told where there is no room for it.
+        size (int, callable or None): Its size in bytes, or what returns it, to be told where there is no room for it.
 
     Yields:
         Path: What to write and close in the block: an empty file in the same folder, ``NAME.RANDOM.partial``.
@@ -133,7 +133,8 @@ def _telling(path, size=None):
         yield
     except OSError as error:
         reason = (_NO_ROOM | _NO_ACCESS).get(error.errno)
-        of_others = error.filename and path.parent not in Path(error.filename).parents
+        own = (str(path), str(path.with_name(f'.{path.name}-')))
+        of_others = error.filename and not str(error.filename).startswith(own)
         if reason is None or of_others:
             raise
         safe = 'What was there before is as it was' if path.exists() else 'Nothing unfinished is left'
@@ -187,6 +188,7 @@ def _room(path, size, error):
     """How much room is needed and how much there is, where that is known and matters."""
     if error.errno not in _NO_ROOM:
         return ''
+    size = size() if callable(size) else size
     known = [f'{describe_size(size)} are needed'] if size else []
     if error.errno == errno.ENOSPC:
         known.append(f'{describe_size(free_space(path.parent))} are free')

@@ -149,8 +149,11 @@ def test_files_that_belong_together_are_all_written_or_none(tmp_path, monkeypatc
 
 
 def test_errors_of_reading_are_not_those_of_writing(tmp_path):
-    with pytest.raises(PermissionError), files.replacing(tmp_path / 'a'):
-        raise PermissionError(errno.EACCES, '', '/elsewhere/b')
+    for write in (files.replacing, files.making_folder):
+        for read in ('/elsewhere/b', str(tmp_path / 'b')):
+            with pytest.raises(PermissionError), write(tmp_path / 'a'):
+                raise PermissionError(errno.EACCES, '', read)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError):
         files.write_text(tmp_path / 'gone/a', '')
 

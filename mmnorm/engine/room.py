@@ -1,10 +1,11 @@
 """Whether a training's checkpoints will find room: their size is known before the first is written."""
 
 import math
+from itertools import chain
 
 import torch
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
@@ -27,7 +28,8 @@ def checkpoint_size(model, optimizers=(), ema=False):
     Returns:
         int: In bytes.
     """
-    size = sum(value.nbytes for value in model.state_dict().values() if torch.is_tensor(value)) * (1 + ema)
+    # not by its state_dict, for which all ranks have to come together where the model is sharded
+    size = sum(value.nbytes for value in chain(model.parameters(), model.buffers())) * (1 + ema)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             trained = sum(value.nbytes for value in group['params'] if value.requires_grad)
@@ -52,7 +54,7 @@ def size_of_next(runner, save_optimizer=True):
     """Estimate the size in bytes of the next checkpoint of a Runner that trains."""
     wrapper = runner.optim_wrapper
     wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    optimizers = [wrapper.optimizer for wrapper in wrappers] if save_optimizer else []
+    optimizers = [one.optimizer for one in wrappers if isinstance(one, OptimWrapper)] if save_optimizer else []
     return checkpoint_size(runner.model, optimizers, any(isinstance(hook, EMAHook) for hook in runner.hooks))
 
 
@@ -66,7 +68,10 @@ def check_room(cfg, model):
     hook = dict(cfg.get('default_hooks') or {}).get('checkpoint') or {}
     optimizers = []
     if 'optimizer' in cfg.optim_wrapper and hook.get('save_optimizer', True):
-        optimizers = [OPTIMIZERS.build(dict(cfg.optim_wrapper.optimizer, params=model.parameters()))]
+        try:
+            optimizers = [OPTIMIZERS.build(dict(cfg.optim_wrapper.optimizer, params=model.parameters()))]
+        except Exception:  # what is wrong with it is told by the training; or it needs several processes
+            optimizers = [torch.optim.Adam(model.parameters())]
     ema = any('EMAHook' in str(getattr(other, 'type', other)) for other in cfg.get('custom_hooks') or [])
     _check(hook.get('out_dir') or cfg.work_dir, checkpoint_size(model, optimizers, ema))
 
@@ -82,9 +87,9 @@ class CheckRoomHook(Hook):
             return
         size, folder = size_of_next(runner, hook.save_optimizer), hook.out_dir or runner.work_dir
         _check(folder, size)
-        loop, done = runner.train_loop, runner.epoch if hook.by_epoch else runner.iter
-        end = loop.max_epochs if hook.by_epoch else loop.max_iters
-        number = math.ceil((end - done) / hook.interval) if hook.interval > 0 else 1
+        done, end = (runner.epoch, 'max_epochs') if hook.by_epoch else (runner.iter, 'max_iters')
+        left = getattr(runner.train_loop, end, done + 1) - done
+        number = math.ceil(left / hook.interval) if hook.interval > 0 else 1
         if hook.max_keep_ckpts > 0:
             number = min(number, hook.max_keep_ckpts)
         if '://' not in str(folder) and free_space(folder) < number * size:

@@ -44,7 +44,7 @@ class Runner(_Runner):
         kwargs.update(file_client_args=file_client_args, save_optimizer=save_optimizer)
         if '://' in str(out_dir):  # an object store, whose uploads are atomic
             return super().save_checkpoint(out_dir, filename, **kwargs)
-        with replacing(Path(out_dir, filename), size_of_next(self, save_optimizer)) as partial:
+        with replacing(Path(out_dir, filename), lambda: size_of_next(self, save_optimizer)) as partial:
             super().save_checkpoint(out_dir, partial.name, **kwargs)
         write_sum(Path(out_dir, filename))
 

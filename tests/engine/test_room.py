@@ -74,6 +74,21 @@ def test_an_optimizer_that_cannot_be_tried_is_taken_for_adam():
     assert room.checkpoint_size(model, [torch.optim.LBFGS(model.parameters())]) == 3 * room.checkpoint_size(model)
 
 
+def test_the_size_is_known_to_one_rank_alone(monkeypatch):
+    """The state dict of a sharded model is one that all ranks make together."""
+    monkeypatch.setattr(nn.Module, 'state_dict', lambda *args: pytest.fail('the other ranks are not here'))
+    assert room.checkpoint_size(nn.BatchNorm2d(10)) == 4 * 40 + 8
+
+
+def test_an_optimizer_that_a_check_cannot_build_is_taken_for_adam(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(room, '_check', lambda folder, size: asked.append(size))
+    check_room(
+        Config(dict(work_dir=str(tmp_path), optim_wrapper=dict(optimizer=dict(type='Unknown')))), nn.Linear(2, 2)
+    )
+    assert asked == [3 * 4 * 6]
+
+
 def test_training_does_not_start_without_room_for_a_checkpoint(tmp_path, monkeypatch):
     runner = build(tmp_path)
     monkeypatch.setattr(room, 'free_space', lambda folder: 400_000)
@@ -96,13 +111,12 @@ def test_room_for_the_first_checkpoints_only(tmp_path, monkeypatch, keep, number
 
 def test_a_disk_that_gets_full_leaves_the_checkpoints_before(tmp_path, monkeypatch):
     runner = build(tmp_path, 3)
-    replace, done = os.replace, []
+    replace = os.replace
 
-    def fill(*paths):
-        done.append(paths)
-        if len(done) == 2:
+    def fill(partial, path):
+        if path.name == 'epoch_2.pth':
             raise OSError(errno.ENOSPC, 'No space left on device')
-        replace(*paths)
+        replace(partial, path)
 
     monkeypatch.setattr(os, 'replace', fill)
     monkeypatch.setattr(files, 'free_space', lambda folder: 1000)
