@@ -24,8 +24,8 @@ from .findings import ERROR, EXAMPLES, WARNING, Finding, Findings
 KEPT_FROM = 2**24
 #: Label maps that are read of each set for semantic segmentation, evenly over it.
 MAPS = 50
-_LAYOUTS = {'LVISV1Dataset': 'lvis', 'CocoPanopticDataset': 'panoptic'}
-_METRICS = {'CocoMetric': 'coco', 'CocoPanopticMetric': 'panoptic', 'LVISMetric': 'lvis'}
+_LAYOUTS = {'LVISV1Dataset': 'lvis', 'LVISV05Dataset': 'lvis_0.5', 'CocoPanopticDataset': 'panoptic'}
+_METRICS = {'CocoMetric': 'coco', 'CocoPanopticMetric': 'panoptic'}
 
 
 @dataclass
@@ -131,19 +131,19 @@ def _check_dataset(cfg, registry, split, evaluators, maps, say):
         check.path, check.skipped = cfg.get('ann_file') or '', f'it cannot be built: {type(error).__name__}: {error}'
         check.findings.tell(WARNING, f'{check.kind} was not checked: {check.skipped}')
         return check
-    concerns = {'everyone', *(['labels'] if split == 'train' or evaluators else ())}
+    wants_objects = split == 'train' and (cfg.get('filter_cfg') or {}).get('filter_empty_gt', True)
+    concerns = {'everyone', *(['labels'] if wants_objects or evaluators else ())}
     if reads_coco:
-        concerns |= {'metric'} if evaluators else set()
+        concerns |= {'metric' for evaluator in evaluators if _METRICS.get(_name(evaluator)) == 'coco'}
         segm = any('segm' in _as_list(evaluator.get('metric')) for evaluator in evaluators)
         if segm or any(step['with_mask'] for step in dicts(cfg.get('pipeline'), 'with_mask')):
             concerns.add('masks')
-        layout = (
-            'lvis' if 'mmdet.LVISV1Dataset' in bases else 'panoptic' if 'mmdet.CocoPanopticDataset' in bases else 'coco'
-        )
+        layout = next((layout for name, layout in _LAYOUTS.items() if f'mmdet.{name}' in bases), 'coco')
         _check_coco_dataset(check, dataset, layout, concerns, say)
     else:
-        reads_maps = any(_name(step) == 'LoadAnnotations' for step in cfg.get('pipeline') or ())
-        _check_folders(check, dataset, 'labels' in concerns, maps if reads_maps else 0)
+        loaders = [step for step in cfg.get('pipeline') or () if _name(step) == 'LoadAnnotations']
+        backend = loaders[0].get('imdecode_backend', 'pillow') if loaders else None
+        _check_folders(check, dataset, 'labels' in concerns, maps if loaders else 0, backend)
     return check
 
 
@@ -153,12 +153,16 @@ def _check_coco_dataset(check, dataset, layout, concerns, say):
     if 'categories' not in facts:
         return
     classes = dataset.metainfo.get('classes')
-    _check_classes(check, facts, classes, layout, concerns)
+    _check_classes(check, facts, classes, by_file=_reader(dataset) == 'CocoDataset', labels='labels' in concerns)
     smallest = (dataset.filter_cfg or {}).get('min_size', 0)
     if check.split == 'train' and 0 < facts['side'] < smallest:
         check.findings.tell(ERROR, f'no image is {smallest} pixels wide and high, as filter_cfg.min_size asks for')
+    if _reader(dataset) not in ('CocoDataset', 'LVISV05Dataset', 'LVISV1Dataset'):
+        return  # it changes the names of images
     folder = dataset.data_prefix.get('img') or ''
-    names = [name[-16:] if layout == 'lvis' and name.startswith('COCO') else name for name in facts['images']]
+    names = facts['images']
+    if layout == 'lvis_0.5':  # where mmdet takes COCO's newer names
+        names = [name[-16:] if name.startswith('COCO') else name for name in names]
     check.images = [os.path.join(folder, name) for name in names]
     check.findings.add(ERROR, f'images that are not in {folder or "."}', missing_files(check.images))
     folder = dataset.data_prefix.get('seg')
@@ -171,15 +175,22 @@ def _check_coco_dataset(check, dataset, layout, concerns, say):
         check.findings.add(ERROR, f'maps of images that are not in {folder}', missing)
 
 
-def _check_classes(check, facts, classes, layout, concerns):
+def _reader(dataset):
+    """The name of the class that has a data set's way to read its file."""
+    return type(dataset).load_data_list.__qualname__.partition('.')[0]
+
+
+def _check_classes(check, facts, classes, by_file, labels):
+    """Compare categories and classes; ``by_file``: labels count the file's categories that are classes."""
     found, categories = check.findings, facts['categories']
     if isinstance(classes, str) or not classes:
         found.tell(ERROR, f"metainfo of the config has classes={classes!r}: it must be names, as in ('cat', 'dog')")
         return
-    names = [name for _, name, _ in categories]
-    if layout != 'lvis':  # where labels count the file's categories, whatever the config says
-        check.labels = [name for name in names if name in classes]
-        missing = [name for name in classes if name not in names]
+    names, chosen = [name for _, name, _ in categories], set(classes)
+    if by_file:
+        check.labels = [name for name in names if name in chosen]
+        known = set(check.labels)
+        missing = [name for name in classes if name not in known]
         if len(missing) == len(classes):
             found.tell(
                 ERROR,
@@ -199,9 +210,9 @@ def _check_classes(check, facts, classes, layout, concerns):
                 'its categories are in another order than the classes of the config, and mmdet counts labels by the '
                 f"file: figures are right, the names that are drawn are not. The file's order is {_some(check.labels)}",
             )
-    if 'labels' not in concerns:
+    if not labels:
         return
-    used = [(name, count) for _, name, count in categories if layout == 'lvis' or name in classes]
+    used = [(name, count) for _, name, count in categories if not by_file or name in chosen]
     if not any(count for _, count in used) and facts['number_of_objects']:
         found.tell(ERROR, 'there is no object of the classes of the config that mmdet keeps')
         return
@@ -209,7 +220,7 @@ def _check_classes(check, facts, classes, layout, concerns):
         found.tell(ERROR, 'there are no objects')
         return
     found.add(WARNING, 'classes without an object', [name for name, count in used if not count], repr)
-    others = [name for name in names if name not in classes]
+    others = [name for name in names if by_file and name not in chosen]
     found.add(WARNING, 'categories that are no class of the config, whose objects are left out', others, repr)
 
 
@@ -226,10 +237,11 @@ def _check_evaluators(evaluators, of_split, split, say):
         if not os.path.isfile(path):
             check.findings.tell(ERROR, f'this ann_file of {split}_evaluator does not exist')
             continue
-        concerns = {'everyone', 'labels', 'metric', *(['masks'] if 'segm' in _as_list(evaluator.get('metric')) else ())}
+        concerns = {'everyone', 'labels', *(['metric'] if layout == 'coco' else ())}
+        concerns |= {'masks' for metric in _as_list(evaluator.get('metric')) if metric == 'segm'}
         facts = _facts(check, layout, concerns, say)
         labels = [of.labels for of in of_split if of.labels]
-        if labels and 'categories' in facts and layout != 'lvis':
+        if labels and 'categories' in facts:
             check.labels = [name for _, name, _ in facts['categories'] if name in labels[0]]
     return checks
 
@@ -277,7 +289,7 @@ def missing_files(paths):
     return [path for path in paths if os.path.basename(path) not in folders[os.path.dirname(path)]]
 
 
-def _check_folders(check, dataset, labels, maps):
+def _check_folders(check, dataset, labels, maps, backend):
     """Pairs of images and label maps as mmseg finds them, and the values of some maps."""
     found, prefix = check.findings, dataset.data_prefix
     check.path = prefix.get('img_path') or ''
@@ -299,16 +311,16 @@ def _check_folders(check, dataset, labels, maps):
     found.add(ERROR, f'images without a label map in {prefix.get("seg_map_path")}', sorted(without))
     pairs = [pair for pair in pairs if pair[0] not in without]
     chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(maps, len(pairs))).astype(int))]
-    _check_maps(found, chosen, dataset)
+    _check_maps(found, chosen, dataset, backend)
 
 
-def _check_maps(found, pairs, dataset):
+def _check_maps(found, pairs, dataset, backend):
     number = len(dataset.METAINFO['classes'] if dataset.label_map else dataset.metainfo.get('classes') or ())
     allowed = {*range(number + dataset.reduce_zero_label), 255, dataset.ignore_index}
     unread, channels, values, sizes = [], [], {}, []
     for path, image in pairs:
         try:
-            labels = mmcv.imfrombytes(Path(path).read_bytes(), flag='unchanged', backend='pillow').squeeze()
+            labels = mmcv.imfrombytes(Path(path).read_bytes(), flag='unchanged', backend=backend).squeeze()
         except Exception as error:  # of the decoder
             unread.append(f'{path}: {error}')
             continue
@@ -339,7 +351,8 @@ def _size(image):
     from PIL import Image
 
     with suppress(Exception), Image.open(image) as opened:
-        return opened.size
+        turned = opened.getexif().get(274, 1) > 4  # by the orientation, which readers of images follow
+        return opened.size[::-1] if turned else opened.size
     return None
 
 

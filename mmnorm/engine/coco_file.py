@@ -20,7 +20,7 @@ def check_coco(text, layout='coco'):
 
     Args:
         text (bytes): What the file holds.
-        layout (str): 'coco', 'lvis' (images are named by coco_url) or 'panoptic' (annotations have segments_info).
+        layout (str): 'lvis' (images are named by coco_url), 'panoptic' (annotations have segments_info), or another.
 
     Returns:
         dict: Plain values. ``findings``; and of a file that can be read, ``images`` (names), ``empty`` (images without
@@ -140,7 +140,8 @@ def _check_categories(categories, layout, found):
     """Returns category id to name."""
     categories = _ids(categories, 'categories', found)
     named = [category for category in categories if isinstance(category.get('name'), str)]
-    found.add(ERROR, "categories without 'name'", [c for c in categories if c not in named], _named('category'))
+    unnamed = [category for category in categories if not isinstance(category.get('name'), str)]
+    found.add(ERROR, "categories without 'name'", unnamed, _named('category'))
     counts = Counter(category['name'] for category in named)
     twice = [name for name, count in counts.items() if count > 1]
     found.add(ERROR, 'names that several categories have, so that labels shift', twice, repr)
@@ -155,13 +156,14 @@ def _segments(annotations, found):
     """The segments of panoptic annotations, each with its image's id, and the names of the maps."""
     wrong = [i for i, entry in enumerate(annotations) if not isinstance(entry.get('segments_info'), list)]
     found.add(ERROR, "annotations without 'segments_info'", wrong, lambda i: f'annotations[{i}]')
-    segments = []
+    segments, twice = [], []
     for i, entry in enumerate(annotations):
         listed = entry.get('segments_info')
         listed = [segment for segment in listed if isinstance(segment, dict)] if isinstance(listed, list) else []
         if len({str(segment.get('id')) for segment in listed}) < len(listed):
-            found.add(ERROR, 'ids that several segments of an image have', [i], lambda i: f'annotations[{i}]')
+            twice.append(i)
         segments += [dict(segment, image_id=entry.get('image_id')) for segment in listed]
+    found.add(ERROR, 'images with an id that several of their segments have', twice, lambda i: f'annotations[{i}]')
     return segments, [entry['file_name'] for entry in annotations if isinstance(entry.get('file_name'), str)]
 
 

@@ -358,7 +358,7 @@ def panoptic_content():
         (first('categories', isthing=None), "categories without 'isthing': 1 (category 1)"),
         (
             lambda content: content['annotations'][0]['segments_info'][0].update(id=2),
-            'ids that several segments of an image have: 1 (annotations[0])',
+            'images with an id that several of their segments have: 1 (annotations[0])',
         ),
         (
             lambda content: content['annotations'][0]['segments_info'][0].update(category_id=9),
@@ -392,6 +392,38 @@ def test_lvis_names_images_by_their_address(folder):
     assert not found_in(folder, content, **options)[0]
     content['images'][0].pop('coco_url')
     assert found_in(folder, content, **options)[0] == ["images without 'coco_url': 1 (image 1)"]
+
+
+def test_older_lvis_has_cocos_older_names(folder):
+    content = good_content()
+    for image in content['images']:
+        old = f'COCO_train2014_{image["id"]:012d}.jpg'
+        (folder / 'images' / image['file_name']).rename(folder / 'images' / old[-16:])
+        image['file_name'] = old
+    content['categories'].reverse()  # all of its categories are labels, in its own order
+    for one in content['annotations']:
+        one.pop('iscrowd')
+    options = dict(kind='LVISV05Dataset', data_prefix=dict(img='images/'), metainfo=dict(classes=('cat', 'dog')))
+    assert found_in(folder, content, **options) == ([], [])
+    cfg = config(folder, **options)
+    cfg.val_dataloader, cfg.val_evaluator = cfg.train_dataloader, dict(type='LVISMetric', metric='bbox')
+    assert not lines(check_data(cfg, ('val',)), ERROR)  # LVIS's evaluation does not ask for crowds
+
+
+def test_a_class_that_renames_images_is_checked_without_them(folder):
+    content = good_content()
+    content['images'][0]['file_name'] = 'images/v1/patch8/1.jpg'  # of which it takes the last two parts
+    box(1, 2, -3, 4)(content)
+    (error,) = found_in(folder, content, kind='Objects365V2Dataset')[0]
+    assert 'negative width' in error
+
+
+def test_images_without_labels_are_taken_where_the_config_wants_them(folder):
+    """As in semi-supervised training."""
+    content = good_content()
+    del content['annotations']
+    assert found_in(folder, content)[0] == ["the key 'annotations' is missing"]
+    assert found_in(folder, content, filter_cfg=dict(filter_empty_gt=False)) == ([], [])
 
 
 @pytest.fixture
@@ -441,6 +473,10 @@ def test_label_maps(maps, tmp_path):
         'label maps of another size than their image, of the 3 that were read: '
         f'1 ({path}: (10, 20), {tmp_path}/images/a/2.jpg: (20, 10))'
     ]
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new('RGB', (20, 10)).save(tmp_path / 'images/a/2.jpg', exif=turned)  # read as (10, 20)
+    assert errors() == [] == errors(pipeline=[dict(type='LoadAnnotations', imdecode_backend='cv2')])
     path.write_bytes(b'damaged')
     assert re.match('label maps that cannot be read, of the 3 that were read: 1 ', errors()[0])
     path.unlink()
