@@ -63,6 +63,7 @@ def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
     assert done.returncode == 0, done.stdout
     assert checkpoint.read_bytes() == before
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'checkpoints.sha256',
         'diagnosis.html',
         'diagnosis.json',
         'k_evalnorm_rule.pth',
@@ -88,7 +89,7 @@ def test_diagnose_and_apply(forked_tool, digits_config, tmp_path):
     layers = [layer for layer in model.modules() if isinstance(layer, EN)]
     assert len(layers) == 37 and all(float(layer.alpha) == 0.25 for layer in layers)
     again = forked_tool('diagnose.py', config, checkpoint, '--out', 'out', '--apply', 'evalnorm_rule')
-    assert again.returncode == 1 and 'exists already and is not overwritten' in again.stdout
+    assert again.returncode == 2 and 'exists already and is not overwritten' in again.stdout
     tested = forked_tool('test.py', tmp_path / 'out/k_evalnorm_rule.py', tmp_path / 'out/k_evalnorm_rule.pth')
     assert tested.returncode == 0, tested.stdout
     evaluation = json.loads((tmp_path / 'work_dirs/k_evalnorm_rule/evaluation.json').read_text())
@@ -106,7 +107,7 @@ def test_norm_eval_has_no_repair(forked_tool, digits_config, tmp_path):
     assert 'EvalNorm has no batch size' in found['recommendation']['finding']
     assert not any(layer['by_batch'] for layer in found['layers'])
     refused = forked_tool('bn_statistics.py', 'recollect', config, checkpoint, '--out', 'r.pth')
-    assert refused.returncode == 1 and 'would change the function that was trained' in refused.stdout
+    assert refused.returncode == 2 and 'would change the function that was trained' in refused.stdout
     assert 'Traceback' not in refused.stdout and not (tmp_path / 'r.pth').exists()
 
 
@@ -177,13 +178,13 @@ def test_a_user_is_told_what_is_wrong(forked_tool, digits_config, tmp_path):
         ),
         ((config, tmp_path / 'diverged.pth'), 'the running statistics of backbone.layer1.0.bn1 are not finite'),
         ((config, checkpoint, '--cfg-options', 'test_evaluator.format_only=True'), 'gives no metric'),
-        ((config, checkpoint, '--cfg-options', 'train_dataloader=None'), 'has no train_dataloader'),
+        ((config, checkpoint, '--cfg-options', 'train_dataloader=None'), 'train_dataloader is missing'),
         (
             (broken, checkpoint, '--cfg-options', 'test_dataloader.dataset.data_root=nowhere/'),
             'the data set is missing',
         ),
     ):
         done = forked_tool('diagnose.py', *arguments, '--out', 'out', '--batches', '1')
-        assert done.returncode == 1 and message in done.stdout, done.stdout
+        assert done.returncode == 2 and message in done.stdout, done.stdout
         assert 'Traceback' not in done.stdout and not (tmp_path / 'out').exists()
         shutil.rmtree(tmp_path / 'work_dirs', ignore_errors=True)
