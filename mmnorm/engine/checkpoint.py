@@ -90,10 +90,26 @@ def write_sum(path):
         path (str or Path): The file, whole. What the list has of files that are gone is left out.
     """
     path = Path(path)
+    sums, noted = _noted_sums(path)
+    _write_sums(sums, {**noted, path.name: checksum(path)})
+
+
+def forget_sum(path):
+    """Take a checkpoint that is about to be written anew from the list: killed in between, it would not add up."""
+    sums, noted = _noted_sums(Path(path))
+    if noted.pop(Path(path).name, None):
+        _write_sums(sums, noted)
+
+
+def _noted_sums(path):
+    """The list of sums beside a checkpoint (Path), and what it has of files that are there (dict)."""
     sums = path.with_name('checkpoints.sha256')
-    others = (line.partition('  ') for line in (sums.read_text().splitlines() if sums.exists() else ()))
-    kept = {name: value for value, _, name in others if path.with_name(name or '.').is_file()}
-    write_text(sums, ''.join(f'{value}  {name}\n' for name, value in {**kept, path.name: checksum(path)}.items()))
+    lines = (line.partition('  ') for line in (sums.read_text().splitlines() if sums.exists() else ()))
+    return sums, {name: value for value, _, name in lines if path.with_name(name or '.').is_file()}
+
+
+def _write_sums(sums, noted):
+    write_text(sums, ''.join(f'{value}  {name}\n' for name, value in noted.items()))
 
 
 def _not_saved_whole(path):

@@ -9,7 +9,7 @@ from mmengine.runner import Runner as _Runner
 
 from mmnorm.files import replacing
 
-from .checkpoint import log_history_allowed, read_checkpoint, write_sum
+from .checkpoint import forget_sum, log_history_allowed, read_checkpoint, write_sum
 from .positions import SeedStepsHook
 from .resume import EvaluateDueHook, KeepStateHook, fit_position, schedule_of
 from .room import size_of_next
@@ -44,6 +44,7 @@ class Runner(_Runner):
         kwargs.update(file_client_args=file_client_args, save_optimizer=save_optimizer)
         if '://' in str(out_dir):  # an object store, whose uploads are atomic
             return super().save_checkpoint(out_dir, filename, **kwargs)
+        forget_sum(Path(out_dir, filename))
         with replacing(Path(out_dir, filename), lambda: size_of_next(self, save_optimizer)) as partial:
             super().save_checkpoint(out_dir, partial.name, **kwargs)
         write_sum(Path(out_dir, filename))

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 from mmengine.logging import MessageHub
@@ -85,6 +87,16 @@ def test_an_interrupted_write_leaves_the_old_checkpoint_whole(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         runner.save_checkpoint(str(tmp_path), 'epoch_1.pth')
     assert (tmp_path / 'epoch_1.pth').read_bytes() == before
+
+
+def test_killed_before_the_sum_is_noted_the_list_has_none_of_another_file(tmp_path, monkeypatch):
+    runner, sums = build(tmp_path, 2), tmp_path / 'checkpoints.sha256'
+    runner.train()
+    assert sums.read_text().split()[1::2] == ['epoch_1.pth', 'epoch_2.pth']
+    monkeypatch.setattr('mmnorm.engine.runner.write_sum', mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        runner.save_checkpoint(str(tmp_path), 'epoch_1.pth', meta=dict(other=1))
+    assert sums.read_text().split()[1::2] == ['epoch_2.pth']
 
 
 class Malicious:
