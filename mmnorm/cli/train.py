@@ -150,14 +150,13 @@ def train(cfg, args):
 
     from mmnorm import engine
     from mmnorm.files import as_write_error
-    from mmnorm.openmmlab.hooks import ListNormsHook, NonFiniteLossError, StopOnNaNHook
+    from mmnorm.openmmlab.hooks import NonFiniteLossError, StopOnNaNHook
     from mmnorm.openmmlab.loading import ResumeError
 
     engine.start_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else engine.Runner.from_cfg(cfg)
     runner.register_hook(engine.CheckRoomHook())
     runner.register_hook(engine.RunRecordHook())
-    runner.register_hook(ListNormsHook())
     if args.stop_on_nan > 0 and not any(isinstance(hook, StopOnNaNHook) for hook in runner.hooks):
         runner.register_hook(StopOnNaNHook(args.stop_on_nan))
     for line in args.data_warnings:

@@ -182,7 +182,10 @@ class PlaneNorm(RunningStatistics):
         self.check(x)
         if torch.compiler.is_compiling() or self._fresh:  # in this order: a compiler would make a graph for each value
             self._fresh = False
-        self._note_norm_eval()
+        if not self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            message = self.norm_eval_message()
+            if message:
+                warn_once(message)
         if self.single_value == 'running' and self._lacks_variance(x):
             self.training = False
             try:
@@ -297,18 +300,20 @@ class PlaneNorm(RunningStatistics):
         """Whether each of the layer's statistics would have one value, so that no variance exists."""
         return x.numel() == self.num_features
 
-    def _note_norm_eval(self):
-        if self.training or self.frozen or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return
-        if not self._held or self.held is not None or self.running_mean is None or self.used_statistics == slice(0):
-            return  # the network evaluates, a user has said what is meant, or evaluation mode changes nothing
-        if any(p is not None and p.requires_grad for p in self.learned()):
-            warn_once(
-                f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does: eval() '
-                f'followed train(). {self.norm_eval_note} To train the norm in full set norm_eval=False '
-                '(configs/_base_/live_norm.py); if this is intended, set frozen=True in its norm_cfg. '
-                f'{self.evaluation_note}'
-            )
+    def norm_eval_message(self) -> str:
+        """What a user should know of a layer that is in evaluation mode while the network trains; '' of others."""
+        if self.training or self.frozen or not self._held or self.held is not None:
+            return ''  # it trains, the network evaluates, or a user has said what is meant
+        if self.running_mean is None or self.used_statistics == slice(0):
+            return ''  # evaluation mode changes nothing
+        if not any(p is not None and p.requires_grad for p in self.learned()):
+            return ''
+        return (
+            f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does: eval() '
+            f'followed train(). {self.norm_eval_note} To train the norm in full set norm_eval=False '
+            '(configs/_base_/live_norm.py); if this is intended, set frozen=True in its norm_cfg. '
+            f'{self.evaluation_note}'
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         compare_marks(self, state_dict, prefix)

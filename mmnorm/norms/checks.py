@@ -11,10 +11,15 @@ _warned: set[str] = set()
 
 def warn_once(message: str, key: str | None = None) -> None:
     """Warn a user once per process, on the first rank only; once for a key, if messages name one layer of many."""
-    key = key or message
-    if key not in _warned and (not distributed.is_initialized() or distributed.get_rank() == 0):
-        _warned.add(key)
+    if said(key or message) and (not distributed.is_initialized() or distributed.get_rank() == 0):
         warnings.warn(message, stacklevel=3)
+
+
+def said(key: str) -> bool:
+    """Note that something is said (a message, or the key of one): whether it is now for the first time."""
+    first = key not in _warned
+    _warned.add(key)
+    return first
 
 
 def called(layer: nn.Module) -> str:

@@ -14,6 +14,8 @@ What that changes, and no more:
   and resuming says what differs.
 - **Evaluation** (padding.py): every mmengine model says once that norms take statistics over the padding of a batch of
   images of several sizes, or keeps them to each image's own region.
+- **Hooks** (hooks.py): every Runner logs at the start of a training which norms the model has and which of them
+  norm_eval holds; one whose config has ``live_norm`` averages running statistics over ranks.
 - **Counters of FLOPs** (flops.py): mmengine's, mmcv's and fvcore's count our norms as torch's.
 - **Configs** (inherit.py): ``_base_ = 'mmnorm::...'`` finds our configs, and ``'mmseg::...'`` finds mmseg's with the
   onedl packages, which mmengine looks for under another name.
@@ -38,7 +40,7 @@ class _ToCurrentLogger(logging.Handler):
 
 def install() -> None:
     """Do all of the above; once."""
-    from . import flops, guards, inherit, loading, padding, panoptic, registry
+    from . import flops, guards, hooks, inherit, loading, padding, panoptic, registry
 
     logger = logging.getLogger('mmnorm')
     if any(isinstance(handler, _ToCurrentLogger) for handler in logger.handlers):
@@ -52,5 +54,6 @@ def install() -> None:
     guards.install()
     loading.install()
     padding.install()
+    hooks.install()
     flops.install()
     set_step(lambda: MessageHub.get_current_instance().get_info('iter'))

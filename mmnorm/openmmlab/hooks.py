@@ -1,18 +1,23 @@
-"""mmengine hooks that call this package's functions while a network trains or is evaluated."""
+"""mmengine hooks that call this package's functions while a network trains or is evaluated.
+
+Two come by themselves: ListNormsHook with ``import mmnorm``, and SyncStatisticsHook where a config also has
+``live_norm`` (configs/_base_/live_norm.py). It cannot bring the hook in a list: of two bases only one may have
+``custom_hooks``, and many configs of mmdet have some.
+"""
 
 import random
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object, all_reduce, all_reduce_params
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
 
 from mmnorm.blocks import norm_layers, summarize_norms, update_statistics_once
-from mmnorm.norms import BRN
-from mmnorm.norms.checks import warn_once
+from mmnorm.norms import BRN, PlaneNorm
+from mmnorm.norms.checks import said, warn_once
 from mmnorm.norms.modes import keeping_modes
 from mmnorm.statistics import bn_layers, collect_moments, estimation_shift, recollect, trained_by_batch, unwrapped
 
@@ -20,14 +25,37 @@ from .batches import training_batches, training_forward
 from .configs import describe_unreplaced
 
 
+def install():
+    """Have Runners register the two hooks; called once, by ``import mmnorm``."""
+    for kind in (Runner, FlexibleRunner):
+        kind.register_hooks = _adding_ours(kind.register_hooks)
+
+
+def _adding_ours(register):
+
+    @wraps(register)
+    def register_hooks(self, *args, **kwargs):
+        register(self, *args, **kwargs)
+        for hook, wanted in ((ListNormsHook, True), (SyncStatisticsHook, 'live_norm' in self.cfg)):
+            if wanted and not any(isinstance(other, hook) for other in self.hooks):
+                self.register_hook(hook())
+
+    return register_hooks
+
+
 class ListNormsHook(Hook):
-    """Say when a training starts which norms the model has, and warn where a norm_cfg left BN behind."""
+    """Say when a training starts which norms the model has, and warn of those that norm_eval holds and of BN that a
+    norm_cfg left behind.
+    """
 
     def before_train(self, runner):
         model = unwrapped(runner.model)
         with keeping_modes(model):
             model.train()
             runner.logger.info(f'norms of the model: {summarize_norms(model)}')
+            for message in dict.fromkeys(m.norm_eval_message() for m in model.modules() if isinstance(m, PlaneNorm)):
+                if message and said(message):
+                    runner.logger.warning(message)
         unreplaced = describe_unreplaced(runner.cfg.get('model'), model)
         if unreplaced:
             runner.logger.warning(unreplaced)

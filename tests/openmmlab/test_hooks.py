@@ -10,9 +10,13 @@ import torch
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner as StockRunner
 from torch import nn
+from torch.utils.data import DataLoader
 
-from mmnorm.openmmlab.hooks import EstimationShiftHook, RecollectHook, SyncStatisticsHook
+from mmnorm.norms import RBN, SN, checks
+from mmnorm.openmmlab.hooks import EstimationShiftHook, ListNormsHook, RecollectHook, SyncStatisticsHook
 
 EXTRA = """
 train_cfg = dict(max_epochs=2, val_interval=1)
@@ -27,10 +31,50 @@ custom_hooks = [dict(type='RecollectHook', batches=3), dict(type='EstimationShif
 
 @pytest.mark.parametrize('place', ['', 'mmnorm.openmmlab.hooks.', 'mmnorm.statistics.'])
 def test_hooks_are_found_by_every_name_that_configs_have(place):
-    config = Config.fromfile(Path(__file__).parents[2] / 'configs/_base_/live_norm.py')
-    hooks = {hook['type'].rpartition('.')[2]: registry.HOOKS.get(hook['type']) for hook in config.custom_hooks}
-    assert hooks == dict(SyncStatisticsHook=SyncStatisticsHook)
     assert registry.HOOKS.get(f'{place}SyncStatisticsHook') is SyncStatisticsHook
+
+
+class Held(BaseModel):
+    """A model as norm_eval makes it."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.norms, self.held = nn.Sequential(SN(2), RBN(2), nn.BatchNorm2d(2)), held
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.held:
+            self.norms.eval()
+        return self
+
+    def forward(self, inputs, mode='tensor'):
+        return dict(loss=self.norms(inputs).square().mean())
+
+
+@pytest.mark.parametrize('held', [True, False])
+@pytest.mark.parametrize('live', [True, False])
+def test_what_import_adds_to_a_stock_runner(tmp_path, monkeypatch, recwarn, held, live):
+    """The norms and what norm_eval means are told in the log when a training starts, whatever happens to warnings."""
+    monkeypatch.setattr(checks, '_warned', set())
+    runner = StockRunner(
+        model=Held(held),
+        work_dir=str(tmp_path),
+        experiment_name=f'{held} {live}',
+        train_dataloader=DataLoader([dict(inputs=torch.randn(2, 4, 4)) for _ in range(2)], batch_size=2),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        cfg=Config(dict(live_norm=dict(norm_eval=False)) if live else {}),
+    )
+    runner.train()
+    kinds = [type(hook) for hook in runner.hooks]
+    assert kinds.count(ListNormsHook) == 1 and kinds.count(SyncStatisticsHook) == live
+    (log,) = tmp_path.rglob('*.log')
+    log = log.read_text()
+    assert ('1 SN (held), 1 RBN (held), 1 BN (held)' if held else '1 SN, 1 RBN, 1 BN') in log
+    for name in ('SN', 'RBN'):
+        told = f'WARNING - {name} is in evaluation mode while the network trains, as norm_eval=True does'
+        assert log.count(told) == held and (not held or log.index(told) < log.index('Epoch(train)'))
+    assert not [warning for warning in recwarn if 'evaluation mode' in str(warning.message)]
 
 
 @pytest.mark.e2e

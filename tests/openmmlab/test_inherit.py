@@ -1,5 +1,6 @@
 """Configs of the zoo as parents of other people's, by ``mmnorm::`` and by path."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,39 @@ def test_what_they_name_is_found(inherit, host, name):
 def test_small_bases_have_nothing_but_what_they_say(inherit, base):
     cfg = inherit(f'mmnorm::_base_/{base}.py')
     assert '_scope_' not in str(cfg[base])
+
+
+def configs_of(host):
+    """Names of the configs that a host's package carries."""
+    home = Path(importlib.util.find_spec(host).origin).parent / '.mim/configs'
+    files = (path.relative_to(home) for path in sorted(home.rglob('*.py')) if '_base_' not in path.parts)
+    return [f'{host}::{file}' for file in files]
+
+
+RECIPE = "model = dict(backbone=dict(type='XBNResNet', **_base_.live_norm))"
+EVERY_CONFIG = [*configs_of('mmdet'), *configs_of('mmseg')]
+# with custom_hooks, with a list of parents, and whatever else comes
+SOME_CONFIGS = ['mmdet::yolox/yolox_s_8xb8-300e_coco.py', 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py']
+SOME_CONFIGS += EVERY_CONFIG[::150]
+
+
+@pytest.mark.parametrize(
+    'names', [SOME_CONFIGS, pytest.param(EVERY_CONFIG, marks=pytest.mark.slow)], ids=['some', 'every']
+)
+def test_the_recipe_with_any_config_of_the_hosts(inherit, names):
+    """It only loads them; what is run of them is in test_existing_projects."""
+    failed, loaded = {}, 0
+    for name in names:
+        try:
+            inherit(name)
+        except Exception:  # of its own: a parent that the package does not carry, or another package that it needs
+            continue
+        try:
+            cfg = inherit(name, str(CONFIGS / '_base_/live_norm.py'), extra=RECIPE)
+            loaded += cfg.model.backbone.norm_eval is False
+        except Exception as error:
+            failed[name] = str(error)
+    assert not failed and loaded > 0.9 * len(names)
 
 
 def test_a_name_that_does_not_exist(inherit):

@@ -107,7 +107,6 @@ def test_checkpoints_by_iteration_have_the_statistics_of_all_ranks(forked_tool, 
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3, val_interval=10)
 param_scheduler = []
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
-custom_hooks = [*_base_.custom_hooks, *custom_hooks]
 """,
         base='faster_rcnn_en_r50_digits',
     )

@@ -98,7 +98,7 @@ def test_ranks_that_resume_within_an_epoch_equal_those_that_were_not_killed(digi
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 custom_imports = dict(imports=['killer'])
-custom_hooks = _base_.custom_hooks + [dict(type='Kill'), dict(type='EMAHook')]
+custom_hooks = [dict(type='Kill'), dict(type='EMAHook')]
 train_cfg = dict(max_epochs=1, val_interval=100)
 default_hooks = dict(checkpoint=dict(interval=2, by_epoch=False))
 randomness = dict(seed=None)
