@@ -12,6 +12,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmnorm' / '__init__.py').read_text()).group(1)
 
+# Of tools/, what works in a checkout alone: its results, its environment, its tests
+OF_A_CHECKOUT = ('claims/*', 'claims/**/*', 'setup_env.py', 'quickstart.sh', 'run_tests.sh', 'lint.sh')
 REPORT = ['jinja2>=3.1', 'matplotlib>=3.7', 'pandas>=2.2', 'pycocotools>=2.0.6', 'tabulate>=0.9']
 
 setup(
@@ -21,6 +23,38 @@ setup(
     long_description=(HERE / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    author='The mmnorm maintainers',
+    keywords=[
+        'normalization',
+        'batch-normalization',
+        'switchable-normalization',
+        'object-detection',
+        'semantic-segmentation',
+        'pytorch',
+        'openmmlab',
+        'mmdetection',
+        'mmsegmentation',
+    ],
+    project_urls={
+        'Paper xbn': 'https://arxiv.org/abs/2203.10778',
+        'Paper sn': 'https://arxiv.org/abs/1907.10473',
+        'Paper rbn': 'https://openaccess.thecvf.com/content/CVPR2021/html/Gao_Representative_Batch_Normalization_With_'
+        'Feature_Calibration_CVPR_2021_paper.html',
+        'Paper evalnorm': 'https://arxiv.org/abs/1904.06031',
+        'Paper bgn': 'https://arxiv.org/abs/2012.02782',
+    },
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Environment :: Console',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
+    ],
     python_requires='>=3.10',
     # so that an editable install puts this folder on the path. The finder that it uses otherwise is asked after the
     # path: a clone called mmnorm in the working directory would pass for the package, with nothing in it
@@ -28,7 +62,7 @@ setup(
     packages=find_packages(include=['mmnorm', 'mmnorm.*']),
     # .mim links to configs, tools and model-index.yml, where mim and `_base_ = 'mmnorm::...'` look for them
     package_data={'mmnorm': ['py.typed', '.mim/*', '.mim/**/*'], 'mmnorm.report': ['*.j2']},
-    exclude_package_data={'mmnorm': ['.mim/**/__pycache__/*']},
+    exclude_package_data={'mmnorm': ['.mim/**/__pycache__/*', *(f'.mim/tools/{name}' for name in OF_A_CHECKOUT)]},
     py_modules=['mmnorm_door'],
     entry_points={'console_scripts': ['mmnorm = mmnorm_door:main']},
     install_requires=['torch>=2.5', 'numpy'],

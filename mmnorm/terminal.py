@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 INTERVAL = 10  # seconds between lines that say how far long work is
-TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+HOME = Path(__file__).resolve().parent
+TOOLS = HOME.with_name('tools')  # of a checkout
 
 
 def rank():
@@ -45,7 +46,18 @@ def command(name):
         return f'mmnorm {name}'
     doors = (path for path in sorted(TOOLS.glob('*.py')) if f"enter('{name}')" in path.read_text(encoding='utf-8'))
     door = next(doors, None)
-    return f'python {os.path.relpath(door)}' if door else f'python -m mmnorm.cli {name}'
+    return f'python {_shown(door)}' if door else f'python -m mmnorm.cli {name}'
+
+
+def config(name):
+    """The path (str) under which a config of mmnorm is found here, by its name in ``configs``, for advice."""
+    checkout = TOOLS.with_name('configs')
+    return _shown((checkout if checkout.is_dir() else HOME / '.mim/configs') / name)
+
+
+def _shown(path):
+    here = Path.cwd()
+    return str(path.relative_to(here) if here in path.parents else path)
 
 
 def progress(iterable, what, total=None):

@@ -1,5 +1,6 @@
 """What is said to a user: progress of long work, and commands that work where the user is."""
 
+import ast
 import sys
 import time
 from pathlib import Path
@@ -74,3 +75,22 @@ def test_advice_names_a_command_that_works(monkeypatch, tmp_path):
         assert terminal.command('norms') == 'python -m mmnorm.cli norms'
     monkeypatch.setattr(terminal, 'TOOLS', tmp_path)  # an installed wheel has none
     assert terminal.command('train') == 'python -m mmnorm.cli train'
+    assert Path(terminal.config('metafile.yml')).is_file()
+
+
+def strings_of(path):
+    """The strings of a module (its templates: of a page), without docstrings and what ``__doc__`` shows."""
+    text = path.read_text(encoding='utf-8')
+    if path.suffix != '.py':
+        return [text]
+    nodes = list(ast.walk(ast.parse(text)))
+    alone = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    constants = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in alone)
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+def test_no_text_names_a_file_that_a_wheel_has_not():
+    """But for the pages of configs, which are files of a checkout."""
+    for path in [*(ROOT / 'mmnorm').glob('**/*.py'), *(ROOT / 'mmnorm').glob('**/*.j2')]:
+        if '.mim' not in path.parts and path.name != 'pages.py':
+            assert not [text for text in strings_of(path) if 'tools/' in text], path

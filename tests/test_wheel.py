@@ -141,7 +141,15 @@ def test_wheel_carries_what_is_used_from_it(wheel):
         'mmnorm/report/report.html.j2',
     ):
         assert expected in names
+    tools = {path.name for path in (ROOT / 'tools').iterdir() if path.is_file()}
+    of_a_checkout = {'setup_env.py', 'quickstart.sh', 'run_tests.sh', 'lint.sh'}
+    carried = {name.removeprefix('mmnorm/.mim/tools/') for name in names if name.startswith('mmnorm/.mim/tools/')}
+    assert carried == tools - of_a_checkout
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith('/METADATA'))).decode()
+    for key in ('Author', 'Keywords', 'Classifier', 'Project-URL', 'License-Expression'):
+        assert f'\n{key}: ' in metadata
+    (points,) = (name for name in names if name.endswith('/entry_points.txt'))
+    assert 'mmnorm = mmnorm_door:main' in zipfile.ZipFile(wheel).read(points).decode() and 'mmnorm_door.py' in names
     assert {
         line.partition(': ')[2]
         for line in metadata.splitlines()

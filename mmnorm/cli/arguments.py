@@ -42,7 +42,7 @@ def add_run_arguments(parser):
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='how the processes were started; --processes and tools/slurm_*.sh set it',
+        help='how the processes were started; --processes sets it, and so do scripts for Slurm',
     )
     parser.add_argument(
         '--timeout',

@@ -369,7 +369,7 @@ def run(args):
 
         import mmnorm  # noqa: F401  # registers the norms
     except ImportError as error:
-        raise ImportError(f'{error}; tools/setup_env.py makes an environment with everything needed') from error
+        raise ImportError(f"{error}; pip install 'mmnorm[onedl,report]' brings what is needed") from error
     from mmnorm.files import check_writable, write_json
 
     warnings.simplefilter('ignore')

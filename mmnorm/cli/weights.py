@@ -107,6 +107,7 @@ def snapshot_name(path, paths):
 def harden(args):
     """Write the hardened network; return what to print."""
     from mmnorm.engine.networks import harden_files
+    from mmnorm.terminal import command
 
     config, checkpoint, picks = harden_files(args.config, args.checkpoint, args.out)
     counts = []
@@ -115,7 +116,7 @@ def harden(args):
         counts.append(f'{moment}: ' + ', '.join(f'{name} {picked.count(name)}' for name in ('IN', 'LN', 'BN')))
     return (
         f'{len(picks)} SN layers hardened ({"; ".join(counts)})\n{checkpoint}\n{config}\n'
-        f'fine-tune it: mmnorm train {config}'
+        f'fine-tune it: {command("train")} {config}'
     )
 
 

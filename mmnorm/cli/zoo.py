@@ -117,7 +117,7 @@ def find(name, zoo):
     """Return the entry (Model) of a config's name, or of the path of its file; ValueError if the zoo has none."""
     model = zoo.get(Path(name).stem)
     if model is None:
-        raise ValueError(f'{name} is not a config of the zoo: tools/zoo.py list shows them all')
+        raise ValueError(f'{name} is not a config of the zoo: {light("terminal").command("zoo")} list shows them all')
     if name != model.name:  # a path, as the user sees it or as `list` prints it
         files = [path for path in (Path(name), light('zoo.rows').HOME / name) if path.is_file()]
         if not files:
@@ -125,7 +125,7 @@ def find(name, zoo):
         if not any(path.samefile(model.path) for path in files):
             raise ValueError(
                 f'{name} is not the {model.name} of the zoo, which is {model.config}: this tool takes '
-                'only configs of the zoo; tools/dist_train.sh trains any config'
+                f'only configs of the zoo; {light("terminal").command("train")} trains any config'
             )
     return model
 

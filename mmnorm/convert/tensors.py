@@ -42,6 +42,7 @@ from mmnorm.norms import EN, RBN, SN
 from mmnorm.norms.batch_size import RULES
 from mmnorm.norms.mixture import weights_of_bn_share
 from mmnorm.norms.rbn import initial_gate
+from mmnorm.terminal import command
 
 BATCH_FREE = 'batch-free'
 #: What each kind of norm learns or keeps beside BN's tensors.
@@ -293,10 +294,10 @@ def _notes(sources, changed, bn_share, hard):
     if untaken:
         yield (
             f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever collected. Recollect '
-            'them (tools/bn_statistics.py recollect)'
+            f'them ({command("statistics")} recollect)'
         )
     if layers(lambda layer, *_: any(leaf in layer for leaf in _IGNORED)):
         yield (
             'batch_mean and batch_var, the sums of a batch average that the authors take when they test, are '
-            'dropped: recollect the statistics (tools/bn_statistics.py recollect)'
+            f'dropped: recollect the statistics ({command("statistics")} recollect)'
         )

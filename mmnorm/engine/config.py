@@ -11,7 +11,7 @@ from mmengine.fileio.handlers import yaml_handler
 
 from mmnorm.norms.checks import warn_once
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
-from mmnorm.terminal import on_first_rank
+from mmnorm.terminal import command, on_first_rank
 
 from .check_data import check_data, lines
 from .findings import ERROR, WARNING
@@ -67,7 +67,7 @@ def _checked_data(cfg, splits):
         listing = '\n'.join(f'  {line}' for line in errors)
         stop(
             f'the data are not what the config and its data sets read:\n{listing}\n'
-            'mmnorm check-data lists these and what is odd; --skip-data-check goes on as it is'
+            f'{command("check-data")} lists these and what is odd; --skip-data-check goes on as it is'
         )
     return lines(checks, WARNING)
 

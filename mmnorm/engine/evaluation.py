@@ -20,7 +20,7 @@ from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 from mmnorm.openmmlab.resampling import recorded
-from mmnorm.terminal import on_first_rank, progress
+from mmnorm.terminal import command, on_first_rank, progress
 
 from .checkpoint import CheckpointError, forbid_running_checkpoints, origin_of, read_checkpoint, write_sum
 from .config import load_config, parse_config, stop
@@ -268,7 +268,7 @@ class RequireWeightsHook(Hook):
             raise CheckpointError(
                 f'{self.path} gives no test: NaN, infinity or a negative variance in {len(broken)} of its tensors; '
                 f'first: {broken[0]}. Its training diverged: take a checkpoint from before that. Where all are running '
-                'statistics, mmnorm statistics recollect may repair them'
+                f'statistics, {command("statistics")} recollect may repair them'
             )
 
 

@@ -9,12 +9,12 @@ import torch
 
 from mmnorm.openmmlab.configs import dicts
 from mmnorm.openmmlab.xbn import missing_pretrained, missing_pretrained_message
+from mmnorm.terminal import command, config
 
 from .checkpoint import read_checkpoint
 
 # Names of the authors' files, by the norm that they are converted to; those of RBN differ from ours by shape alone
 _OF_AUTHORS = {'SN': r'\bsn\d\.mean_weight$', 'IBN': r'\.IN\.weight$', 'RBN': r'\.scale_bias$'}
-DIGITS = 'tools/make_digits.py makes the embedded data set, and configs/{}_digits.py trains on it'
 
 
 def problems(cfg, num_processes, splits, initializes=True):
@@ -42,7 +42,8 @@ def problems(cfg, num_processes, splits, initializes=True):
         listing = '\n'.join(f'  {path}' for path in dict.fromkeys(missing))
         found.append(
             f'the data set is missing. These are expected, relative to {Path.cwd()}:\n{listing}\n'
-            f'Put or link them there, or set data_root. To try without this data: {DIGITS.format(task)}'
+            f'Put or link them there, or set data_root. To try without this data: '
+            f'{command("digits")} makes the embedded data set, and {config(f"{task}_digits.py")} trains on it'
         )
     if initializes and 'train' in splits:  # also when it resumes: mmengine initializes first
         found += missing_weights(cfg.get('model'))
@@ -86,7 +87,7 @@ def missing_weights(model):
         if norm:
             messages.append(
                 f"{cfg['checkpoint']} is in the layout of {norm}'s authors, and its norms would not be "
-                f'loaded: convert it with tools/convert_checkpoint.py SOURCE OUT --to {norm}'
+                f'loaded: convert it with {command("convert")} SOURCE OUT --to {norm}'
             )
     seen = {}
     for message in messages:

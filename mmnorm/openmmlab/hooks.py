@@ -20,6 +20,7 @@ from mmnorm.norms import BRN, PlaneNorm
 from mmnorm.norms.checks import said, warn_once
 from mmnorm.norms.modes import keeping_modes
 from mmnorm.statistics import bn_layers, collect_moments, estimation_shift, recollect, trained_by_batch, unwrapped
+from mmnorm.terminal import command
 
 from .batches import training_batches, training_forward
 from .configs import describe_unreplaced
@@ -199,7 +200,7 @@ class RecollectHook(Hook):
             raise ValueError(
                 'RecollectHook recollects the statistics of the weights that train, EMAHook evaluates and '
                 'saves averaged weights: leave out one of the two, and recollect for averaged weights '
-                'after training (tools/bn_statistics.py recollect)'
+                f'after training ({command("statistics")} recollect)'
             )
         self._names = []
         if _has_bn(runner.model, type(self).__name__):

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
+from mmnorm.terminal import command
 from mmnorm.zoo.rows import HOME
 
 PREFIX = 'mmnorm::'
@@ -32,7 +33,7 @@ def install():
         if not path.is_file():
             raise FileNotFoundError(
                 f'{filename} inherits {cfg_path}, but {HOME / "configs"} has no such file: '
-                'tools/zoo.py list shows the configs'
+                f'{command("zoo")} list shows the configs'
             )
         return str(path), None
 

@@ -18,6 +18,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from mmnorm.blocks import norm_layers
 from mmnorm.blocks.guards import rebind
 from mmnorm.norms import MARKS, OWN_TENSORS
+from mmnorm.terminal import command
 
 _OF_NORMS = {'running_mean', 'running_var', 'num_batches_tracked', *OWN_TENSORS}
 _SHOWN = 3
@@ -56,7 +57,7 @@ def describe_lost_norms(model, state_dict):
     return '\n'.join(
         f'{len(names)} norms of the checkpoint are {norm}, as their {leaf} shows, and {kind} in this model '
         f'({_listed(names)}): the network computes something else than what was trained. Give norm_cfg (and xbn) what '
-        'it was trained with, or convert the checkpoint (mmnorm convert).'
+        f'it was trained with, or convert the checkpoint ({command("convert")}).'
         for (norm, kind, leaf), names in lost.items()
     )
 

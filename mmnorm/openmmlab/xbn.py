@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import GN64, place_xbn
 from mmnorm.norms.checks import warn_once
+from mmnorm.terminal import command, config
 
 
 class XBN:
@@ -115,20 +116,20 @@ def missing_pretrained_message(backbone, path):
     message = f'{backbone}: the pretrained weights {path} are missing (looked up from {Path.cwd()}).'
     if not backbone.startswith('XBN'):
         return f"""{message}
-For a config of mmnorm `tools/zoo.py show CONFIG` says where they come from; tools/convert_checkpoint.py converts
+For a config of mmnorm `{command('zoo')} show CONFIG` says where they come from; `{command('convert')}` converts
 the authors' releases and the files of torchvision and mmdet to the form that is loaded."""
     source = f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
      ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}"""
     if 'ibn_a' in Path(path).name:
         source = f"""IBN-Net's ImageNet weights, a file of release v1.0 of github.com/XingangPan/IBN-Net, converted:
-     tools/convert_checkpoint.py FILE {path} --to IBN"""
+     {command('convert')} FILE {path} --to IBN"""
     elif Path(path).name != 'resnet50_xbn.pth':
         source = """Pretrain them: the authors released only those of ResNet-50 and ResNeXt-50 with GN at position 2 and
      in the stem (pretrained/resnet50_xbn.pth), and these do not fit another placement or depth"""
     return f"""{message} There are three ways to go on:
   1. {source}
-  2. BN weights, with the BNs live, as in configs/mask_rcnn_xbn_r50_bn_init.py
-  3. No pretrained weights, as in configs/mask_rcnn_xbn_r50_scratch.py"""
+  2. BN weights, with the BNs live, as in {config('mask_rcnn_xbn_r50_bn_init.py')}
+  3. No pretrained weights, as in {config('mask_rcnn_xbn_r50_scratch.py')}"""
 
 
 def _frozen(module):

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmnorm.files import write_together
+from mmnorm.terminal import command
 
 from .page import render
 from .plots import COLORS, COLUMNS, PANEL, STYLE, as_svg, name_handles
@@ -41,7 +42,8 @@ def write_weights(content, out):
     """
     snapshots = content['snapshots']
     last = snapshots[-1]
-    context = dict(content, last=last, changes=[None, *itertools.starmap(count_changes, itertools.pairwise(snapshots))])
+    changes = [None, *itertools.starmap(count_changes, itertools.pairwise(snapshots))]
+    context = dict(content, last=last, changes=changes, harden=f'{command("weights")} harden')
     if last['sn']:
         context |= dict(
             ratios=draw_ratios(last['sn']),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mmnorm.files import read_json
 from mmnorm.literals import read_dump
+from mmnorm.terminal import command
 
 LOGGER = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ class Run:
         val: One row per validation, indexed by the iteration after which it took place; columns as ``as_metrics`` says.
         test: Metrics of the newest test after training, as ``as_metrics`` says, and 'mIoU (ms)' of the newest one with
             test-time augmentation, if it was of the same checkpoint; {} if there was none.
-        checkpoint: The checkpoint that the newest test was of; None if tools/dist_test.sh did not test it.
+        checkpoint: The checkpoint that the newest test was of; None if ``mmnorm test`` did not test it.
         predictions: SHA-256 of the files of predictions that the newest test left, by name; None if that is not known,
             as of tests by earlier versions.
         notes: What is missing or odd, a sentence each.
@@ -86,7 +87,7 @@ class Run:
     def test_command(self):
         """The command that tests the run again and writes its predictions."""
         config = self.info.get('config') or self.config_file or 'CONFIG'
-        return f'tools/dist_test.sh {config} CHECKPOINT 1 --work-dir {self.work_dir}'
+        return f'{command("test")} {config} CHECKPOINT --work-dir {self.work_dir}'
 
     @property
     def loss_terms(self):
@@ -171,8 +172,8 @@ def read_info(path, notes):
     """Return ``run.json``, without values that are not what they should be; {} if it is missing. Both get a note."""
     if not path.exists():
         notes.append(
-            f'{path} is missing, as it is for runs that tools/dist_train.sh did not start: what neither the logs '
-            'nor the config tell is unknown.'
+            f'{path} is missing, as it is for runs that {command("train")} did not start: what neither '
+            'the logs nor the config tell is unknown.'
         )
         return {}
     info = read_record(path, notes)
@@ -320,7 +321,7 @@ def percent(ap):
 
 def read_tests(run, newest_training):
     """Fill ``test`` and ``checkpoint`` from the newest ``<timestamp>/<timestamp>.json`` that is not older than the
-    training logs, and from what tools/test.py wrote of its newest tests, plain and with test-time augmentation."""
+    training logs, and from what ``mmnorm test`` wrote of its newest tests, plain and with test-time augmentation."""
     tests = sorted(
         path
         for path in run.work_dir.glob('*/*.json')
@@ -335,7 +336,7 @@ def read_tests(run, newest_training):
     if not tests or newest_test < newest_training:
         return
     run.test = as_metrics(read_record(tests[-1], run.notes))
-    # What earlier versions of tools/test.py wrote: one file for both, and none of the first versions has a timestamp
+    # What earlier versions of ``mmnorm test`` wrote: one file for both, and none of the first versions has a timestamp
     if plain.get('tta'):
         plain, augmented = {}, augmented or plain
     if not plain or not augmented:
@@ -385,7 +386,7 @@ def check_training(run):
     if run.info and not run.info.get('finished'):
         run.notes.append(
             f'Training has not finished: the last logged iteration is {run.train.index[-1]}. If it was '
-            'stopped, tools/dist_train.sh with --resume continues from its newest checkpoint.'
+            f'stopped, {command("train")} with --resume continues from its newest checkpoint.'
         )
     bad = run.train[run.loss_terms].replace([math.inf, -math.inf], math.nan).isna().any(axis=1)
     if bad.any():

@@ -33,7 +33,7 @@ def test_missing_coco_is_listed_with_the_way_to_the_embedded_data():
     for part in (
         'data/coco/annotations/instances_train2017.json',
         'data/coco/val2017/',
-        'tools/make_digits.py',
+        'makes the embedded data set',
         'configs/mask_rcnn_xbn_r50_digits.py',
     ):
         assert part in message

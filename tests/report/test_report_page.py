@@ -95,7 +95,7 @@ def overwrite(name, content):
 
 
 MISSING = {
-    'predictions': (remove('predictions.bbox.json', 'predictions.segm.json'), 'tools/dist_test.sh', 30.0),
+    'predictions': (remove('predictions.bbox.json', 'predictions.segm.json'), 'CHECKPOINT --work-dir', 30.0),
     'mask predictions': (remove('predictions.segm.json'), 'predictions.segm.json missing', None),
     'annotations': (remove_data('val.json'), 'annotation file of the test set (val.json', 30.0),
     'images': (remove_data('images'), 'images of the test set', None),

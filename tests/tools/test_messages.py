@@ -42,7 +42,7 @@ def test_the_owners_command_names_what_is_missing_and_stops(tool):
     for part in (
         '8',
         'data/coco/annotations/instances_train2017.json',
-        'tools/make_digits.py',
+        'makes the embedded data set',
         'pretrained/resnet50_xbn.pth',
         'mask_rcnn_xbn_r50_bn_init.py',
         'mask_rcnn_xbn_r50_scratch.py',
