@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmnorm.norms import NORMS, PlaneNorm
+from mmnorm.norms.base import freeze
 from mmnorm.norms.groups import cut_channels
 
 #: Other norms that a layer can be made of, by the names that configs call them.
@@ -210,6 +211,42 @@ def replace_norms(
     twins = {name: _twin(name, layer, norm, arguments) for name, layer in chosen.items()}  # all or none
     for name, layer in chosen.items():
         set_layer(model, layer, twins[name])
+    return list(chosen)
+
+
+def freeze_norms(
+    model: nn.Module, where: Callable[[str, nn.Module], bool] | str | Iterable[str] | None = None
+) -> list[str]:
+    """Fix norm layers of a built network: neither statistics nor gamma and beta change any more, in training too.
+
+    BNs of torch and mmcv become :class:`~mmnorm.norms.FrozenBN`; layers of mmnorm are what ``frozen=True`` makes of
+    them; of others gamma and beta become buffers. An optimizer has to be made afterwards.
+
+    Args:
+        model (nn.Module): Any network; changed in place.
+        where (callable, str, iterable[str] or None): Which layers, as of :func:`replace_norms`. Default None: all.
+
+    Returns:
+        list[str]: Names of the layers, in the order of the network.
+
+    Raises:
+        ValueError: A layer has no frozen form, as InstanceNorm with running statistics; nothing is changed then.
+    """
+    chosen = choose_norms(model, where, lambda layer: True)
+    for name, layer in chosen.items():
+        tracks = getattr(layer, 'running_mean', None) is not None
+        if tracks and not is_plain_bn(layer) and isinstance(layer, _NormBase) and not isinstance(layer, PlaneNorm):
+            raise ValueError(f'freeze_norms: {type_name(layer)} {name} keeps running statistics and has no frozen form')
+    plain = [name for name, layer in chosen.items() if is_plain_bn(layer)]
+    if plain:
+        replace_norms(model, 'FrozenBN', plain)
+    for name, layer in chosen.items():
+        if name in plain:
+            continue
+        if isinstance(layer, PlaneNorm):
+            layer.frozen = layer._held = True
+            layer.eval()
+        freeze(layer)
     return list(chosen)
 
 

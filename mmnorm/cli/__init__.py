@@ -28,6 +28,7 @@ COMMANDS = {
     'check-data': 'what is wrong with the annotation files, images and label maps of a config',
     'zoo': "configs of the papers' tables: list, show, check, table, sweep",
     'convert': 'convert a checkpoint from other code, or to another norm',
+    'publish': 'the weights of a checkpoint alone, with their sum in the name of the file',
     'benchmark': 'time every norm beside BatchNorm',
     'digits': 'make the embedded data set',
 }

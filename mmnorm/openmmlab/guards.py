@@ -29,10 +29,9 @@ from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmnorm.blocks import fuse_conv_norm
+from mmnorm.blocks import freeze_norms, fuse_conv_norm
 from mmnorm.blocks.guards import leave_ours_alone, rebind, retype_ours
 from mmnorm.norms import SYNC_TWINS, FrozenBN, PerLevel, PlaneNorm
-from mmnorm.norms.base import freeze
 from mmnorm.norms.checks import warn_once
 from mmnorm.norms.modes import keeping_modes
 
@@ -63,13 +62,8 @@ def _freeze_ours(convert):
 
     @functools.wraps(convert)
     def guarded(cls, module):
-        kinds = set()
-        for layer in module.modules():
-            if isinstance(layer, PlaneNorm) and not layer.frozen:
-                layer.frozen = True
-                freeze(layer)
-                layer.eval()
-                kinds.add(type(layer).__name__)
+        ours = freeze_norms(module, lambda _, layer: isinstance(layer, PlaneNorm) and not layer.frozen)
+        kinds = {type(module.get_submodule(name)).__name__ for name in ours}
         if kinds:
             warn_once(f'convert_frozen_batchnorm makes {", ".join(sorted(kinds))} frozen, not FrozenBatchNorm2d')
         return leave_ours_alone(functools.partial(convert, cls), say=False)(module)

@@ -1,5 +1,7 @@
 """What norms a network has, and putting others in their place."""
 
+from functools import partial
+
 import pytest
 import torch
 from mmcv.cnn import ConvModule
@@ -7,10 +9,10 @@ from mmdet.models.backbones import ResNet
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from mmnorm.blocks import build_norm, is_norm, list_norms, norm_layers, replace_norms, summarize_norms
+from mmnorm.blocks import build_norm, freeze_norms, is_norm, list_norms, norm_layers, replace_norms, summarize_norms
 from mmnorm.norms import NORMS, SYNC_TWINS, FrozenBN
 
-from ..norms.cases import randomized
+from ..norms.cases import CHANNELS, EVERY, build, described, randomized
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
 
@@ -175,3 +177,42 @@ def test_what_replaces_a_synchronized_norm_is_over_the_same_ranks(name):
     assert model[1].process_group is None and model[1].group_size == 2
     replace_norms(model, name.__name__, '0', group_size=4)
     assert model[0].process_group is None and model[0].group_size == 4
+
+
+@pytest.mark.parametrize('cfg', [cfg for cfg in EVERY if not cfg.get('per_level')], ids=described)
+def test_freeze_norms_fixes_every_kind(cfg):
+    """Nothing changes in training, and the layer computes what one that is frozen from the start does."""
+    torch.manual_seed(0)
+    layer = randomized(build(cfg))
+    frozen = build(dict(cfg, frozen=True))
+    frozen.load_state_dict(layer.state_dict())
+    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), layer)
+    assert freeze_norms(model) == freeze_norms(model) == ['1']
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(4, 3, 6, 6)
+    for module in (model, frozen):
+        module.train().requires_grad_()
+    for mode in (True, False):
+        torch.testing.assert_close(model.train(mode)(x), frozen.train(mode)(model[0](x)))
+    model(x).sum().backward()
+    assert not list(model[1].parameters()) and model[0].weight.grad is not None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('kind', [nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, partial(nn.GroupNorm, 2)])
+def test_freeze_norms_of_torch(kind):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), kind(8))
+    state, x = {name: value.clone() for name, value in model.state_dict().items()}, torch.randn(4, 3, 6, 6)
+    expected = model.eval()(x)
+    assert freeze_norms(model) == ['1'] and summarize_norms(model).endswith(('(fixed)', 'IN', 'GN'))
+    torch.testing.assert_close(model.train()(x), expected)
+    assert not list(model[1].parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_freeze_norms_of_some_or_none():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.InstanceNorm2d(3, track_running_stats=True))
+    with pytest.raises(ValueError, match='freeze_norms: IN 2 keeps running statistics and has no frozen form'):
+        freeze_norms(model)
+    assert type(model[0]) is nn.BatchNorm2d and len(list(model[1].parameters())) == 2
+    assert freeze_norms(model, ['0']) == ['0'] and type(model[0]) is FrozenBN and len(list(model[1].parameters())) == 2
