@@ -107,6 +107,7 @@ def test_page_has_the_intervals_of_gains(tmp_path):
     confidence = dict(images=500, resamplings=200, confidence=0.95, intervals=dict(recollect={'mIoU': 0.62}))
     said = write_diagnosis(dict(RESULT, confidence=confidence), tmp_path).read_text()
     assert '<span class="difference">+1.5 ± 0.6</span>' in said and 'prove nothing' not in said
+    assert '<td>–</td>' in said and '>+nan' not in said.lower()
     assert 'in 95 of 100 cases' in said and '200 resamplings of the 500 images' in said
 
 
