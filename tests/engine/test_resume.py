@@ -1,7 +1,11 @@
 """A resumed training is the uninterrupted one to the bit, or says what differs."""
 
+import itertools
 import json
+import multiprocessing
+import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,13 +15,15 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler
 
+from mmnorm import engine
 from mmnorm.engine import Runner, read_checkpoint
 from mmnorm.norms import BRN, EN
 from mmnorm.openmmlab.loading import ResumeError
 from tests.checkpoints import COMPARED, equal
+from tests.processes import IMPORTED, free_port
 
 
 class Images(Dataset):
@@ -344,3 +350,67 @@ def test_data_without_positions_are_told(tmp_path, capsys):
     interrupt(tmp_path, 'iter', loader=loaders[0], kill=Kill(7))
     build(tmp_path, 'iter', loader=loaders[1]).train()
     assert 'Stream has no batch sampler: its order, and what it draws, are not restored' in capsys.readouterr().out
+
+
+SOAKED = [('epoch', 'grouped', True, 2), ('epoch', 'plain', False, 7), ('iter', 'endless', False, 7)]
+
+
+def soak(work_dir, case, rank, ranks, port):
+    """What a process of the soak does: train to the end, as a rank of several where there are more."""
+    engine.die_with_parent()
+    loop, kind, by_epoch, every = case
+    several = {}
+    if ranks > 1:
+        os.environ.update(WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1')
+        distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', world_size=ranks, rank=rank)
+        several = dict(launcher='pytorch', model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None))
+    length = dict(epoch=dict(max_epochs=60, val_interval=7), iter=dict(max_iters=300, val_interval=30))[loop]
+    # with workers, which a kill must not leave behind
+    options = dict(loader=loaders(3, 1)[kind](), by_epoch=by_epoch, every=every)
+    train(build(work_dir, loop, train_cfg=LOOPS[loop] | length, **options, **several))
+
+
+def start(work_dir, case, ranks):
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(IMPORTED)
+    port = free_port()
+    processes = [context.Process(target=soak, args=(work_dir, case, rank, ranks, port)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_kills_at_25_random_moments(tmp_path, ranks):
+    seed = int(os.environ.get('SOAK_SEED') or time.time())
+    print(f'SOAK_SEED={seed} gives these moments again')
+    rng, kills, compared = random.Random(seed), 0, 0
+    for case in itertools.cycle(SOAKED):
+        whole, parts = tmp_path / f'whole_{case[:2]}', tmp_path / f'parts_{compared}'
+        if not whole.exists():
+            begun = time.monotonic()
+            assert all(process.join() is None and process.exitcode == 0 for process in start(whole, case, ranks))
+            lasted = time.monotonic() - begun
+        done = False
+        while not done:
+            processes = start(parts, case, ranks)
+            victim = rng.choice(processes)
+            victim.join(rng.uniform(0, lasted) if kills < 25 else None)
+            done = victim.exitcode == 0
+            if not done:
+                kills += 1
+                victim.kill()
+                time.sleep(rng.uniform(0, 0.5))  # in which a rank alone may do something
+            for process in processes:
+                if not done:
+                    process.kill()
+                process.join()
+        assert not [process.exitcode for process in processes if process.exitcode]
+        assert_equal(whole, parts)
+        compared += 1
+        if kills >= 25:
+            break
+    print(f'{kills} kills of {ranks} process(es), {compared} trainings equal to those that were not killed')
