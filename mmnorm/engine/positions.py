@@ -204,5 +204,5 @@ class SeedStepsHook(Hook):
         seed_all(runner.seed, 'evaluation', runner.iter)
 
     def _batches(self, runner):
-        found = runner.train_loop.dataloader.batch_sampler
+        found = getattr(runner.train_loop.dataloader, 'batch_sampler', None)
         return found if isinstance(found, Batches) else None

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_gather_object, broadcast_object_list, get_world_size
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
@@ -51,7 +51,7 @@ class KeepStateHook(Hook):
     def __init__(self):
         self.resumed = None  # the entry that the training goes on from
         self._gathered = None, []
-        self._evaluating = False
+        self._metrics = None  # of the evaluation that is about to end
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self._gather(runner, by_epoch=False)
@@ -64,11 +64,11 @@ class KeepStateHook(Hook):
         if any(saves_checkpoint(hook, runner, by_epoch) for hook in runner.hooks):
             self._gathered = runner.iter + (not by_epoch), all_gather_object(_state_of_rank(runner))
 
-    def before_val(self, runner):
-        self._evaluating = True
+    def after_val_epoch(self, runner, metrics=None):
+        self._metrics = {name: _plain(value) for name, value in (metrics or {}).items()}
 
     def after_val(self, runner):
-        self._evaluating = False
+        self._metrics = None
 
     def before_save_checkpoint(self, runner, checkpoint):
         iterations, states = self._gathered
@@ -85,15 +85,14 @@ class KeepStateHook(Hook):
             }
         checkpoint[KEY] = dict(
             zip(_GEOMETRY, geometry_of(runner)),
-            # CheckpointHook writes the file again when an evaluation was the best
-            evaluated=self._evaluating,
+            evaluated=self._metrics,  # not None where CheckpointHook writes the file again, as that of the best
             ranks=[dict(states[0], buffers={}), *states[1:]],
         )
 
     def after_load_checkpoint(self, runner, checkpoint):
         entry = checkpoint.get(KEY) if runner._resume else None
         whole = isinstance(entry, dict) and entry.keys() >= {*_GEOMETRY, 'evaluated', 'ranks'}
-        self.resumed = entry if whole else None
+        self.resumed = entry if whole and entry['ranks'] else None
 
     def before_train(self, runner):
         loop = runner.train_loop
@@ -155,7 +154,12 @@ class EvaluateDueHook(Hook):
         if not (runner._resume and runner.iter and runner.val_loop is not None):
             return
         entry = next(hook.resumed for hook in runner.hooks if isinstance(hook, KeepStateHook))
-        if entry and entry['evaluated'] or not _evaluates_here(runner.train_loop):
+        if entry and entry['evaluated'] is not None:
+            for hook in runner.hooks:
+                if isinstance(hook, EarlyStoppingHook):  # which was to learn of it after CheckpointHook
+                    hook.after_val_epoch(runner, entry['evaluated'])
+            return
+        if not _evaluates_here(runner.train_loop):
             return
         if self._finished_at == runner.iter == runner.max_iters:
             runner.logger.info('the training was finished and evaluated before')
@@ -188,7 +192,7 @@ def _evaluates_here(loop):
 
 
 def _state_of_rank(runner):
-    batches = runner.train_loop.dataloader.batch_sampler
+    batches = getattr(runner.train_loop.dataloader, 'batch_sampler', None)
     state = dict(batches.position) if isinstance(batches, Batches) else {}
     seeds = [sampler.seed for sampler in _samplers(batches) if hasattr(sampler, 'seed')]
     wrapper, network = runner.optim_wrapper, unwrapped(runner.model)

@@ -16,12 +16,12 @@ from .room import size_of_next
 
 
 class Runner(_Runner):
-    """mmengine's Runner that writes checkpoints atomically, resumes from the newest one that loads, and then goes on as
-    if it had not been interrupted.
+    """mmengine's Runner that writes checkpoints atomically, and resumes as if it had not been interrupted.
 
     A checkpoint is written to a temporary file, flushed to the disk and renamed: under its name it is either whole or
     absent. ``resume=True`` without ``load_from`` tries the checkpoints of the work directory, newest first, and says
-    which it passed over and why.
+    which it passed over and why. A resumed training is the uninterrupted one to the bit, on a CPU, or it says what
+    differs (:mod:`.positions`, :mod:`.resume`).
     """
 
     _keep = None

@@ -139,7 +139,7 @@ def interrupt(work_dir, *args, kill, **kwargs):
 
 def last(work_dir):
     """All of the last checkpoint of a training that says how it ended; its logs have times."""
-    path = max(work_dir.glob('*.pth'), key=lambda path: int(path.stem.split('_')[1]))
+    path = max(work_dir.glob('[ei]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     checkpoint = read_checkpoint(path)
     return {key: checkpoint[key] for key in COMPARED}
 
@@ -216,16 +216,28 @@ def test_an_evaluation_that_was_due_is_done(tmp_path, loop, end):
 
 
 def test_an_evaluation_whose_outcome_is_in_the_file_is_not_done_again(tmp_path):
-    kept = dict(checkpoint=dict(type='CheckpointHook', interval=1, save_best='score', rule='less'))
-    found = Evaluations()
-    interrupt(tmp_path, default_hooks=kept, kill=Kill(6))
-    build(tmp_path, default_hooks=kept, hooks=[found]).train()
-    assert [iteration for iteration, _ in found.found] == [10, 15]
+    options = dict(
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, save_best='score', rule='less')),
+        custom_hooks=[
+            dict(type='EMAHook'),
+            # wants more than a training gains
+            dict(type='EarlyStoppingHook', monitor='score', rule='less', min_delta=1e6, patience=2),
+        ],
+    )
+    whole, parts = Evaluations(), Evaluations()
+    build(tmp_path / 'whole', hooks=[whole], **options).train()
+    (best,) = (tmp_path / 'whole').glob('best_*.pth')
+    kill = Kill(iteration=5 * int(best.stem.rpartition('_')[2]) + 1)
+    interrupt(tmp_path / 'parts', kill=kill, **options)
+    runner = build(tmp_path / 'parts', hooks=[parts], **options)
+    runner.train()
+    assert parts.found == [found for found in whole.found if found[0] >= kill.iteration]
+    assert_equal(tmp_path / 'whole', tmp_path / 'parts')
 
 
 def change(work_dir, **values):
     """Change the entry of the last checkpoint, or remove it."""
-    path = max(work_dir.glob('*.pth'), key=lambda path: int(path.stem.split('_')[1]))
+    path = max(work_dir.glob('[ei]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     checkpoint = torch.load(path, weights_only=False)
     if values:
         checkpoint['training'].update(values)
@@ -363,7 +375,8 @@ def soak(work_dir, case, rank, ranks, port):
     if ranks > 1:
         os.environ.update(WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1')
         distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', world_size=ranks, rank=rank)
-        several = dict(launcher='pytorch', model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None))
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+        several = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
     length = dict(epoch=dict(max_epochs=60, val_interval=7), iter=dict(max_iters=300, val_interval=30))[loop]
     # with workers, which a kill must not leave behind
     options = dict(loader=loaders(3, 1)[kind](), by_epoch=by_epoch, every=every)
