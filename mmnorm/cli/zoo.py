@@ -203,13 +203,14 @@ def show_pages(models, write):
 
 def check(models, jobs):
     """Check configs, each process one at a time; returns the exit status."""
+    from mmnorm.terminal import progress
     from mmnorm.zoo.check import check_model
 
     failed = 0
     with ProcessPoolExecutor(jobs, get_context('spawn'), _start_worker, (os.getpid(),)) as pool:
         pending = [pool.submit(check_model, model) for model in models]
         try:
-            for done, future in enumerate(as_completed(pending), start=1):
+            for done, future in enumerate(progress(as_completed(pending), 'checking', len(models)), start=1):
                 found = future.result()
                 failed += bool(found.problems)
                 print(

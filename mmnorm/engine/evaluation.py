@@ -20,7 +20,7 @@ from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 from mmnorm.openmmlab.resampling import recorded
-from mmnorm.terminal import command, on_first_rank, progress
+from mmnorm.terminal import command, on_first_rank, progress, working
 
 from .checkpoint import CheckpointError, forbid_running_checkpoints, origin_of, read_checkpoint, write_sum
 from .config import load_config, parse_config, stop
@@ -147,7 +147,7 @@ class Evaluation:
                 with autocast(enabled=fp16):
                     outputs = self.model.test_step(batch)
                 self._evaluator.process(data_samples=outputs, data_batch=batch)
-        with _quiet(), recorded(self._evaluator.metrics) as self.per_image:
+        with _quiet(), working('computing metrics'), recorded(self._evaluator.metrics) as self.per_image:
             return self._evaluator.evaluate(self.test_images)
 
     @property
