@@ -12,9 +12,20 @@ from mmnorm.files import write_together
 
 from . import tables
 from .coco import evaluate_run
+from .detections import confusion, most_confused, precision_panels, size_tables
 from .images import OUTCOME_COLORS, compare_images
 from .paper import compare_with_papers
-from .plots import PANEL, Panel, draw_class_ap, draw_curves, for_paper, plot_class_ap, plot_curves
+from .plots import (
+    PANEL,
+    Panel,
+    draw_confusion,
+    draw_curves,
+    draw_dots,
+    for_paper,
+    plot_confusion,
+    plot_curves,
+    plot_dots,
+)
 from .runs import COCO_NAMES, SEGMENTATION_METRICS
 from .seeds import over_seeds
 from .texts import in_markdown, visible
@@ -51,11 +62,18 @@ def write_report(runs, out, num_images=12, score_thr=0.5, figures=False):
     class_ap = tables.collect_class_ap(runs, evaluations)
     images = draw_images(runs, evaluations, num_images, score_thr)
     losses, metrics = loss_panels(runs), metric_panels(runs)
-    class_tables = {TITLES[name]: table for name, table in class_ap.items()}
-    drawn = {panel.title: (plot_curves, [panel], names, 1) for panel in losses + metrics} if figures else {}
+    class_tables = {TITLES[name]: by_first_run(table) for name, table in class_ap.items()}
+    precisions, sizes = precision_panels(evaluations), size_tables(runs, evaluations)
+    shown = shown_evaluations(runs, evaluations)
+    confusions = {run.name: confusion(evaluation.coco_eval, score_thr) for run, evaluation in shown}
+    drawn = {}
     if figures:
+        dots = {f'{title} per class': {title: table} for title, table in class_tables.items()}
+        dots |= {f'{title} by size': {title: table} for title, table in sizes.items()}
+        drawn |= {panel.title: (plot_curves, [panel], names, 1) for panel in losses + metrics + precisions}
+        drawn |= {title: (plot_dots, table, PANEL[0]) for title, table in dots.items()}
         drawn |= {
-            f'{title} per class': (plot_class_ap, {title: table}, PANEL[0]) for title, table in class_tables.items()
+            f'Confusion {name}': (plot_confusion, {name: matrix}, 1, PANEL[0]) for name, matrix in confusions.items()
         }
     drawn = dict(zip(file_names(drawn), drawn.values()))
     context = dict(
@@ -75,7 +93,11 @@ def write_report(runs, out, num_images=12, score_thr=0.5, figures=False):
         tables=tables,
         loss_plot=draw_curves(losses, names) if losses else None,
         metric_plot=draw_curves(metrics, names) if metrics else None,
-        class_plot=draw_class_ap(class_tables) if class_ap else None,
+        class_plot=draw_dots(class_tables) if class_ap else None,
+        precision_plot=draw_curves(precisions, names) if precisions else None,
+        size_plot=draw_dots(sizes) if sizes else None,
+        confusion_plot=draw_confusion(confusions) if confusions else None,
+        confused=most_confused(confusions),
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -110,6 +132,18 @@ def metric_panels(runs):
     ]
 
 
+def by_first_run(table):
+    """Return a table of classes with the first run's best class on top."""
+    return table.sort_values(table.columns[0], ascending=False)
+
+
+def shown_evaluations(runs, evaluations):
+    """Return (Run, Evaluation) of each run that has one: of its masks, or else of its boxes."""
+    return [
+        (run, evaluation.get('segm') or evaluation['bbox']) for run, evaluation in zip(runs, evaluations) if evaluation
+    ]
+
+
 def file_names(titles):
     """Return a name for a file (str) for each title: letters, digits and _, and no two alike, whatever the case."""
     names = []
@@ -123,9 +157,7 @@ def file_names(titles):
 def draw_images(runs, evaluations, number, score_thr):
     """Return what ``compare_images`` makes of the runs that were tested on the same images as the first evaluated one;
     the others get a note."""
-    tested = [
-        (run, evaluation.get('segm') or evaluation['bbox']) for run, evaluation in zip(runs, evaluations) if evaluation
-    ]
+    tested = shown_evaluations(runs, evaluations)
     if not tested:
         return []
     first = tested[0][0]

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 import matplotlib
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -33,6 +34,7 @@ STYLE = {
     'xtick.color': '#4a5058',
     'ytick.color': '#4a5058',
     'lines.linewidth': 1.6,
+    'lines.markersize': 5.5,
     'legend.frameon': False,
     'text.parse_math': False,  # class and run names may have dollar signs
     'svg.hashsalt': 'mmnorm',  # the same run gives the same file
@@ -46,6 +48,9 @@ PAPER = {
 PANEL = (3.6, 2.5)  # inches
 COLUMNS = 3
 LONGEST_NAME = 40  # characters of a run's or class's name in a plot
+MOST_NUMBERS = 31  # classes of a confusion matrix, with 'missed': more have no numbers in the plot
+# From transparent to the first of COLORS
+SHARES = LinearSegmentedColormap.from_list('shares', ['#0072B200', '#0072B2'])
 FEW_POINTS = 30  # up to which they are marked, and not smoothed
 
 
@@ -56,14 +61,16 @@ class Panel:
     Attributes:
         title: What is shown.
         unit: Label of the y axis.
-        curves: For each run a Series over iterations, or None if it has no such values.
+        curves: For each run a Series over iterations, or over what ``axis`` says, or None if it has no such values.
         smooth: Whether to draw many points light, with their moving average over a twentieth of them.
+        axis: Label of the x axis.
     """
 
     title: str
     unit: str
     curves: list
     smooth: bool = False
+    axis: str = 'Iteration'
 
 
 def line_style(index, number):
@@ -81,7 +88,7 @@ def marker_style(index, number):
     return dict(
         color=COLORS[index % len(COLORS)],
         marker=MARKERS[index % len(MARKERS)],
-        markersize=matplotlib.rcParams['lines.linewidth'] * (3 + 1.1 * min(number - 1 - index, 3)),
+        markersize=matplotlib.rcParams['lines.markersize'] * (1 + 0.3 * min(number - 1 - index, 3)),
     )
 
 
@@ -98,8 +105,10 @@ def draw_panel(axes, panel):
             average = curve.rolling(max(3, len(curve) // 20), center=True, min_periods=1).mean()
             curve = average.where(curve.notna())  # a gap stays a gap
         axes.plot(curve.index, curve, **style)
-    axes.set(title=one_line(panel.title, LONGEST_NAME), ylabel=panel.unit, xlabel='Iteration')
+    axes.set(title=one_line(panel.title, LONGEST_NAME), ylabel=panel.unit, xlabel=panel.axis)
     axes.set_xlim(left=0)
+    if panel.axis == 'Recall':
+        axes.set(xlim=(0, 1), ylim=(0, None))
 
 
 def draw_curves(panels, names):
@@ -130,34 +139,78 @@ def plot_curves(panels, names, columns=COLUMNS):
     return figure
 
 
-def draw_class_ap(tables):
-    """Return the SVG (bytes) of :func:`plot_class_ap`."""
+def draw_dots(tables):
+    """Return the SVG (bytes) of :func:`plot_dots`."""
     with matplotlib.rc_context(STYLE):
-        return as_svg(plot_class_ap(tables))
+        return as_svg(plot_dots(tables))
 
 
-def plot_class_ap(tables, width=COLUMNS * PANEL[0]):
-    """Plot AP per class as dots, the first run's best class on top.
+def plot_dots(tables, width=COLUMNS * PANEL[0]):
+    """Plot AP of classes or sizes as dots.
 
     Args:
-        tables (dict[str, DataFrame]): By title, AP in percent of classes (rows) and runs (columns).
+        tables (dict[str, DataFrame]): By title, AP in percent of classes or sizes (rows, the first on top) and runs
+            (columns).
         width (float): Inches.
 
     Returns:
         Figure
     """
     first = next(iter(tables.values()))
-    classes = first.sort_values(first.columns[0], na_position='first').index
-    figure = Figure(figsize=(width, 0.9 + 0.22 * len(classes)), layout='constrained')
+    rows = first.index[::-1]
+    figure = Figure(figsize=(width, max(1.7, 0.9 + 0.22 * len(rows))), layout='constrained')
     grid = figure.subplots(1, len(tables), sharey=True, squeeze=False).flat
     styles = [marker_style(index, len(first.columns)) for index in range(len(first.columns))]
     for axes, (title, table) in zip(grid, tables.items()):
         for run, style in zip(table, styles):
-            values = table[run].reindex(classes)
-            axes.plot(values, range(len(classes)), linestyle='none', markeredgecolor='white', **style)
-        axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(classes) - 0.4))
-        axes.set_yticks(range(len(classes)), classes)
+            values = table[run].reindex(rows)
+            axes.plot(values, range(len(rows)), linestyle='none', markeredgecolor='white', **style)
+        axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(rows) - 0.4))
+        axes.set_yticks(range(len(rows)), rows)
     name_handles(figure, [Line2D([], [], linestyle='none', **style) for style in styles], list(first))
+    return figure
+
+
+def draw_confusion(matrices):
+    """Return the SVG (bytes) of :func:`plot_confusion`."""
+    with matplotlib.rc_context(STYLE):
+        return as_svg(plot_confusion(matrices))
+
+
+def plot_confusion(matrices, columns=2, side=COLUMNS * PANEL[0] / 2):
+    """Plot confusion matrices, each row colored by its shares.
+
+    Args:
+        matrices (dict[str, DataFrame]): By run, counts of objects (rows) and predictions (columns).
+        columns (int): Of the grid of matrices.
+        side (float): Of a matrix with its labels, in inches.
+
+    Returns:
+        Figure
+    """
+    rows = math.ceil(len(matrices) / columns)
+    most = max(map(len, matrices.values()))
+    size = min(matplotlib.rcParams['font.size'] - 1, 46 * side / most)
+    figure = Figure(figsize=(columns * side, rows * (1.2 + max(2.4, min(side, 0.28 * most)))), layout='constrained')
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for (run, matrix), axes in zip(matrices.items(), grid):
+        shares = matrix.div(matrix.sum(axis=1).clip(lower=1), axis=0)
+        axes.pcolormesh(shares, cmap=SHARES, vmin=0, vmax=1, edgecolors='#8a909930', linewidth=0.5)
+        axes.set(title=one_line(run, LONGEST_NAME), xlabel='Predicted', ylabel='Annotated')
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        places = [index + 0.5 for index in range(len(matrix))]
+        axes.set_xticks(places, matrix.columns, rotation=90, fontsize=size)
+        axes.set_yticks(places, matrix.index, fontsize=size)
+        axes.tick_params(length=0)
+        if most > MOST_NUMBERS:
+            continue
+        for row, column in zip(*matrix.to_numpy().nonzero()):
+            color = 'white' if shares.iat[row, column] > 0.5 else '#1c2126'
+            place = (column + 0.5, row + 0.5)
+            axes.annotate(matrix.iat[row, column], place, ha='center', va='center', fontsize=size, color=color)
+    for axes in grid:  # the rest of the last row
+        axes.axis('off')
     return figure
 
 

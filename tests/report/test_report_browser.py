@@ -54,7 +54,7 @@ def test_page_is_shown(two_runs, tmp_path):
 
 def test_plots_and_pictures_are_painted(two_runs, tmp_path):
     screenshot = tmp_path / 'page.png'
-    browse(two_runs, tmp_path / 'profile', f'--screenshot={screenshot}', '--window-size=1280,5000')
+    browse(two_runs, tmp_path / 'profile', f'--screenshot={screenshot}', '--window-size=1280,7000')
     picture = np.asarray(Image.open(screenshot).convert('RGB')).astype(int)
     assert count_pixels(picture, (0, 114, 178)) > 2000  # the first run's curves
     assert count_pixels(picture, (213, 94, 0)) > 2000  # the second run's

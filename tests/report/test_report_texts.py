@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from mmnorm.report import draw_perturbation, load_run, write_diagnosis, write_report
 from mmnorm.report.learned import draw_averages, draw_rbn, draw_spread
-from mmnorm.report.plots import Panel, as_svg, draw_class_ap, draw_curves, line_style, marker_style
+from mmnorm.report.plots import Panel, as_svg, draw_confusion, draw_curves, draw_dots, line_style, marker_style
 from mmnorm.report.texts import in_csv, in_markdown, one_line, visible
 
 from .conftest import coco_line, train_line, write_session
@@ -105,7 +105,7 @@ def reports(tmp_path_factory, data_root):
 
 
 def test_report_page(reports):
-    assert check_page(*reports) == 3
+    assert check_page(*reports) == 6
 
 
 def test_report_markdown(reports):
@@ -158,7 +158,8 @@ def test_plots(text):
     spread = {rows[0]['name']: dict(before=[1.0, 2.0], after=[1.0, 2.0])}
     for svg in (
         draw_curves([Panel(text, text, [curve, curve])], [text, f'{text}2']),
-        draw_class_ap({text: pd.DataFrame({text: [1.0, 2.0], f'{text}2': [1.0, 2.0]}, index=[text, f'{text}2'])}),
+        draw_dots({text: pd.DataFrame({text: [1.0, 2.0], f'{text}2': [1.0, 2.0]}, index=[text, f'{text}2'])}),
+        draw_confusion({text: pd.DataFrame([[1, 2], [3, 4]], [text, 'b'], [text, 'c'])}),
         draw_perturbation([dict(blocks=1, delta=0.1, metrics=[{text: 1.0}])]),
         draw_averages(averages),
         draw_rbn(rows),
@@ -170,7 +171,7 @@ def test_plots(text):
 
 def test_classes_are_named():
     table = pd.DataFrame({'run': [1.0, 2.0]}, index=['cup', 'red & $x$'])
-    svg = draw_class_ap({'Box AP': table, 'Mask AP': table})
+    svg = draw_dots({'Box AP': table, 'Mask AP': table})
     assert svg.count(b'<!-- cup -->') == svg.count(b'<!-- red &amp; $x$ -->') + svg.count(b'<!-- red & $x$ -->') == 1
 
 
