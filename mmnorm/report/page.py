@@ -197,7 +197,7 @@ def render(name, context):
 
 def breakable(text):
     """A text as HTML (Markup) that may go on in a new line where the parts of a path or name end."""
-    return Markup('<wbr>').join(re.split(r'(?<=[_/])(?=\w)|(?<=[A-Za-z]\.)(?=\w)', visible(text)))
+    return Markup('<wbr>').join(re.split(r'(?<=[_/])(?=\w)|(?<=[A-Za-z]\.)(?=\w)|(?<=\.)(?=[A-Za-z])', visible(text)))
 
 
 def visible_html(value):
