@@ -220,6 +220,8 @@ def _load_state_of_rank(runner, state, first):
     for name, parameter in unwrapped(runner.model).named_parameters():
         if name in state['gradients']:
             parameter.grad = state['gradients'][name].to(parameter)
+    if state['gradients'] and hasattr(runner.model, 'require_forward_param_sync'):
+        runner.model.require_forward_param_sync = False  # DDP that broadcasts buffers does so after a synced step alone
 
 
 def _buffers(runner):

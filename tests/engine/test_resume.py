@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from mmnorm import engine
 from mmnorm.engine import Runner, read_checkpoint
+from mmnorm.engine.positions import Batches, EndlessLoader
 from mmnorm.norms import BRN, EN
 from mmnorm.openmmlab.loading import ResumeError
 from tests.checkpoints import COMPARED, equal
@@ -427,3 +428,14 @@ def test_kills_at_25_random_moments(tmp_path, ranks):
         if kills >= 25:
             break
     print(f'{kills} kills of {ranks} process(es), {compared} trainings equal to those that were not killed')
+
+
+def test_a_loop_that_throws_batches_away_gets_none_of_them():
+    images = Plain(6)
+    loader = DataLoader(images, 2, sampler=DefaultSampler(images, shuffle=False, seed=0))
+    batches = Batches.of(loader, 0, 0, pytest.fail)
+    batches.start_from(0, 2, None)
+    endless = EndlessLoader(loader, thrown_away=2)
+    assert [next(endless) for _ in range(2)] == [None, None]
+    assert [next(endless)['inputs'][:, 0, 0, 0].tolist() for _ in range(2)] == [[4, 5], [0, 1]]
+    assert batches.turn == 1
