@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -70,9 +71,17 @@ def source(tmp_path_factory):
     """A copy of this checkout: a build leaves files behind."""
     source = tmp_path_factory.mktemp('wheel') / 'source'
     source.mkdir()
-    for name in ('mmnorm', 'configs', 'tools'):
+    for name in ('mmnorm', 'configs', 'tools', 'tests'):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'mmnorm_door.py', 'README.md', 'LICENSE', 'model-index.yml', 'pyproject.toml'):
+    for name in (
+        'setup.py',
+        'mmnorm_door.py',
+        'README.md',
+        'LICENSE',
+        'model-index.yml',
+        'pyproject.toml',
+        'MANIFEST.in',
+    ):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
     return source
@@ -180,3 +189,16 @@ def test_an_editable_install_is_not_hidden_by_a_clone_of_its_name(source, tmp_pa
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip().startswith(str(source))
+
+
+def test_source_archive_has_what_a_clone_has(source, tmp_path):
+    build = 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])'
+    subprocess.run([sys.executable, '-c', build, tmp_path], cwd=source, check=True, stdout=subprocess.DEVNULL)
+    (archive,) = tmp_path.glob('mmnorm-*.tar.gz')
+    with tarfile.open(archive) as content:
+        names = {name.partition('/')[2] for name in content.getnames()}
+    for folder in ('configs', 'tests', 'tools'):
+        files = [path for path in (source / folder).rglob('*') if path.is_file() and path.suffix != '.pyc']
+        missing = {str(path.relative_to(source)) for path in files} - names
+        assert not missing and len(files) > 10
+    assert {'LICENSE', 'README.md', 'model-index.yml', 'mmnorm_door.py'} <= names
