@@ -179,7 +179,7 @@ def test_a_good_file_has_nothing(folder):
     assert found_in(folder, crowd) == ([], [])
 
 
-@pytest.mark.parametrize('change, message', ERRORS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize('change, message', ERRORS, ids=lambda value: value[:60] if isinstance(value, str) else None)
 def test_errors_of_a_file(folder, change, message):
     content = good_content()
     change(content)
@@ -187,7 +187,7 @@ def test_errors_of_a_file(folder, change, message):
     assert any(line.startswith(message.format(folder=folder)) for line in errors), errors
 
 
-@pytest.mark.parametrize('change, message', WARNINGS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize('change, message', WARNINGS, ids=lambda value: value[:60] if isinstance(value, str) else None)
 def test_warnings_of_a_file(folder, change, message):
     content = good_content()
     change(content)
