@@ -28,7 +28,7 @@ def precision_panels(evaluations):
     return [
         Panel(
             f'{WHAT[iou_type]} precision, IoU {title}',
-            '%',
+            'Precision (%)',
             [precision(of_run[iou_type], thresholds) if iou_type in of_run else None for of_run in evaluations],
             axis='Recall',
         )

@@ -165,7 +165,9 @@ def plot_dots(tables, width=COLUMNS * PANEL[0]):
         for run, style in zip(table, styles):
             values = table[run].reindex(rows)
             axes.plot(values, range(len(rows)), linestyle='none', markeredgecolor='white', **style)
-        axes.set(title=title, xlabel='AP (%)', xlim=(0, None), ylim=(-0.6, len(rows) - 0.4))
+        highest = table.max(axis=None)
+        axes.set(title=title, xlabel='AP (%)', xlim=(0, 1.05 * highest if highest > 0 else None))
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_yticks(range(len(rows)), rows)
     name_handles(figure, [Line2D([], [], linestyle='none', **style) for style in styles], list(first))
     return figure
