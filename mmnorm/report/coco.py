@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from mmnorm.files import checksum, read_json
 
 from .runs import COCO_METRICS, COCO_NAMES, MARKS, as_dict, percent
+from .texts import one_line
 
 LOGGER = logging.getLogger(__name__)
 # As in mmdet's CocoMetric, so that the figures are those it prints. pycocotools then takes AP over the 100 best
@@ -98,7 +99,7 @@ def evaluations(run, files):
         run.notes.append(f'No evaluation: {error}.')
         return
     for iou_type, path in files.items():
-        LOGGER.info('%s: evaluating %s on %d images', run.name, path.name, len(coco_gt.imgs))
+        LOGGER.info('%s: evaluating %s on %d images', one_line(run.name), path.name, len(coco_gt.imgs))
         try:
             yield iou_type, evaluate_coco(coco_gt, read_json(path), iou_type, classes, proposal_nums)
         except ValueError as error:

@@ -14,6 +14,8 @@ from mmnorm.files import read_json
 from mmnorm.literals import read_dump
 from mmnorm.terminal import command
 
+from .texts import one_line
+
 LOGGER = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMESTAMP = re.compile(r'\d{8}_\d{6}')
@@ -196,7 +198,7 @@ def read_config(paths, run):
     except ValueError as error:
         note = f'{run.config_file} was not read, and nothing of it was run: {error}. The test set is unknown.'
         run.notes.append(note)
-        LOGGER.warning('%s: %s', run.name, note)
+        LOGGER.warning('%s', one_line(f'{run.name}: {note}'))
 
 
 def find_test_set(run):

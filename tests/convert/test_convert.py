@@ -34,7 +34,7 @@ def convert(tmp_path):
     """Save what a checkpoint holds, convert it, and return the report and the new state dict."""
 
     def run(checkpoint, norm, **options):
-        number = len(list(tmp_path.iterdir()))
+        number = len(list(tmp_path.glob('*.pth')))
         source, out = tmp_path / f'source_{number}.pth', tmp_path / f'out_{number}.pth'
         torch.save(checkpoint, source)
         report = convert_file(str(source), out, norm, **options)

@@ -5,6 +5,7 @@ import csv
 import html.parser
 import itertools
 import json
+import logging
 import math
 import re
 import xml.etree.ElementTree
@@ -94,7 +95,18 @@ def write_work_dir(folder, data_root, text):
 
 
 @pytest.fixture(scope='module')
-def reports(tmp_path_factory, data_root):
+def told():
+    """What the log says while the pages are made."""
+    messages, logger = [], logging.getLogger('mmnorm')
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(scope='module')
+def reports(tmp_path_factory, data_root, told):
     """The page of evil texts, and the same of a plain one; two runs each."""
     root, pages = tmp_path_factory.mktemp('texts'), []
     for text in (EVIL, 'plain text'):
@@ -106,6 +118,11 @@ def reports(tmp_path_factory, data_root):
 
 def test_report_page(reports):
     assert check_page(*reports) == 6
+
+
+def test_log(reports, told):
+    assert any('alert(1)' in message for message in told)
+    assert not [message for message in told if re.search('[\x00-\x1f\x7f\u202e\ud800]', message)]
 
 
 def test_report_markdown(reports):
