@@ -56,6 +56,18 @@ def pasted(report):
     return eval(f'dict({line})')['backbone']
 
 
+def assert_computes(report, cfg, network):
+    """What is printed is this config, and computes what the network does, to the bit."""
+    backbone = pasted(report)
+    assert {key: value for key, value in backbone.items() if key != 'init_cfg'} == cfg
+    ours = MODELS.build(backbone)
+    ours.init_weights()
+    ours.eval()
+    x = torch.randn(2, cfg.get('in_channels', 3), 64, 64)
+    for found, expected in zip(ours(x), network(x), strict=True):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     'cfg',
     [
@@ -115,16 +127,8 @@ def test_what_is_printed_computes_what_the_source_computed(save, tmp_path, cfg):
     network, source = save(cfg)
     norm = 'XBN' if 'XBN' in cfg['type'] else cfg.get('norm_cfg', {}).get('type', 'BN')
     report = convert_file(source, tmp_path / 'out.pth', norm)
-    backbone = pasted(report)
-    stated = {key: value for key, value in backbone.items() if key != 'init_cfg'}
-    assert stated == cfg
-    assert read_checkpoint(tmp_path / 'out.pth')['meta']['mmnorm']['backbone'] == stated
-    ours = MODELS.build(backbone)
-    ours.init_weights()
-    ours.eval()
-    x = torch.randn(2, cfg.get('in_channels', 3), 64, 64)
-    for found, expected in zip(ours(x), network(x), strict=True):
-        assert torch.equal(found, expected)
+    assert_computes(report, cfg, network)
+    assert read_checkpoint(tmp_path / 'out.pth')['meta']['mmnorm']['backbone'] == cfg
 
 
 def test_only_what_differs_from_the_defaults_is_printed(tmp_path):
@@ -173,14 +177,7 @@ def test_detectors_of_xbns_authors(save, tmp_path):
     torch.save(dict(model={**theirs, **{key: torch.ones(3) for key in others}}, iteration=90000), source)
     report = convert_file(source, tmp_path / 'out.pth', 'XBN')
     assert report.layout == 'xbn-detection'
-    backbone = pasted(report)
-    assert {key: value for key, value in backbone.items() if key != 'init_cfg'} == cfg
-    ours = MODELS.build(backbone)
-    ours.init_weights()
-    ours.eval()
-    x = torch.randn(2, 3, 64, 64)
-    for found, expected in zip(ours(x), network(x), strict=True):
-        assert torch.equal(found, expected)
+    assert_computes(report, cfg, network)
 
 
 def test_in_without_tensors_is_said(save, tmp_path):
@@ -274,14 +271,7 @@ def test_mobilenet(save, tmp_path, cfg, theirs):
     norm = 'XBN' if 'XBN' in cfg['type'] else cfg.get('norm_cfg', {}).get('type', 'BN')
     report = convert_file(source, tmp_path / 'out.pth', norm)
     assert report.layout == ('xbn-mobilenet' if theirs else 'mmdet')
-    backbone = pasted(report)
-    assert {key: value for key, value in backbone.items() if key != 'init_cfg'} == cfg
-    ours = MODELS.build(backbone)
-    ours.init_weights()
-    ours.eval()
-    x = torch.randn(2, 3, 64, 64)
-    for found, expected in zip(ours(x), network(x), strict=True):
-        assert torch.equal(found, expected)
+    assert_computes(report, cfg, network)
 
 
 def test_shufflenet_of_xbns_authors_is_refused(tmp_path):
