@@ -145,7 +145,7 @@ def test_harden_writes_a_network_that_computes_the_argmax(main, network, tmp_pat
     assert main(['harden', config, checkpoint, str(out)]) == 0
     said = capsys.readouterr().out
     assert str(out.with_suffix('.py')) in said and 'layers hardened' in said
-    assert sorted(path.name for path in out.parent.iterdir()) == ['hard.pth', 'hard.py']
+    assert sorted(path.name for path in out.parent.iterdir()) == ['checkpoints.sha256', 'hard.pth', 'hard.py']
     hard_config = read_config(out.with_suffix('.py'))
     assert hard_config.load_from == str(out)
     hard, soft = network_of(out.with_suffix('.py'), out), network_of(config, checkpoint)
