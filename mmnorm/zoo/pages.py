@@ -7,7 +7,6 @@ from textwrap import fill
 import pandas as pd
 
 from mmnorm.files import write_text
-from mmnorm.report.tables import to_markdown
 
 from .rows import HEADLINE, METAFILE, PAPERS, TASKS, load_papers
 
@@ -198,4 +197,6 @@ def _to_list(numbers):
 
 
 def _to_markdown(table):
-    return to_markdown(table.set_index(table.columns[0]), 'left')
+    # cells are Markdown of ours: links stay links
+    table = table.set_index(table.columns[0])
+    return table.to_markdown(disable_numparse=True, colalign=['left'] * (1 + len(table.columns)))

@@ -71,7 +71,7 @@ def test_a_training_is_evaluated_in_all_ways_recorded_and_drawn_once(forked_tool
 
 def test_missing_data_set_is_told(forked_tool, tmp_path):
     done = run(forked_tool, tmp_path / 'gone', *SMALL)
-    assert done.returncode == 1 and 'tools/make_digits.py' in done.stdout and 'Traceback' not in done.stdout
+    assert done.returncode == 1 and 'makes the embedded data set' in done.stdout and 'Traceback' not in done.stdout
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):

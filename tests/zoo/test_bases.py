@@ -13,7 +13,7 @@ from mmnorm.zoo import load_zoo
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 MMSEG = Path(mmseg.__file__).parent / '.mim/configs'
-MORE = {'custom_imports', 'custom_hooks', 'live_norm', 'auto_scale_lr'}  # what ours add
+MORE = {'custom_imports', 'live_norm', 'auto_scale_lr'}  # what ours add
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def draw(content, figure):
         for index, (arm, by_blocks) in enumerate(content['results'].items()):
             values = by_blocks[str(number)]['accuracy']
             mean, std = np.array(values['mean']), np.array(values['std'])
-            style = line_style(index)
+            style = line_style(index, len(content['results']))
             axes.fill_between(
                 deltas, mean - std, np.minimum(mean + std, 100), color=style['color'], alpha=0.15, linewidth=0
             )
