@@ -197,6 +197,6 @@ def _to_list(numbers):
 
 
 def _to_markdown(table):
-    # cells are Markdown of ours: links stay links
-    table = table.set_index(table.columns[0])
+    # cells are Markdown of ours: links stay links, and only the bars of the papers' rows ("GN | SN") would end a cell
+    table = table.map(lambda cell: str(cell).replace('|', r'\|')).set_index(table.columns[0])
     return table.to_markdown(disable_numparse=True, colalign=['left'] * (1 + len(table.columns)))
