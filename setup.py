@@ -89,6 +89,7 @@ setup(
             'tensorboard',
             'model-index',
             'cityscapesscripts',
+            'lvis',
         ],
     },
 )

@@ -1,51 +1,47 @@
 """Metrics over other choices of the same test images: how far a figure, or a gain, depends on which images they are.
 
-mmdet's box and mask AP (CocoMetric) and PQ, and mmseg's mIoU, keep by image what they are made of. From it a metric is
-computed again for any number of resamplings (bootstrap) without another evaluation.
+mmdet's AP of boxes and masks (CocoMetric, LVISMetric), mAP (VOCMetric) and PQ, and what mmseg's IoUMetric gives, are
+made of parts that are kept by image. From them a metric is computed again for any number of resamplings (bootstrap)
+without another evaluation.
 """
 
+import re
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
+import torch
 
 #: Numbers of a chunk of work, so that memory stays below about 100 MB.
 _CHUNK = 2**22
 
 
 class AveragePrecision:
-    """COCO's AP, in percent, of an evaluation by pycocotools.
+    """Precision of detectors, its mean over categories, IoU thresholds and recalls, in percent.
 
     Args:
-        coco_eval (COCOeval): Evaluated; nothing of it is kept but what was matched.
+        images (int): How many there are.
+        categories (iterable): For each category a list with a tuple for each image that has objects or detections of
+            it: number of the image, number of objects that count, and of its detections (D) the scores, (D,), and
+            whether they hit an object, and whether they count, (thresholds, D) each.
+        recalls (array or None): At which precision is taken. Default: all, so that AP is the area below the curve.
     """
 
-    def __init__(self, coco_eval):
-        params, images = coco_eval.params, len(coco_eval.params.imgIds)
-        self.images, self.recalls = images, np.asarray(params.recThrs)
-        self.categories = []
-        stride = images * len(params.areaRng)  # areas: all, small, medium, large
-        for start in range(0, stride * len(params.catIds), stride):
-            entries = [(i, one) for i, one in enumerate(coco_eval.evalImgs[start : start + images]) if one is not None]
+    def __init__(self, images, categories, recalls=None):
+        self.images, self.recalls, self.categories = images, recalls, []
+        for entries in categories:
             objects = np.zeros(images)
-            for i, one in entries:
-                objects[i] = np.count_nonzero(~np.asarray(one['gtIgnore'], bool))
+            for image, number, *_ in entries:
+                objects[image] = number
             if objects.any():
-                self.categories.append((objects, *self._detections(entries, max(1, len(params.iouThrs)))))
+                self.categories.append((objects, *self._by_score(entries)))
 
     @staticmethod
-    def _detections(entries, thresholds):
+    def _by_score(entries):
         """By falling score: image of each detection (D,), hits and those that count (thresholds, D)."""
-        best = 100  # detections of an image, as in COCO's AP
-        scores = np.concatenate([one['dtScores'][:best] for _, one in entries])
-        order = np.argsort(-scores, kind='mergesort')  # as pycocotools sorts
-        image = np.concatenate([np.full(len(one['dtScores'][:best]), i) for i, one in entries])[order]
-        matched, ignored = (
-            np.concatenate([np.asarray(one[key], bool)[:, :best] for _, one in entries], 1).reshape(thresholds, -1)[
-                :, order
-            ]
-            for key in ('dtMatches', 'dtIgnore')
-        )
-        return image.astype(int), matched & ~ignored, ~ignored
+        numbers, _, scores, hits, counted = zip(*entries)
+        order = np.argsort(-np.concatenate(scores), kind='mergesort')  # as pycocotools sorts
+        image = np.repeat(numbers, [len(of_image) for of_image in scores])[order]
+        return image, np.concatenate(hits, 1)[:, order], np.concatenate(counted, 1)[:, order]
 
     def resampled(self, counts):
         """The metric, (B,), of images taken ``counts`` (B, images) times; NaN where no object is among them."""
@@ -75,30 +71,28 @@ class AveragePrecision:
                     seen = seen - before[:, np.searchsorted(left_out, at)]
                 right = np.cumsum(times[:, at], 1)
                 precision = np.maximum.accumulate((right / seen.clip(min=1))[:, ::-1], 1)[:, ::-1]
-                reached = np.searchsorted(self.recalls, right / number[chunk, None], side='right')
-                found[chunk] += (precision * np.diff(reached, axis=1, prepend=0)).sum(1)
-        return found / len(self.recalls) / len(hit)
+                recall = right / number[chunk, None]
+                if self.recalls is not None:  # how many of them are reached
+                    recall = np.searchsorted(self.recalls, recall, side='right') / len(self.recalls)
+                found[chunk] += (precision * np.diff(recall, axis=1, prepend=0)).sum(1)
+        return found / len(hit)
 
 
-class MeanOfRatios:
-    """A mean over classes of ratios of sums over images, in percent: mIoU, and PQ.
+class FigureOfSums:
+    """A metric that is a function of sums over images: PQ, and those of mmseg's IoUMetric.
 
     Args:
-        above, below (array): (images, classes).
-        nan_to_num (float or None): What a class counts for that does not occur. Default: it is left out.
+        parts (array): What is summed, (images, ...).
+        figure (callable): Gives the metric, in percent, by the sums (...).
     """
 
-    def __init__(self, above, below, nan_to_num=None):
-        self.above, self.below = np.asarray(above, float), np.asarray(below, float)
-        self.images, self.absent = len(self.above), np.nan if nan_to_num is None else nan_to_num
+    def __init__(self, parts, figure):
+        self.parts, self.figure = np.asarray(parts, float), figure
+        self.images = len(self.parts)
 
     def resampled(self, counts):
         """As that of :class:`AveragePrecision`."""
-        above, below = counts @ self.above, counts @ self.below
-        ratios = np.where(below > 0, above / below.clip(min=1e-12), self.absent)
-        known = ~np.isnan(ratios)
-        with np.errstate(invalid='ignore'):
-            return 100 * np.where(known, ratios, 0).sum(1) / known.sum(1)
+        return np.array([self.figure(sums) for sums in np.tensordot(counts, self.parts, 1)])
 
 
 @contextmanager
@@ -109,7 +103,7 @@ def recorded(metrics):
         metrics (list[BaseMetric]): Of an evaluator.
 
     Yields:
-        dict[str, AveragePrecision or MeanOfRatios]: Filled when the metrics are computed, on the first rank: key of the
+        dict[str, AveragePrecision or FigureOfSums]: Filled when the metrics are computed, on the first rank: key of the
         metric, as the evaluator has it, to what resamples it. Other metrics are left out.
     """
     found = {}
@@ -123,19 +117,18 @@ def recorded(metrics):
 def _recorded(metric, found):
     compute = metric.compute_metrics
 
+    names = getattr(compute, '__globals__', {})  # of the method's module
+
     def compute_and_keep(results):
-        with _kept_evaluations(getattr(compute, '__globals__', {})) as evaluations:  # of the method's module
+        with _kept_evaluations(names) as evaluations:
             values = compute(results)
-        kept = {
-            f'{one.params.iouType}_mAP': AveragePrecision(one)
-            for one in evaluations
-            if one.params.useCats and one.params.iouType in ('bbox', 'segm')
-        }
-        if results and 'mIoU' in values and isinstance(results[0], tuple) and len(results[0]) == 4:
-            intersect, union = (np.stack([np.asarray(of_image[i]) for of_image in results]) for i in (0, 1))
-            kept['mIoU'] = MeanOfRatios(intersect, union, getattr(metric, 'nan_to_num', None))
+        kept = {key: one for evaluation in evaluations for key, one in of_coco(evaluation).items()}
+        if results and 'mAP' in values and 'eval_map' in names and hasattr(metric, 'eval_mode'):
+            kept['mAP'] = _of_voc(metric, results)
+        if results and 'aAcc' in values and hasattr(metric, 'total_area_to_metrics'):
+            kept |= _of_areas(metric, results, values)
         if results and 'PQ' in values and hasattr(results[0], 'pq_per_cat'):
-            kept['PQ'] = _panoptic_quality(results, metric.categories)
+            kept['PQ'] = _of_segments(metric.categories, results)
         found.update({f'{metric.prefix}/{key}' if metric.prefix else key: kept[key] for key in kept if key in values})
         return values
 
@@ -148,30 +141,111 @@ def _recorded(metric, found):
 
 @contextmanager
 def _kept_evaluations(names):
-    """A list of the evaluations that code with these global names makes by pycocotools in the block."""
+    """A list of the evaluations (COCOeval, LVISEval) that code with these global names makes in the block."""
     evaluations = []
-    if 'COCOeval' not in names:
+    name = next((name for name in ('COCOeval', 'LVISEval') if names.get(name)), None)
+    if name is None:
         yield evaluations
         return
-    of_host = names['COCOeval']
+    of_host = names[name]
 
     class Kept(of_host):
         def summarize(self):
             super().summarize()
             evaluations.append(self)
 
-    names['COCOeval'] = Kept
+    names[name] = Kept
     try:
         yield evaluations
     finally:
-        names['COCOeval'] = of_host
+        names[name] = of_host
 
 
-def _panoptic_quality(results, categories):
-    """PQ by image of mmdet's statistics (list of PQStat), over the ids (dict) of its categories."""
-    parts = [[of_image.pq_per_cat[id_] for id_ in categories] for of_image in results]
-    above = [[part.iou for part in of_image] for of_image in parts]
-    return MeanOfRatios(above, [[part.tp + 0.5 * part.fp + 0.5 * part.fn for part in of_image] for of_image in parts])
+def of_coco(evaluation):
+    """What resamples AP of boxes or masks.
+
+    Args:
+        evaluation (COCOeval or LVISEval): Evaluated; nothing of it is kept but what was matched.
+
+    Returns:
+        dict[str, AveragePrecision]: By the keys of mmdet's metrics; of proposals and key points empty.
+    """
+
+    def get(of, name):  # LVIS has the same under names with underscores
+        values = of if isinstance(of, dict) else vars(of)
+        return values[name] if name in values else values[re.sub('[A-Z]', r'_\g<0>', name).lower()]
+
+    params, evaluated = get(evaluation, 'params'), get(evaluation, 'evalImgs')
+    kind, images = get(params, 'iouType'), len(get(params, 'imgIds'))
+    if not get(params, 'useCats') or kind not in ('bbox', 'segm'):
+        return {}
+    best = 100 if hasattr(evaluation, 'evalImgs') else None  # detections of an image: COCO's AP has fewer than are kept
+
+    def of_image(image, one):
+        matched, ignored = (np.asarray(get(one, key), bool)[:, :best] for key in ('dtMatches', 'dtIgnore'))
+        objects = np.count_nonzero(~np.asarray(get(one, 'gtIgnore'), bool))
+        return image, objects, get(one, 'dtScores')[:best], matched & ~ignored, ~ignored
+
+    stride = images * len(get(params, 'areaRng'))  # areas: all, small, medium, large
+    categories = (
+        [of_image(i, one) for i, one in enumerate(evaluated[start : start + images]) if one is not None]
+        for start in range(0, len(evaluated), stride)
+    )
+    kept = AveragePrecision(images, categories, np.asarray(get(params, 'recThrs')))
+    return {f'{kind}_mAP': kept, f'{kind}_AP': kept}  # as COCO's and LVIS's metric call it
+
+
+def _of_voc(metric, results):
+    """mAP of mmdet's VOCMetric: its results, annotations and detections by label of each image, matched as it does."""
+    from mmdet.evaluation.functional.mean_ap import get_cls_results, tpfp_default
+
+    def of_image(image, found, objects, ignored):
+        matched = (tpfp_default(found, objects, ignored, iou, use_legacy_coordinate=True) for iou in metric.iou_thrs)
+        hits, misses = (np.concatenate(of_thresholds) > 0 for of_thresholds in zip(*matched))
+        return image, len(objects), found[:, -1], hits, hits | misses
+
+    annotations, detections = zip(*results)
+    categories = (
+        [of_image(i, *one) for i, one in enumerate(zip(*get_cls_results(detections, annotations, label)))]
+        for label in range(len(detections[0]))
+    )
+    recalls = np.linspace(0, 1, 11) if metric.eval_mode == '11points' else None
+    return AveragePrecision(len(results), categories, recalls)
+
+
+def _of_areas(metric, results, keys):
+    """Metrics of mmseg's IoUMetric, by key: of its results, areas by class of each image, its own function."""
+    areas = np.stack([torch.stack(of_image).numpy() for of_image in results])
+
+    def of_key(key):
+        name = key if key == 'aAcc' else key[1:]  # mIoU is the mean of IoU
+
+        def figure(sums):
+            sums = torch.from_numpy(sums)
+            figures = metric.total_area_to_metrics(*sums, metric.metrics, metric.nan_to_num, metric.beta)
+            return 100 * np.nanmean(figures[name])
+
+        return FigureOfSums(areas, figure)
+
+    return {key: of_key(key) for key in keys}
+
+
+def _of_segments(categories, results):
+    """PQ of mmdet's statistics (list of PQStat) over the ids (dict) of its categories."""
+
+    def figure(sums):
+        iou, tp, fp, fn = sums
+        number = tp + (fp + fn) / 2
+        seen = number > 0
+        return 100 * np.mean(iou[seen] / number[seen]) if seen.any() else np.nan
+
+    return FigureOfSums(
+        [
+            [[getattr(of_image.pq_per_cat[id_], part) for id_ in categories] for part in ('iou', 'tp', 'fp', 'fn')]
+            for of_image in results
+        ],
+        figure,
+    )
 
 
 def choices(images, number, seed=0):
@@ -183,7 +257,7 @@ def resample(metric, number, seed=0):
     """A metric of all images, and of as many images drawn from them, again and again.
 
     Args:
-        metric (AveragePrecision or MeanOfRatios): Which metric.
+        metric (AveragePrecision or FigureOfSums): Which metric.
         number (int): How often.
         seed (int): By which the same images are drawn for every network.
 
