@@ -1,4 +1,7 @@
 import os
+import shutil
+import subprocess
+import sys
 from functools import partial
 from unittest import mock
 
@@ -46,6 +49,41 @@ def digits(tmp_path_factory):
     root = tmp_path_factory.mktemp('data') / 'digits'
     make_digits(root, DigitsOptions(num_train=16, num_val=4, image_size=64, digit_size=(16, 40)))
     return root
+
+
+@pytest.fixture(scope='session')
+def source(tmp_path_factory):
+    """A copy of this checkout: a build leaves files behind."""
+    source = tmp_path_factory.mktemp('wheel') / 'source'
+    source.mkdir()
+    for name in ('mmnorm', 'configs', 'tools', 'tests'):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in (
+        'setup.py',
+        'mmnorm_door.py',
+        'README.md',
+        'LICENSE',
+        'model-index.yml',
+        'pyproject.toml',
+        'MANIFEST.in',
+    ):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope='session')
+def wheel(source):
+    """The wheel of this checkout, built with what is installed."""
+    folder = source.parent
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', folder, source],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    (found,) = folder.glob('mmnorm-*.whl')
+    return found
 
 
 @pytest.fixture

@@ -19,13 +19,14 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
+PATH = "import sys; print(*sys.path[1:], sep='\\n')"  # the first is the working directory
 IMPORTED = ['torch', 'mmengine.runner', 'mmcv.ops', 'mmdet.apis', 'mmseg.apis']  # by what is forked
 
 
-def command(name, *args):
+def command(name, *args, python=sys.executable):
     """The command line of a tool of ours (by name) or of any script (by path)."""
     path = script(name)
-    return [*([sys.executable] if path.endswith('.py') else []), path, *map(str, args)]
+    return [*([python] if path.endswith('.py') else []), path, *map(str, args)]
 
 
 def script(name):
@@ -33,21 +34,27 @@ def script(name):
     return name if os.path.isabs(name) else str(ROOT / 'tools' / name)
 
 
-def environment():
-    """The environment of a user who has activated this Python's environment."""
-    return dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', OMP_NUM_THREADS='1')
+def environment(python=sys.executable):
+    """The environment variables of a user who has activated that of a Python (str)."""
+    found = dict(os.environ, PATH=f'{Path(python).parent}{os.pathsep}{os.environ["PATH"]}', OMP_NUM_THREADS='1')
+    if python != sys.executable:
+        found.pop('PYTHONPATH', None)  # which is for this one
+    return found
 
 
-def run(folder, name, *args, timeout=300):
+def run(folder, name, *args, python=sys.executable, timeout=300):
     """Run a tool in a folder as a user would.
+
+    Args:
+        python (str): Whose environment is active.
 
     Returns:
         subprocess.CompletedProcess: Its ``stdout`` has what went to stderr as well.
     """
     return subprocess.run(
-        command(name, *args),
+        command(name, *args, python=python),
         cwd=folder,
-        env=environment(),
+        env=environment(python),
         timeout=timeout,
         text=True,
         stdout=subprocess.PIPE,
@@ -55,10 +62,11 @@ def run(folder, name, *args, timeout=300):
     )
 
 
-def run_forked(folder, name, *args, ranks=None, timeout=300):
+def run_forked(folder, name, *args, ranks=None, python=sys.executable, timeout=300):
     """Run a tool written in Python as :func:`run` does, in a fork of the server.
 
     Args:
+        python (str): Whose environment is active: what it finds is imported, but for what the server has imported.
         ranks (int or None): Run so many at a time, as ranks of one process group.
 
     Returns:
@@ -73,7 +81,9 @@ def run_forked(folder, name, *args, ranks=None, timeout=300):
         groups = [dict(group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
     with tempfile.NamedTemporaryFile() as output:
         processes = [
-            context.Process(target=_work, args=(script(name), args, folder, environment() | of_rank, output.name))
+            context.Process(
+                target=_work, args=(python, script(name), args, folder, environment(python) | of_rank, output.name)
+            )
             for of_rank in groups
         ]
         # the server may ask whether there is a GPU, but must not open it: no fork could use it then
@@ -103,7 +113,7 @@ def _wait(processes, deadline):
             return None
 
 
-def _work(path, args, folder, variables, output):
+def _work(python, path, args, folder, variables, output):
     """What a fork does: be ``python path args``."""
     gc.freeze()  # what the server has imported is no garbage, and data sets of mmdet call for a collection
     os.environ.clear()
@@ -113,6 +123,9 @@ def _work(path, args, folder, variables, output):
     with open(output, 'ab') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if python != sys.executable:
+        sys.executable = python
+        sys.path[:] = subprocess.check_output([python, '-c', PATH], text=True).splitlines()
     sys.argv = [path, *args]
     sys.path.insert(0, str(Path(path).parent))
     runpy.run_path(path, run_name='__main__')

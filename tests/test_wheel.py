@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,9 +10,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import pytest
-
-from .conftest import ROOT
+from .processes import ROOT
 
 PROGRAM = """
 import sys, warnings
@@ -64,41 +61,6 @@ except TypeError as error:
     assert 'no residual blocks' in str(error)
 print('all of it works')
 """
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    """A copy of this checkout: a build leaves files behind."""
-    source = tmp_path_factory.mktemp('wheel') / 'source'
-    source.mkdir()
-    for name in ('mmnorm', 'configs', 'tools', 'tests'):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in (
-        'setup.py',
-        'mmnorm_door.py',
-        'README.md',
-        'LICENSE',
-        'model-index.yml',
-        'pyproject.toml',
-        'MANIFEST.in',
-    ):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source)
-    return source
-
-
-@pytest.fixture(scope='module')
-def wheel(source):
-    """The wheel of this checkout, built with what is installed."""
-    folder = source.parent
-    subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', folder, source],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    (found,) = folder.glob('mmnorm-*.whl')
-    return found
 
 
 def requirements_of(*names):

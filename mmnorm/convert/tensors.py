@@ -42,7 +42,7 @@ from mmnorm.norms import EN, RBN, SN
 from mmnorm.norms.batch_size import RULES
 from mmnorm.norms.mixture import weights_of_bn_share
 from mmnorm.norms.rbn import initial_gate
-from mmnorm.terminal import command
+from mmnorm.terminal import command, config
 
 BATCH_FREE = 'batch-free'
 #: What each kind of norm learns or keeps beside BN's tensors.
@@ -277,7 +277,7 @@ def _notes(sources, changed, bn_share, hard):
         yield (
             f'{len(placed)} norms become batch-free and lose only their running statistics, as XBN backbones load '
             'BN checkpoints anyway: what the network computes changes, so train it with live BNs '
-            '(configs/_base_/live_norm.py)'
+            f'({config("_base_/live_norm.py")})'
         )
     if layers(lambda layer, kind, target: kind != 'SN' == target):
         yield (

@@ -108,7 +108,7 @@ def frozen_from_scratch(model):
     return [
         f'{", ".join(map(str, frozen))} keeps the statistics it is loaded with, but this model starts without '
         'weights: they would stay 0 and 1. Give init_cfg a checkpoint, or let the norms train: '
-        "norm_cfg=dict(type='BN') beside configs/_base_/scratch_norm.py, and without frozen=True."
+        f"norm_cfg=dict(type='BN') beside {config('_base_/scratch_norm.py')}, and without frozen=True."
     ]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmnorm.core import normalize
+from mmnorm.terminal import config
 
 from .arguments import DEVICE, DTYPE, FLAG, GROUP, NONE, checked, integer, note_stock_arguments, number, one_of
 from .checks import called, check_input, refuse_script, warn_once
@@ -311,7 +312,7 @@ class PlaneNorm(RunningStatistics):
         return (
             f'{type(self).__name__} is in evaluation mode while the network trains, as norm_eval=True does: eval() '
             f'followed train(). {self.norm_eval_note} To train the norm in full set norm_eval=False '
-            '(configs/_base_/live_norm.py); if this is intended, set frozen=True in its norm_cfg. '
+            f'({config("_base_/live_norm.py")}); if this is intended, set frozen=True in its norm_cfg. '
             f'{self.evaluation_note}'
         )
 

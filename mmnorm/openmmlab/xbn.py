@@ -43,8 +43,8 @@ class XBN:
             warn_once(
                 f'{type(self).__name__} has norm_eval=True: its BNs normalize by running statistics that never '
                 'change, only their gamma and beta and the batch-free layers train. That is meant for weights '
-                'pretrained with XBN. Otherwise set norm_eval=False (configs/_base_/live_norm.py); if '
-                "this is intended, set norm_cfg=dict(type='FrozenBN') (configs/_base_/frozen_norm.py)."
+                f'pretrained with XBN. Otherwise set norm_eval=False ({config("_base_/live_norm.py")}); if '
+                f"this is intended, set norm_cfg=dict(type='FrozenBN') ({config('_base_/frozen_norm.py')})."
             )
         return super().train(mode)
 
@@ -68,7 +68,7 @@ class XBN:
                 f'{type(self).__name__}: a BN checkpoint is loaded while BNs are frozen. A batch-free layer in '
                 'front of a frozen BN that never saw it gives garbage (relative error 0.1 in stage 1, 1.0 in '
                 'stage 4). Start from XBN-pretrained weights, or train the BNs: norm_eval=False and '
-                'frozen_stages=-1 (configs/_base_/live_norm.py), or recollect their statistics first.'
+                f'frozen_stages=-1 ({config("_base_/live_norm.py")}), or recollect their statistics first.'
             )
         batch_free = [
             name
