@@ -3,6 +3,7 @@
 import ast
 import fcntl
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -249,6 +250,11 @@ def lose_stamp(machine, text=''):
     (machine.env / 'pyvenv.cfg').touch()
 
 
+def give_to(machine, checkout):
+    stamp = json.loads((machine.env / 'setup_env.json').read_text())
+    lose_stamp(machine, json.dumps(dict(stamp, folder=str(checkout))))
+
+
 UPDATES = {
     'other extras': (lambda machine: None, ['--extras', 'report']),
     'changed setup.py': (change_setup_py, []),
@@ -273,6 +279,7 @@ REMAKES = {
     'torch': (lambda machine: None, ['--torch', 'torch==2.5.1']),
     'set': (lambda machine: None, ['--set', 'classic']),
     'no Python': (lambda machine: (machine.env / 'bin' / 'python').unlink(), []),
+    'moved': (lambda machine: give_to(machine, machine.root / 'gone'), []),
 }
 
 
@@ -281,6 +288,14 @@ def test_an_environment_is_remade(machine, change, arguments):
     machine.set_up()
     change(machine)
     assert f'-m venv --clear {machine.env}' in machine.set_up(*arguments)
+
+
+def test_an_environment_of_another_checkout_is_left_alone(machine):
+    machine.set_up()
+    other = shutil.copytree(machine.checkout, machine.root / 'other')
+    give_to(machine, other)
+    assert machine.error() == f'error: {machine.env} is the environment of {other}: choose another folder with --env'
+    assert json.loads((machine.env / 'setup_env.json').read_text())['folder'] == str(other)
 
 
 def test_two_set_ups_take_turns(tmp_path):
