@@ -14,7 +14,7 @@ import traceback
 from importlib import import_module
 
 from .light import HOME, light
-from .mistakes import message_of, tell
+from .mistakes import lost_process, message_of, tell
 
 TRACEBACK = '--traceback'
 COMMANDS = {
@@ -58,7 +58,8 @@ def main(argv=None):
 
 
 def run_command(name, argv=None, prog=None):
-    """Run one command and return its exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C.
+    """Run one command and return its exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C; 1 if other
+    processes of its run are gone.
 
     A mistake is told in one message, see :mod:`~mmnorm.cli.mistakes`; any other error goes on, with its traceback.
 
@@ -88,7 +89,7 @@ def run_command(name, argv=None, prog=None):
     if TRACEBACK in argv:
         traceback.print_exception(error)
     tell(message)
-    return 2
+    return 1 if lost_process(error) else 2
 
 
 def _run(name, argv, prog):

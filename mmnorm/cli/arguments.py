@@ -49,7 +49,7 @@ def add_run_arguments(parser):
         type=positive,
         metavar='SECONDS',
         help='how long processes wait for one that does not come before all end with an error; default: '
-        "env_cfg.dist_cfg.timeout of CONFIG, else torch's (30 minutes on a CPU, 10 on GPUs)",
+        "env_cfg.dist_cfg.timeout of CONFIG, else torch's (30 minutes on a CPU, 10 on GPUs; 15 until machines meet)",
     )
     parser.add_argument(
         '--check',

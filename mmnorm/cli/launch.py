@@ -41,6 +41,8 @@ def launch(name, command, args):
             '--master_port',
             os.environ.get('PORT') or '29500',
         ]
+        if args.timeout:  # of machines that do not come
+            nodes += ['--rdzv_conf', f'timeout={args.timeout}']
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(

@@ -2,7 +2,8 @@
 
 Mistakes are what mmnorm raises on purpose, what the operating system and the import system refuse, and whatever is
 raised while something is built from a config: a model, a data set, a hook, a loop. For the last, the message starts
-with the file and the key. Everything else is a bug, of ours or of a host, whose traceback is worth more than a message.
+with the file and the key. That other processes of a run are gone is told as well. Everything else is a bug, of ours or
+of a host, whose traceback is worth more than a message.
 
 Needs the standard library alone; what it knows of mmengine it uses only where that is imported already.
 """
@@ -34,8 +35,14 @@ def message_of(error):
         error (Exception): As it was caught.
 
     Returns:
-        str or None: None if it is not a mistake of the user.
+        str or None: None if there is nothing to tell.
     """
+    if lost_process(error):
+        reason = re.sub(r'\[\S+:\d+\] ', '', _text(error)).partition('. ')[0]  # without the place in C++, and guesses
+        return (
+            f'another process of this run is gone, or did not answer in time: {reason}. If it has not said why, its '
+            'machine or the network failed. Start the run again on all machines, a training with --resume'
+        )
     if isinstance(error, OSError):
         error = light('files').as_write_error(error)
     frames = [(frame, trace.tb_lasti) for trace in _traces(error) for frame in [trace.tb_frame]]
@@ -47,6 +54,12 @@ def message_of(error):
     if isinstance(error, (OSError, ImportError)) or _on_purpose(error, frames):
         return _text(error)
     return None
+
+
+def lost_process(error):
+    """Whether an error is that other processes of the run are gone or do not answer; gloo has no type for it."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {'DistNetworkError', 'DistStoreError'}) or ('RuntimeError' in names and '/gloo/' in str(error))
 
 
 def tell(message):

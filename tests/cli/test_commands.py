@@ -212,8 +212,8 @@ def test_several_machines(started, digits_config, monkeypatch):
     monkeypatch.setenv('NODE_RANK', '1')
     monkeypatch.setenv('MASTER_ADDR', '10.0.0.1')
     with pytest.raises(Started):
-        cli.main(['train', str(digits_config()), '--processes', '8'])
-    assert started[2:13] == [
+        cli.main(['train', str(digits_config()), '--processes', '8', '--timeout', '60'])
+    assert started[2:15] == [
         '--nnodes',
         '2',
         '--node_rank',
@@ -222,6 +222,8 @@ def test_several_machines(started, digits_config, monkeypatch):
         '10.0.0.1',
         '--master_port',
         '29500',
+        '--rdzv_conf',
+        'timeout=60',
         '--nproc_per_node',
         '8',
         '-m',

@@ -2,13 +2,15 @@
 
 import json
 import os
+import sys
 from typing import NamedTuple
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmnorm.cli import main, ranks
-from tests.processes import ROOT
+from tests.processes import ROOT, free_port
 
 SMALL = "dict(type='RetinaNet', data_preprocessor=dict(type='DetDataPreprocessor'), "
 SMALL += "backbone=dict(type='ResNet', depth=18, base_channels=4, norm_cfg=dict(type='BN')), "
@@ -212,22 +214,73 @@ def test_ranks_leave_their_message_to_torchrun(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == f'rank 1: {told}\n'
 
 
-@pytest.mark.parametrize(('exitcode', 'status', 'said'), [(2, 2, 'error: it\n'), (130, 130, ''), (-9, 1, 'Signal 9')])
-def test_what_torchrun_says_of_ranks(tmp_path, monkeypatch, capsys, exitcode, status, said):
+@pytest.mark.parametrize(
+    ('ranks_of', 'status', 'said'),
+    [
+        ([(2, 'it'), (-15, None)], 2, 'error: it'),
+        ([(1, 'others are gone'), (2, 'it')], 2, 'error: it'),  # which is why they are
+        ([(1, 'others are gone'), (1, None)], 1, 'exitcode  : 1 (pid: 2)'),
+        ([(1, 'others are gone'), (1, 'others are gone')], 1, 'error: others are gone'),
+        ([(1, 'others are gone'), (130, None)], 130, ''),
+        ([(-9, None), (-15, None)], 1, 'Signal 9'),
+    ],
+)
+def test_what_torchrun_says_of_ranks(tmp_path, monkeypatch, capsys, ranks_of, status, said):
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-    file = tmp_path / 'error.json'
-    if exitcode == 2:
-        file.write_text(json.dumps(dict(message=dict(message='error: it', extraInfo=dict(timestamp='5')))))
+    failures = {}
+    for rank, (exitcode, message) in enumerate(ranks_of):
+        file = tmp_path / f'{rank}.json'
+        if message:
+            about = dict(message=f'error: {message}', extraInfo=dict(timestamp=str(rank)))
+            file.write_text(json.dumps(dict(message=about)))
+        failures[rank] = ProcessFailure(rank, rank + 1, exitcode, str(file))
 
     def fail():
-        raise ChildFailedError('name', {0: ProcessFailure(0, 1, exitcode, str(file)), 1: ProcessFailure(1, 2, -15, '')})
+        raise ChildFailedError('name', failures)
 
     monkeypatch.setattr(torchrun, 'main', fail)
     assert ranks.main() == status
-    found = capsys.readouterr().err
-    assert found == said or (exitcode == -9 and said in found)
+    found = capsys.readouterr().err.strip()
+    assert said in found and ('\n' in found) == (not said.startswith('error') and status == 1)
+
+
+def test_machines_that_do_not_meet(monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, 'argv', ['ranks.py', '--nnodes=2', f'--master_port={free_port()}', '--rdzv_conf=timeout=1', '-m', 'this']
+    )
+    assert ranks.main() == ranks.LEFT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: the machines of this run did not meet: Timed out after ') and '1/2 clients' in line
+
+
+@pytest.mark.parametrize(
+    'error, reason',
+    [
+        (
+            RuntimeError('[/a/gloo/pair.cc:5] Connection closed by peer [::1]:4. It'),
+            'Connection closed by peer [::1]:4',
+        ),
+        (torch.distributed.DistNetworkError('the client has timed out'), 'the client has timed out'),
+        (RuntimeError('the size of tensor a'), None),
+    ],
+    ids=['gloo', 'torch', 'another'],
+)
+def test_that_another_process_is_gone_is_told(monkeypatch, capsys, error, reason):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr('mmnorm.engine.networks.read_config', fail)
+    if reason is None:
+        with pytest.raises(RuntimeError, match='the size of tensor a'):
+            main(['norms', 'c.py'])
+    else:
+        assert main(['norms', 'c.py']) == ranks.LEFT
+        told = (
+            f'error: another process of this run is gone, or did not answer in time: {type(error).__name__}: {reason}. '
+        )
+        assert capsys.readouterr().err.startswith(told)
 
 
 @pytest.mark.e2e
