@@ -76,7 +76,7 @@ setup(
         ],
         'classic': ['mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'],
         'report': REPORT,
-        'demo': ['scikit-learn>=1.3', 'pillow', 'rich', *REPORT],
+        'demo': ['scikit-learn>=1.3', 'pillow', 'rich', 'orjson>=3.9', *REPORT],
         'test': [
             'pytest>=8',
             'pytest-timeout',
@@ -89,7 +89,6 @@ setup(
             'tensorboard',
             'model-index',
             'cityscapesscripts',
-            'lvis',
         ],
     },
 )

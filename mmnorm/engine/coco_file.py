@@ -4,6 +4,8 @@ import gc
 import json
 import math
 from collections import Counter
+from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 
@@ -13,6 +15,17 @@ from .findings import ERROR, WARNING, Findings
 FAR = 1
 _LARGEST = 10**6  # pixels on a side
 _LEFT_OUT = 'mmdet leaves them out without a word'
+_POLYGON = 'three points or more, of finite numbers, two for each'
+#: What can be wrong with masks: how much it matters, and what it is.
+_MASKS = dict(
+    none=(ERROR, "annotations without 'segmentation'"),
+    kind=(ERROR, 'annotations whose segmentation is neither a list of polygons nor run lengths (counts and size)'),
+    polygons=(ERROR, f'annotations without a polygon of {_POLYGON}'),
+    some=(WARNING, f'annotations with polygons that are not of {_POLYGON}: mmdet leaves these out'),
+    far=(ERROR, 'annotations with a polygon far outside its image'),
+    size=(ERROR, "annotations whose run lengths are of another size than the image's [height, width]"),
+    counts=(ERROR, "annotations whose run lengths do not add up to the image's pixels"),
+)
 
 
 def check_coco(text, layout='coco'):
@@ -23,20 +36,41 @@ def check_coco(text, layout='coco'):
         layout (str): 'lvis' (images are named by coco_url), 'panoptic' (annotations have segments_info), or another.
 
     Returns:
-        dict: Plain values. ``findings``; and of a file that can be read, ``images`` (names), ``empty`` (images without
-        an object that mmdet keeps), ``sides`` (shorter side of the largest image), ``categories`` (id, name and number
-        of kept objects, in the order of the file), ``segments`` (names of panoptic maps).
+        dict: Plain values. ``findings``; and of a file that can be read, ``images`` (names), ``side`` (shorter side of
+        the largest image, pixels), ``categories`` (id, name and number of objects that mmdet keeps, in the order of the
+        file), ``number_of_objects`` (of all).
     """
-    found = Findings()
     collecting = gc.isenabled()
     gc.disable()  # millions of new containers, none of them garbage: looking for it would take half of the time
     try:
-        content = _parse(text, found)
-        facts = {} if content is None else _check(content, layout, found)
+        facts, found = _check_text(text, layout, _parse_fast)
+        if not facts or any((finding.severity, finding.concerns) == (ERROR, 'everyone') for finding in found):
+            facts, found = _check_text(text, layout, _parse)
     finally:
         if collecting:
             gc.enable()
     return dict(facts, findings=found.plain())
+
+
+def _check_text(text, layout, parse):
+    found = Findings()
+    content = parse(text, found)
+    return {} if content is None else _check(content, layout, found), found
+
+
+def _parse_fast(text, found):
+    """The file's object by orjson, if that is installed; it is the same as :func:`_parse` gives if it has no errors.
+
+    orjson knows no NaN, says little of what is wrong, and makes floats of integers beyond 64 bits, which, as ids or in
+    pixels, are errors.
+    """
+    try:
+        import orjson
+
+        content = orjson.loads(text)
+    except (ImportError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _parse(text, found):
@@ -62,37 +96,34 @@ def _parse(text, found):
 def _check(content, layout, found):
     parts = {}
     for key in ('images', 'annotations', 'categories'):
-        if not isinstance(content.get(key), list):
-            what = 'is missing' if key not in content else f'is a {type(content[key]).__name__}, not a list'
+        entries = content.get(key)
+        if not isinstance(entries, list):
+            what = 'is missing' if key not in content else f'is a {type(entries).__name__}, not a list'
             # test sets without labels have images and categories alone
             concerns = 'labels' if key not in content and key == 'annotations' else 'everyone'
             found.tell(ERROR, f'the key {key!r} {what}', concerns)
-        entries = content.get(key) if isinstance(content.get(key), list) else []
-        parts[key] = [entry for entry in entries if isinstance(entry, dict)]
-        if len(parts[key]) < len(entries):
-            wrong = [i for i, entry in enumerate(entries) if not isinstance(entry, dict)]
-            found.add(ERROR, f'entries of {key!r} that are no objects', wrong, lambda i, key=key: f'{key}[{i}]')
-        elif not entries and key != 'annotations' and isinstance(content.get(key), list):
+            entries = []
+        elif not entries and key != 'annotations':
             found.tell(ERROR, f'{key!r} is empty')
+        wrong = [i for i, entry in enumerate(entries) if not isinstance(entry, dict)]
+        found.add(ERROR, f'entries of {key!r} that are no objects', wrong, lambda i, key=key: f'{key}[{i}]')
+        parts[key] = [entry for entry in entries if isinstance(entry, dict)] if wrong else entries
     images, objects, categories = parts['images'], parts['annotations'], parts['categories']
     sizes = _check_images(images, layout, found)
     names = _check_categories(categories, layout, found)
-    segments = []
     if layout == 'panoptic':
-        objects, segments = _segments(objects, found)
+        objects = _segments(objects, found)
     kept = _check_objects(objects, sizes, names, layout, found)
-    with_object = {entry['image_id'] for entry in kept}
-    empty = [id_ for id_ in sizes if id_ not in with_object]
-    counts = Counter(entry['category_id'] for entry in kept)
     if objects:
+        with_object = {entry['image_id'] for entry in kept}
+        empty = [id_ for id_ in sizes if id_ not in with_object]
         found.add(WARNING, 'images without an object', empty, lambda id_: f'image {id_}')
+    counts = Counter(entry['category_id'] for entry in kept)
     return dict(
-        images=[_file_name(image, layout) for image in images if _file_name(image, layout)],
+        images=[name for name in (_file_name(image, layout) for image in images) if name],
         number_of_objects=len(objects),
-        empty=len(empty),
         side=max((min(size) for size in sizes.values()), default=0),
         categories=[(id_, name, counts[id_]) for id_, name in names.items()],
-        segments=segments,
     )
 
 
@@ -153,7 +184,7 @@ def _check_categories(categories, layout, found):
 
 
 def _segments(annotations, found):
-    """The segments of panoptic annotations, each with its image's id, and the names of the maps."""
+    """The segments of panoptic annotations, each with its image's id."""
     wrong = [i for i, entry in enumerate(annotations) if not isinstance(entry.get('segments_info'), list)]
     found.add(ERROR, "annotations without 'segments_info'", wrong, lambda i: f'annotations[{i}]')
     segments, twice = [], []
@@ -164,7 +195,7 @@ def _segments(annotations, found):
             twice.append(i)
         segments += [dict(segment, image_id=entry.get('image_id')) for segment in listed]
     found.add(ERROR, 'images with an id that several of their segments have', twice, lambda i: f'annotations[{i}]')
-    return segments, [entry['file_name'] for entry in annotations if isinstance(entry.get('file_name'), str)]
+    return segments
 
 
 def _check_objects(objects, sizes, names, layout, found):
@@ -173,16 +204,15 @@ def _check_objects(objects, sizes, names, layout, found):
     named, kinds = _named(kind), f'{kind}s'
     objects = _ids(objects, kinds, found, unique=layout != 'panoptic')
     for key, of in (('image_id', sizes), ('category_id', names)):
-        values = [_hashable(entry.get(key)) for entry in objects]
-        lost = [entry for entry, value in zip(objects, values) if value not in of]
-        if lost:
+        known = [isinstance(entry.get(key), (int, str)) and entry[key] in of for entry in objects]
+        if not all(known):
             part = 'images' if key == 'image_id' else 'categories'
-            missing = [entry for entry in lost if key not in entry]
-            found.add(ERROR, f'{kinds} without {key!r}', missing, named)
-            lost = [entry for entry in lost if key in entry]
+            lost = [entry for entry, is_known in zip(objects, known) if not is_known]
+            found.add(ERROR, f'{kinds} without {key!r}', [entry for entry in lost if key not in entry], named)
             what = f'{kinds} whose {key} is not among {part!r}: they would not be seen'
+            lost = [entry for entry in lost if key in entry]
             found.add(ERROR, what, lost, lambda entry, key=key: f'{named(entry)}: {_short(entry[key])}')
-            objects = [entry for entry, value in zip(objects, values) if value in of]
+            objects = [entry for entry, is_known in zip(objects, known) if is_known]
     if layout != 'panoptic':
         found.add(ERROR, f"{kinds} without 'area'", [entry for entry in objects if 'area' not in entry], named)
         crowd = [entry for entry in objects if 'iscrowd' not in entry]
@@ -194,26 +224,18 @@ def _check_objects(objects, sizes, names, layout, found):
 
 
 def _check_boxes(objects, sizes, kinds, named, found):
-    def tell(severity, what, chosen):
-        found.add(
-            severity, what, np.flatnonzero(chosen), lambda i: f'{named(objects[i])}: {_short(objects[i]["bbox"])}'
-        )
-
     without = [entry for entry in objects if 'bbox' not in entry]
     found.add(ERROR, f"{kinds} without 'bbox'", without, named)
     if without:
         objects = [entry for entry in objects if 'bbox' in entry]
-    boxes = _as_array([entry['bbox'] for entry in objects], 4)
-    is_box = np.ones(len(objects), bool)
-    if boxes is None:
-        is_box = np.array([_is_list_of_numbers(entry['bbox']) and len(entry['bbox']) == 4 for entry in objects])
-        tell(ERROR, f'{kinds} whose bbox is not a list of four numbers', ~is_box)
-        objects = [entry for entry, good in zip(objects, is_box) if good]
-        boxes = np.array([[_float(value) for value in entry['bbox']] for entry in objects], float).reshape(-1, 4)
-    finite = np.isfinite(boxes).all(1)
-    tell(ERROR, f'{kinds} whose bbox has a NaN or an infinite number', ~finite)
+    tell = _teller(objects, 'bbox', named, found)
+    boxes, is_box = _as_array([entry['bbox'] for entry in objects], 4)
+    tell(ERROR, f'{kinds} whose bbox is not a list of four numbers', ~is_box)
+    finite = is_box & np.isfinite(boxes).all(1)
+    tell(ERROR, f'{kinds} whose bbox has a NaN or an infinite number', is_box & ~finite)
     x, y, w, h = np.where(finite[:, None], boxes, 1).T
-    width, height = np.array([sizes[entry['image_id']] for entry in objects], float).reshape(-1, 2).T
+    sides = chain.from_iterable(sizes[entry['image_id']] for entry in objects)
+    width, height = np.fromiter(sides, float).reshape(-1, 2).T
     negative = finite & ((w < 0) | (h < 0))
     tell(ERROR, f'{kinds} whose bbox (x, y, width, height) has a negative width or height', negative)
     good = finite & ~negative
@@ -230,76 +252,59 @@ def _check_boxes(objects, sizes, kinds, named, found):
     over = np.maximum.reduce([-x, -y, x + w - width, y + h - height])
     across = good & (over > 1)
     hint = ''
-    if across.sum() > 0.1 * max(1, len(objects)):  # sizes are in image, corners beyond
+    if across.sum() > 0.1 * max(1, is_box.sum()):  # sizes are in image, corners beyond
         hint = '. They are many: does it hold two corners, where COCO has x, y, width, height?'
     tell(WARNING, f'{kinds} whose bbox reaches out of its image by more than a pixel{hint}', across)
-    return [entry for entry, keep in zip(objects, good & _check_areas(objects, kinds, named, found)) if keep]
+    good &= _check_areas(objects, kinds, named, found)
+    return [entry for entry, keep in zip(objects, good) if keep]
 
 
 def _check_areas(objects, kinds, named, found):
     """Whether mmdet keeps an object for its area, (N,) bool."""
-
-    def tell(severity, what, chosen):
-        found.add(
-            severity, what, np.flatnonzero(chosen), lambda i: f'{named(objects[i])}: {_short(objects[i]["area"])}'
-        )
-
-    values = [entry.get('area', 1) for entry in objects]
-    areas = _as_array(values, None)
-    if areas is None:
-        numbers = np.array([_is_number(value) for value in values])
-        tell(ERROR, f'{kinds} whose area is no number', ~numbers)
-        areas = np.array([_float(value) if number else 1 for value, number in zip(values, numbers)], float)
+    tell = _teller(objects, 'area', named, found)
+    areas, is_number = _as_array([[entry.get('area', 1)] for entry in objects], 1)
+    tell(ERROR, f'{kinds} whose area is no number', ~is_number)
+    areas = np.where(is_number, areas[:, 0], 1)
     tell(ERROR, f'{kinds} whose area is NaN or infinite', ~np.isfinite(areas))
     tell(WARNING, f'{kinds} whose area is 0 or less: {_LEFT_OUT}', areas <= 0)
     return areas > 0
 
 
+def _teller(objects, key, named, found):
+    """A function that adds a finding on those of objects that are chosen, (N,) bool, with their values of a key."""
+
+    def tell(severity, what, chosen):
+        places = [objects[i] for i in np.flatnonzero(chosen)]
+        found.add(severity, what, places, lambda entry: f'{named(entry)}: {_short(entry[key])}')
+
+    return tell
+
+
 def _check_masks(objects, sizes, named, found):
-    without, kinds, polygons, some, sides, counts, far = [], [], [], [], [], [], []
+    faults = {fault: [] for fault in _MASKS}
     for entry in objects:
-        mask = entry.get('segmentation')
-        if not mask:
-            without.append(entry)
-        elif isinstance(mask, list):
-            good = sum(_is_polygon(polygon) for polygon in mask)
-            if not good:
-                polygons.append(entry)
-            elif good < len(mask):
-                some.append(entry)
-            elif max(map(max, mask)) > (1 + FAR) * max(sizes[entry['image_id']]):
-                far.append(entry)
-        elif isinstance(mask, dict):
-            if not isinstance(mask.get('counts'), (str, list)):
-                kinds.append(entry)
-            elif list(_as_list(mask.get('size'))) != [*sizes[entry['image_id']]][::-1]:
-                sides.append(entry)
-            elif isinstance(mask['counts'], list) and not _fits(mask):
-                counts.append(entry)
-        else:
-            kinds.append(entry)
-    found.add(ERROR, "annotations without 'segmentation'", without, named, 'masks')
-    found.add(
-        ERROR,
-        'annotations whose segmentation is neither a list of polygons nor run lengths (counts and size)',
-        kinds,
-        named,
-        'masks',
-    )
-    what = 'three points or more, of finite numbers, two for each'
-    found.add(ERROR, f'annotations without a polygon of {what}', polygons, named, 'masks')
-    found.add(
-        WARNING, f'annotations with polygons that are not of {what}: mmdet leaves these out', some, named, 'masks'
-    )
-    found.add(ERROR, 'annotations with a polygon far outside its image', far, named, 'masks')
-    found.add(
-        ERROR,
-        "annotations whose run lengths are of another size than the image's [height, width]",
-        sides,
-        lambda entry: f'{named(entry)}: {_short(entry["segmentation"].get("size"))}',
-        'masks',
-    )
-    found.add(ERROR, "annotations whose run lengths do not add up to the image's pixels", counts, named, 'masks')
+        fault = _fault(entry.get('segmentation'), sizes[entry['image_id']])
+        if fault:
+            faults[fault].append(entry)
+    describe = dict(size=lambda entry: f'{named(entry)}: {_short(entry["segmentation"].get("size"))}')
+    for fault, (severity, what) in _MASKS.items():
+        found.add(severity, what, faults[fault], describe.get(fault, named), 'masks')
+
+
+def _fault(mask, size):
+    """What is wrong with a segmentation of an image of (width, height): a key of :data:`_MASKS`; None for nothing."""
+    if not mask:
+        return 'none'
+    if isinstance(mask, list):
+        good = sum(map(_is_polygon, mask))
+        if good < len(mask):
+            return 'some' if good else 'polygons'
+        return 'far' if max(map(max, mask)) > (1 + FAR) * max(size) else None
+    if not isinstance(mask, dict) or not isinstance(mask.get('counts'), (str, list)):
+        return 'kind'
+    if mask.get('size') != [*size][::-1]:
+        return 'size'
+    return 'counts' if isinstance(mask['counts'], list) and not _fits(mask) else None
 
 
 def _is_polygon(polygon):
@@ -324,23 +329,20 @@ def _file_name(image, layout):
 
 
 def _as_array(values, columns):
-    """Numbers (N,) or (N, columns) as an array of float64; None if they are anything else."""
-    shape = (len(values),) if columns is None else (len(values), columns)
-    if not values:
-        return np.zeros(shape)
-    try:
-        array = np.array(values)
-    except (ValueError, OverflowError):
-        return None
-    return array.astype(float) if array.shape == shape and array.dtype.kind in 'iuf' else None
+    """Lists of numbers as an array (N, columns) of float64, and which of them are that, (N,) bool; NaN for the rest."""
+    good = [isinstance(value, list) and len(value) == columns for value in values]
+    if all(good):
+        with suppress(ValueError, OverflowError):  # lists of different lengths, integers beyond floats
+            array = np.array([*chain.from_iterable(values)])  # in a third of the time that it takes lists
+            if array.ndim == 1 and array.dtype.kind in 'iuf':
+                return array.astype(float).reshape(-1, columns), np.ones(len(values), bool)
+    good = [of and all(map(_is_number, value)) for of, value in zip(good, values)]
+    numbers = [[*map(_float, value)] if of else [math.nan] * columns for of, value in zip(good, values)]
+    return np.array(numbers, float).reshape(-1, columns), np.array(good, bool)
 
 
 def _is_number(value):
     return type(value) in (int, float)
-
-
-def _is_list_of_numbers(value):
-    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _float(value):
@@ -348,14 +350,6 @@ def _float(value):
         return float(value)
     except OverflowError:
         return math.inf
-
-
-def _as_list(value):
-    return value if isinstance(value, list) else []
-
-
-def _hashable(value):
-    return value if isinstance(value, (int, str)) else None
 
 
 def _named(kind):

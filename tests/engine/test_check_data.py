@@ -4,7 +4,9 @@ import argparse
 import copy
 import json
 import re
+import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -55,10 +57,12 @@ def folder(tmp_path):
 
 
 def found_in(folder, content, **options):
-    """Errors and warnings of a file (lists of str), by what it holds: an object, or its text."""
+    """Errors and warnings of a file (lists of str), with orjson or not, by what it holds: an object, or its text."""
     path = folder / 'train.json'
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     checks = check_data(config(folder, **options), ('train',))
+    with mock.patch.dict(sys.modules, orjson=None):
+        assert check_data(config(folder, **options), ('train',)) == checks
     errors, warnings = lines(checks, ERROR), lines(checks, WARNING)
     for line in errors + warnings:
         assert line.startswith(str(folder)) and '\n' not in line and 'Traceback' not in line
@@ -179,6 +183,18 @@ def test_a_good_file_has_nothing(folder):
     assert found_in(folder, crowd) == ([], [])
 
 
+def test_orjson_reads_what_is_right(folder, monkeypatch):
+    orjson = pytest.importorskip('orjson')
+    content = good_content()
+    content['annotations'][0]['id'] = 2**64  # of which it makes a float
+    assert found_in(folder, content) == ([], [])
+    monkeypatch.setattr('mmnorm.engine.coco_file.json.loads', None)
+    assert check_coco(orjson.dumps(good_content()))['findings'] == []
+    box(1, 2, 30, 4)(content := good_content())
+    first('annotations', iscrowd=None, segmentation=None)(content)  # which not everyone needs: no second look
+    assert len(check_coco(orjson.dumps(content))['findings']) == 2
+
+
 @pytest.mark.parametrize('change, message', ERRORS, ids=lambda value: value[:60] if isinstance(value, str) else None)
 def test_errors_of_a_file(folder, change, message):
     content = good_content()
@@ -230,7 +246,24 @@ def test_examples_are_few_and_the_count_is_whole(folder):
 def test_any_value_anywhere_is_told_and_no_crash(folder, seed):
     """Every value of a good file replaced by others: what the check says is a list of lines whatever it meets."""
     rng = np.random.default_rng(seed)
-    others = [None, True, -1, 1.5, 1e300, '', 'x', [], [[]], {}, [None], float('nan'), 10**400, [1, [2]], {'a': 1}]
+    others = [
+        None,
+        True,
+        -1,
+        1.5,
+        1e300,
+        '',
+        'x',
+        [],
+        [[]],
+        {},
+        [None],
+        float('nan'),
+        10**400,
+        [1, [2]],
+        {'a': 1},
+        2**64,
+    ]
 
     def places(tree):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
@@ -243,7 +276,11 @@ def test_any_value_anywhere_is_told_and_no_crash(folder, seed):
             content = good()
             tree, key = [*places(content)][number]
             tree[key] = others[rng.integers(len(others))]
-            assert json.dumps(check_coco(json.dumps(content).encode(), layout))
+            text = json.dumps(content).encode()
+            found = check_coco(text, layout)
+            assert json.dumps(found)
+            with mock.patch.dict(sys.modules, orjson=None):
+                assert check_coco(text, layout) == found
 
 
 def test_masks_and_labels_concern_those_who_read_them(folder):
