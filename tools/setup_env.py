@@ -174,14 +174,15 @@ class Environment:
     def create(self, stamp):
         """Make the environment, or keep one that works, unless it was made for another folder, set or PyTorch.
 
-        That of another checkout, which would lose it, is not touched.
+        That of another checkout, which would lose it, is not touched, unless it is in this one.
         """
         begun = self.read_stamp()
         if not begun and not (self.folder / 'pyvenv.cfg').exists() and self.folder.exists() and os.listdir(self.folder):
             raise SetupError(f'{self.folder} is not an environment: remove it, or choose another folder with --env')
-        owner = Path(begun.get('folder', stamp['folder']))
-        if str(owner) != stamp['folder'] and (owner / 'setup.py').exists():  # .venv may be a link to it
-            raise SetupError(f'{self.folder} is the environment of {owner}: choose another folder with --env')
+        owner = Path(begun.get('folder', ROOT))
+        elsewhere = ROOT not in self.folder.parents  # .venv may be a link
+        if elsewhere and owner != ROOT and (owner / 'setup.py').exists():
+            raise SetupError(f'{self.folder} is the environment of {owner}: remove it, or choose another with --env')
         if not self.works() or any(begun.get(key, stamp[key]) != stamp[key] for key in ('folder', 'set', 'torch')):
             # The path is resolved because this may run in the very environment that is cleared.
             run(Path(sys.executable).resolve(), '-m', 'venv', *['--clear'] * bool(begun), self.folder)

@@ -294,8 +294,17 @@ def test_an_environment_of_another_checkout_is_left_alone(machine):
     machine.set_up()
     other = shutil.copytree(machine.checkout, machine.root / 'other')
     give_to(machine, other)
-    assert machine.error() == f'error: {machine.env} is the environment of {other}: choose another folder with --env'
+    told = f'error: {machine.env} is the environment of {other}: remove it, or choose another with --env'
+    (machine.checkout / '.venv').symlink_to(machine.env)
+    assert machine.error() == machine.error('--env', str(machine.checkout / '.venv')) == told
     assert json.loads((machine.env / 'setup_env.json').read_text())['folder'] == str(other)
+
+
+def test_an_environment_in_this_checkout_is_its_own(machine):
+    machine.env = machine.checkout / '.venv'
+    machine.set_up()
+    give_to(machine, shutil.copytree(machine.checkout, machine.root / 'other'))
+    assert f'-m venv --clear {machine.env}' in machine.set_up()
 
 
 def test_two_set_ups_take_turns(tmp_path):
