@@ -313,7 +313,7 @@ def draw(ratios, title, path):
     from matplotlib.figure import Figure
 
     from mmnorm.files import replacing
-    from mmnorm.report.plots import COLORS, STYLE
+    from mmnorm.report.plots import COLORS, FAINT, SOFT, STYLE
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 1.2 + 0.3 * len(ratios)), layout='constrained')
@@ -324,7 +324,7 @@ def draw(ratios, title, path):
             names,
             [ratios[name] for name in names],
             height=0.7,
-            color=['#b8bec6' if name in reference else COLORS[0] for name in names],
+            color=[FAINT if name in reference else COLORS[0] for name in names],
         )
         # a norm that takes many times as long would leave the others no room
         limit = min(max(ratios.values()), max(2.0, 2 * statistics.median(ratios.values())))
@@ -336,10 +336,10 @@ def draw(ratios, title, path):
                 xytext=(4, 0),
                 textcoords='offset points',
                 va='center',
-                color='#4a5058',
+                color=SOFT,
                 bbox=dict(facecolor='white', edgecolor='none', pad=1),
             )
-        axes.axvline(1, color='#4a5058', linewidth=1, linestyle='--', zorder=0.5)
+        axes.axvline(1, color=SOFT, linewidth=1, linestyle='--', zorder=0.5)
         axes.set_xlim(0, limit * 1.12)
         axes.set(title=title, xlabel="time over BatchNorm's (1 = as fast; shorter is faster)")
         axes.grid(axis='y', visible=False)

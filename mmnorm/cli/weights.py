@@ -44,9 +44,12 @@ def add_arguments(parser):
 
 def show(args):
     """Write the page and the JSON file; return what to print."""
+    import shlex
+    from datetime import datetime
+
     import torch
 
-    from mmnorm.engine import networks, progress
+    from mmnorm.engine import describe_device, networks, progress, versions
     from mmnorm.engine.config import fit_to_cpu
     from mmnorm.engine.preflight import missing_data
     from mmnorm.files import check_writable
@@ -94,7 +97,17 @@ def show(args):
             loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
         measured = measure_spread(model.to(get_device()), progress(loader, 'test set'), lambda m, b: m.test_step(b))
         spread = {name: {stage: values.tolist() for stage, values in of.items()} for name, of in measured.items()}
-    return write_weights(dict(config=args.config, snapshots=snapshots, spread=spread, notes=notes), out)
+    content = dict(
+        config=args.config,
+        command=shlex.join(['mmnorm', 'weights', *args.argv]),
+        date=datetime.now().astimezone().isoformat(timespec='seconds'),
+        device=describe_device(),
+        versions=versions(),
+        notes=notes,
+        snapshots=snapshots,
+        spread=spread,
+    )
+    return write_weights(content, out)
 
 
 def snapshot_name(path, paths):

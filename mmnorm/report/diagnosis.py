@@ -10,7 +10,22 @@ from matplotlib.figure import Figure
 from mmnorm.files import as_json, write_together
 
 from .page import render
-from .plots import COLORS, STYLE, as_svg
+from .plots import (
+    COLORS,
+    HALF,
+    LINES,
+    LONGEST_NAME,
+    PANEL,
+    SOFT,
+    STYLE,
+    WIDTH,
+    Drawing,
+    as_svg,
+    mark_parts,
+    samples,
+)
+from .tables import made
+from .texts import one_line
 
 NAMES = {
     'as it is': 'As it is',
@@ -18,12 +33,12 @@ NAMES = {
     'evalnorm_offline': 'EvalNorm, estimated',
     'evalnorm_rule': 'EvalNorm, 1/B²',
 }
-CURVE_COLORS = {
-    'training, by batch statistics': COLORS[0],
-    'evaluation of training images': COLORS[1],
-    'evaluation of training images, EvalNorm': COLORS[2],
-    'evaluation of test images': COLORS[3],
-}
+CURVES = (
+    'training, by batch statistics',
+    'evaluation of training images',
+    'evaluation of training images, EvalNorm',
+    'evaluation of test images',
+)
 WORST_LAYERS = 10
 
 
@@ -51,6 +66,7 @@ def write_diagnosis(result, out):
         shared=[layer for layer in result['layers'] if layer.get('calls')],
         by_batch=result['trained_by_batch'],
         number_of_layers=sum(result['norms'].values()),
+        facts=made(result),
         depth_plot=draw_depth(of_norms),
         channel_plot=draw_channels(result) if result['histograms'] else None,
         evalnorm_plot=None,
@@ -64,111 +80,92 @@ def write_diagnosis(result, out):
 
 
 def draw_depth(layers):
-    """Draw the shifts of all layers by depth, as SVG (bytes).
+    """Draw the shifts of all layers by depth, as a Drawing.
 
     Args:
         layers (DataFrame): One row per norm layer, in the order of the network.
     """
-    depth = np.arange(1, len(layers) + 1)
-    panels = [
-        ('Mean: relative shift', 'relative_mu', 'domain_mu', 'deviations (RMS)'),
-        ('Deviation: relative shift', 'relative_sigma', 'domain_sigma', 'deviations (RMS)'),
-        ('Mean: ESM, absolute', 'esm_mu', None, 'ESM of μ (L2 norm)'),
-        ('Deviation: ESM, absolute', 'esm_sigma', None, 'ESM of σ (L2 norm)'),
-    ]
+    styles = {
+        'running statistics to test images': dict(color=COLORS[0], marker='o', markersize=3),
+        'training images to test images': dict(
+            color=COLORS[1], marker='s', markersize=2.5, linestyle='--', linewidth=1.2
+        ),
+    }
+    panels = []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.8, 6.2), layout='constrained')
-        grid = figure.subplots(2, 2, sharex=True)
-        for axes, (title, own, domain, unit) in zip(grid.flat, panels):
-            axes.plot(
-                depth, layers[own], 'o-', markersize=3, color=COLORS[0], label='running statistics to test images'
-            )
-            if domain:
-                axes.plot(
-                    depth,
-                    layers[domain].astype(float),
-                    's--',
-                    markersize=2.5,
-                    linewidth=1,
-                    color=COLORS[1],
-                    label='training images to test images',
-                )
-            axes.set(title=title, ylabel=unit, ylim=(0, None))
-            mark_parts(axes, list(layers['part']))
-        for axes in grid[1]:
-            axes.set_xlabel('Norm layer, by depth')
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside upper left', ncols=2)
-        return as_svg(figure)
+        for title, columns, unit in (
+            ('Mean: relative shift', ('relative_mu', 'domain_mu'), 'deviations (RMS)'),
+            ('Deviation: relative shift', ('relative_sigma', 'domain_sigma'), 'deviations (RMS)'),
+            ('Mean: ESM, absolute', ('esm_mu',), 'ESM of μ (L2 norm)'),
+            ('Deviation: ESM, absolute', ('esm_sigma',), 'ESM of σ (L2 norm)'),
+        ):
+            panels.append((title, draw_by_depth(layers[list(columns)], styles.values(), layers['part'], title, unit)))
+        return Drawing(panels, 2, samples(styles))
 
 
-def mark_parts(axes, parts):
-    """Write the parts of a network (stages, neck, heads) above a plot by depth, with lines between them.
+def draw_by_depth(values, styles, parts, title='', unit='', size=(HALF, 3)):
+    """Draw columns of values by depth, as SVG (bytes).
 
     Args:
-        axes (Axes): With the layers at 1, 2, 3 ...
-        parts (list[str]): Of each layer, in the order of the network.
+        values (DataFrame): One row per norm layer, in the order of the network.
+        styles (iterable[dict]): Of each column.
+        parts (Series): The part of the network that each layer is in.
+        title, unit (str): Of the plot and of its y axis.
+        size (tuple[float, float]): Inches.
     """
-    starts = [i for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]]
-    for start, end in zip(starts, [*starts[1:], len(parts)]):
-        if start:
-            axes.axvline(start + 0.5, color='#c3c8ce', linewidth=0.8, zorder=0)
-        if end - start > len(parts) / 20:
-            axes.text(
-                (start + end + 1) / 2,
-                0.985,
-                parts[start].rpartition('.')[2],
-                va='top',
-                ha='center',
-                fontsize=8,
-                color='#5b636d',
-                transform=axes.get_xaxis_transform(),
-            )
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots()
+    depth = np.arange(1, len(values) + 1)
+    for column, style in zip(values, styles):
+        axes.plot(depth, values[column].astype(float), **style)
+    axes.set(title=title, ylabel=unit, ylim=(0, None), xlim=(0.4, len(values) + 0.6), xlabel='Norm layer, by depth')
+    mark_parts([axes], list(parts), first=1)
+    return as_svg(figure)
 
 
 def draw_channels(result):
-    """Draw the histograms of single channels, as SVG (bytes); evalnorm, Figure 1."""
-    edges, panels = np.array(result['edges']), result['histograms']
-    rows = -(-len(panels) // 3)
-    normal = np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi)
+    """Draw the histograms of single channels, as a Drawing; evalnorm, Figure 1."""
+    edges, panels = np.array(result['edges']), []
+    shown = {title for panel in result['histograms'] for title in panel['curves']}
+    styles = {
+        title: dict(color=color, linestyle=line, linewidth=1.5)
+        for title, color, line in zip(CURVES, COLORS, LINES)
+        if title in shown
+    }
+    normal = dict(color=SOFT, linewidth=0.8)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.8, 2.7 * rows + 0.4), layout='constrained')
-        grid = figure.subplots(rows, 3, squeeze=False)
-        handles = {}
-        for axes, panel in zip(grid.flat, panels):
-            (handles['standard normal'],) = axes.plot(edges, normal, color='#b5bac1', linewidth=1, linestyle=':')
+        for panel in result['histograms']:
+            figure = Figure(figsize=PANEL, layout='constrained')
+            axes = figure.subplots()
+            axes.plot(edges, np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi), **normal)
             for title, density in panel['curves'].items():
-                (handles[title],) = axes.plot(
-                    (edges[:-1] + edges[1:]) / 2, density, color=CURVE_COLORS[title], linewidth=1.4
-                )
-            axes.set(title=f'{panel["layer"]}\nchannel {panel["channel"]}', yticks=[])
-            axes.title.set_fontsize(9)
-        for axes in list(grid.flat)[len(panels) :]:
-            axes.axis('off')
-        for axes in grid[-1]:
-            axes.set_xlabel('normalized activation')
-        figure.legend(handles.values(), handles, loc='outside upper left', ncols=3)
-        return as_svg(figure)
+                axes.plot((edges[:-1] + edges[1:]) / 2, density, **styles[title])
+            title = f'{one_line(panel["layer"], LONGEST_NAME)}\nchannel {panel["channel"]}'
+            axes.set(yticks=[], ylim=(0, None), ylabel='density', xlabel='normalized activation')
+            axes.set_title(title, fontsize=9)
+            panels.append((title, as_svg(figure)))
+        return Drawing(panels, 3, samples(styles | {'standard normal': normal}))
 
 
 def draw_evalnorm(values, parts):
-    """Draw alpha and beta of all layers by depth, as SVG (bytes); evalnorm, Figure 3.
+    """Draw alpha and beta of all layers by depth, as a Drawing; evalnorm, Figure 3.
 
     Args:
         values (dict[str, dict]): Layer name to ``alpha``, ``beta`` and ``batch_size``, in the order of the network.
         parts (Series): Layer name to the part of the network.
     """
-    depth = np.arange(1, len(values) + 1)
+    table = pd.DataFrame(values).T
+    table['rule'] = table.pop('batch_size').astype(float) ** -2
+    styles = {
+        'α, estimated': dict(color=COLORS[0], marker='o', markersize=3),
+        'β, estimated': dict(color=COLORS[1], marker='s', markersize=3, linewidth=1.2),
+        'the rule, 1/B²': dict(color=SOFT, linewidth=1, linestyle='--', drawstyle='steps-mid'),
+    }
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.8, 2.8), layout='constrained')
-        axes = figure.subplots()
-        for index, (key, title) in enumerate((('alpha', 'α, estimated'), ('beta', 'β, estimated'))):
-            axes.plot(depth, [v[key] for v in values.values()], 'o-', markersize=3, color=COLORS[index], label=title)
-        rule = [np.nan if not v['batch_size'] else v['batch_size'] ** -2 for v in values.values()]
-        axes.step(depth, rule, where='mid', color='#8a9099', linewidth=1, linestyle='--', label='the rule, 1/B²')
-        axes.set(ylim=(0, None), xlabel='Norm layer, by depth')
-        mark_parts(axes, [parts.get(name, '') for name in values])
-        figure.legend(loc='outside upper left', ncols=3)
-        return as_svg(figure)
+        svg = draw_by_depth(
+            table, styles.values(), parts.reindex(table.index, fill_value=''), unit='α, β', size=(WIDTH, 2.8)
+        )
+        return Drawing([('α and β by depth', svg)], 1, samples(styles))
 
 
 def draw_perturbation(curves):

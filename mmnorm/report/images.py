@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .coco import match_objects
@@ -140,8 +141,13 @@ def draw_objects(image, objects):
     for item in objects:
         if item['mask'] is not None:
             paint_mask(picture, Image.fromarray(item['mask']).resize(size), OUTCOME_COLORS[item['outcome']])
-    for item in objects:
-        draw_box(picture, [value * scale for value in item['bbox']], item['label'], OUTCOME_COLORS[item['outcome']])
+    boxes = [[value * scale for value in item['bbox']] for item in objects]
+    for item, (x, y, width, height) in zip(objects, boxes):
+        corners = [x, y, x + width, y + height]
+        ImageDraw.Draw(picture).rectangle(corners, outline=OUTCOME_COLORS[item['outcome']], width=3)
+    taken = []
+    for item, box in zip(objects, boxes):
+        draw_label(picture, box, item['label'], OUTCOME_COLORS[item['outcome']], taken)
     file = io.BytesIO()
     picture.save(file, 'JPEG', quality=85)
     return file.getvalue()
@@ -155,14 +161,39 @@ def paint_mask(picture, mask, color):
     picture.paste(color, mask=contour)
 
 
-def draw_box(picture, bbox, label, color):
-    """Draw a box (x, y, width, height in the picture's pixels) and, on its upper edge, its label."""
-    x, y, width, height = bbox
+def draw_label(picture, bbox, label, color, taken):
+    """Write the label of a box at that corner of it where it covers no other label, if there is one.
+
+    Args:
+        picture (PIL.Image.Image): Drawn into.
+        bbox (list[float]): x, y, width, height in the picture's pixels.
+        label (str): The text.
+        color (str): The ground of the text.
+        taken (list): Places (left, top, right, bottom) of other labels; gets this one's.
+    """
     draw = ImageDraw.Draw(picture)
-    draw.rectangle([x, y, x + width, y + height], outline=color, width=3)
     font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), FONT_SIZE)
-    text_width = draw.textlength(label, font)
-    left = min(max(x, 0), max(picture.width - text_width - 6, 0))
-    top = max(y - FONT_SIZE - 4, 0)
-    draw.rectangle([left, top, left + text_width + 6, top + FONT_SIZE + 4], fill=color)
-    draw.text((left + 3, top + 1), label, fill='black' if color == OUTCOME_COLORS['missed'] else 'white', font=font)
+    x, y, width, height = bbox
+    across, down = draw.textlength(label, font) + 6, FONT_SIZE + 4
+    places = []
+    for top in (y - down, y + height, y, y + height - down):
+        for left in (x, x + width - across):
+            left = max(0, min(left, picture.width - across))
+            inside = max(0, min(top, picture.height - down))
+            places.append((left, inside, left + across, inside + down))
+    place = next((place for place in places if not any(overlap(place, other) for other in taken)), places[0])
+    taken.append(place)
+    draw.rectangle(place, fill=color)
+    draw.text((place[0] + 3, place[1] + 1), label, fill=ink_on(color), font=font)
+
+
+def ink_on(color):
+    """Return the color of text on a colored ground: black or white, whichever stands out more (by WCAG 2)."""
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts))
+    return 'black' if luminance > 0.179 else 'white'
+
+
+def overlap(one, other):
+    """Whether two rectangles (left, top, right, bottom) have points in common."""
+    return all(one[axis] < other[axis + 2] and other[axis] < one[axis + 2] for axis in (0, 1))

@@ -8,23 +8,46 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from mmnorm.files import write_together
 from mmnorm.terminal import command
 
 from .page import render
-from .plots import COLORS, COLUMNS, PANEL, STYLE, as_svg, name_handles
+from .plots import (
+    COLORS,
+    HALF,
+    LONGEST_NAME,
+    MARKERS,
+    ON_COLOR,
+    PANEL,
+    SOFT,
+    STYLE,
+    WIDTH,
+    Drawing,
+    area_style,
+    as_svg,
+    mark_parts,
+    samples,
+)
+from .tables import made
+from .texts import one_line
 
 NORMALIZERS = ('IN', 'LN', 'BN')  # in COLORS' order, everywhere on the page
+NORMALIZER_STYLES = {name: area_style(color) for name, color in zip(NORMALIZERS, COLORS)}
 MOMENTS = dict(mean='Mean', var='Variance')
-WIDTH = COLUMNS * PANEL[0]  # inches
+UNTRAINED = 0.02  # differences of ratios within a layer, up to which they are as good as untouched
 MAX_LABELS = 130  # layers, more of which are not named in a plot
 MAX_CHANNEL_PANELS = 6
-RBN_PANELS = {  # title: label, column, color
-    'Centering calibration': (('$w_m$', 'center_weight', COLORS[0]), ('$|w_m|$', 'abs_center_weight', COLORS[1])),
-    'Scaling calibration, weight': (('$w_v$', 'scale_weight', COLORS[0]), ('$|w_v|$', 'abs_scale_weight', COLORS[1])),
-    'Scaling calibration, bias': (('$w_b$', 'scale_bias', COLORS[0]),),
+RBN_PANELS = {  # average, average of sizes
+    'Centering, w_m': ('center_weight', 'abs_center_weight'),
+    'Scaling, w_v': ('scale_weight', 'abs_scale_weight'),
+    'Scaling, w_b': ('scale_bias',),
+}
+SPREAD_STYLES = {
+    name: (stage, dict(color=color, marker=marker, markersize=3.5))
+    for name, stage, color, marker in zip(
+        ('before the scaling calibration', 'after it'), ('before', 'after'), COLORS, MARKERS
+    )
 }
 
 
@@ -32,9 +55,10 @@ def write_weights(content, out):
     """Write ``norm_weights.html`` and ``norm_weights.json``, both or none.
 
     Args:
-        content (dict): ``config`` (str); ``notes`` (list[str]); ``snapshots`` (list[dict]), in the order of the
-            training, each with ``name`` and the tables of :func:`mmnorm.statistics.learned.norm_weights`; ``spread``,
-            that of :func:`mmnorm.statistics.learned.measure_spread` as lists, or None.
+        content (dict): ``config``, ``command``, ``date`` and ``device`` (str); ``versions`` (dict); ``notes``
+            (list[str]); ``snapshots`` (list[dict]), in the order of the training, each with ``name`` and the tables of
+            :func:`mmnorm.statistics.learned.norm_weights`; ``spread``, that of
+            :func:`mmnorm.statistics.learned.measure_spread` as lists, or None.
         out (str | Path): The folder to write to; made if it is not there.
 
     Returns:
@@ -43,7 +67,14 @@ def write_weights(content, out):
     snapshots = content['snapshots']
     last = snapshots[-1]
     changes = [None, *itertools.starmap(count_changes, itertools.pairwise(snapshots))]
-    context = dict(content, last=last, changes=changes, harden=f'{command("weights")} harden')
+    context = dict(
+        content,
+        last=last,
+        changes=changes,
+        harden=f'{command("weights")} harden',
+        findings=findings(last),
+        facts=made(content),
+    )
     if last['sn']:
         context |= dict(
             ratios=draw_ratios(last['sn']),
@@ -70,6 +101,39 @@ def write_weights(content, out):
     return page
 
 
+def findings(tables):
+    """Return what the tables of a snapshot come to, a sentence (str) each."""
+    found = []
+    if tables['sn']:
+        average = tables['sn_by_part']['all']
+        shares = {
+            moment: ', '.join(f'{100 * share:.0f} % {name}' for share, name in zip(average[moment], NORMALIZERS))
+            for moment in MOMENTS
+        }
+        ratios = [row[moment] for row in tables['sn'] for moment in MOMENTS]
+        moved = max(max(of) - min(of if of[2] else of[:2]) for of in ratios)  # a layer without BN's part has 0 there
+        if moved < UNTRAINED:
+            found.append(
+                f'SN: within each layer the ratios differ by {100 * moved:.1f} % at most, nearly as before training. '
+                'They say nothing yet about what the layers prefer, and hardening would pick by chance.'
+            )
+        else:
+            found.append(
+                f'SN: on average the layers take the mean from {shares["mean"]}, the variance from {shares["var"]}. '
+                f'In {100 * tables["differing"]:.0f} % of them mean and variance prefer different normalizers.'
+            )
+    if tables['rbn']:
+        average, sizes = tables['rbn_by_part']['all'], []
+        for name, column in (('w_m', 'abs_center_weight'), ('w_v', 'abs_scale_weight')):
+            if average[column] is not None:
+                groups = {part: of[column] for part, of in tables['rbn_by_part'].items() if part != 'all'}
+                most = max((part for part in groups if groups[part] is not None), key=groups.get)
+                sizes.append(f'{name} is {average[column]:.3f} (largest in {most}, {groups[most]:.3f})')
+        if sizes:
+            found.append(f'RBN: the average size of {", that of ".join(sizes)}; before training it is 0.')
+    return found
+
+
 def finite(tree):
     """Return a tree of plain values with None for numbers that JSON does not have, infinite ones and NaN."""
     if isinstance(tree, dict):
@@ -89,7 +153,7 @@ def count_changes(earlier, later):
 
 
 def draw_ratios(rows):
-    """Return the plot (SVG bytes) of SN's ratios and their divergence by layer (sn, Fig. 5 and 7c)."""
+    """Return the Drawing of SN's ratios and their divergence by layer (sn, Fig. 5 and 7c)."""
     with matplotlib.rc_context(STYLE):
         divergences = [row['kl'] for row in rows]
         diverge = any(divergence and math.isfinite(divergence) for divergence in divergences)
@@ -101,38 +165,38 @@ def draw_ratios(rows):
             ratios = np.array([row[moment] for row in rows])
             for index in range(len(NORMALIZERS)):
                 axes.bar(places, ratios[:, index], 0.86, ratios[:, :index].sum(axis=1), color=COLORS[index])
-            axes.set(ylabel=title, ylim=(0, 1))
+            axes.set(ylabel=f'{title}: share', ylim=(0, 1))
         if diverge:
-            panels[2].bar(places, divergences, 0.86, color='#5b636d')
+            panels[2].bar(places, divergences, 0.86, color=SOFT)
             panels[2].set(ylabel='Divergence (nats)')
         name_layers(panels, rows)
-        _add_legend(figure, [dict(color=COLORS[index]) for index in range(len(NORMALIZERS))], NORMALIZERS)
-        return as_svg(figure)
+        return Drawing([('Ratios by layer', as_svg(figure))], 1, samples(NORMALIZER_STYLES))
 
 
 def draw_averages(averages):
-    """Return the plot (SVG bytes) of SN's ratios averaged over groups of layers (sn, Fig. 1, 4, 10 and 11)."""
-    labels = [f'{name} ({group["layers"]})' for name, group in averages.items()]
+    """Return the Drawing of SN's ratios averaged over groups of layers (sn, Fig. 1, 4, 10 and 11)."""
+    labels, panels = [f'{name} ({group["layers"]})' for name, group in averages.items()], []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(labels)), layout='constrained')
-        for axes, (moment, title) in zip(figure.subplots(1, 2, sharey=True), MOMENTS.items()):
+        for moment, title in MOMENTS.items():
+            figure = Figure(figsize=(HALF, 0.7 + 0.3 * len(labels)), layout='constrained')
+            axes = figure.subplots()
             ratios = np.array([group[moment] for group in averages.values()])
             for index in range(len(NORMALIZERS)):
                 left = ratios[:, :index].sum(axis=1)
                 bars = axes.barh(range(len(labels)), ratios[:, index], 0.78, left, color=COLORS[index])
                 texts = [f'{100 * ratio:.0f}' if ratio > 0.04 else '' for ratio in ratios[:, index]]
-                axes.bar_label(bars, texts, label_type='center', color='white', fontsize=9)
+                axes.bar_label(bars, texts, label_type='center', fontsize=9, **ON_COLOR)
             axes.set(title=title, xlim=(0, 1))
             axes.set_yticks(range(len(labels)), labels)
             axes.xaxis.set_major_formatter(lambda share, _: f'{100 * share:.0f} %')
             axes.grid(visible=False)
-        axes.invert_yaxis()
-        _add_legend(figure, [dict(color=COLORS[index]) for index in range(len(NORMALIZERS))], NORMALIZERS)
-        return as_svg(figure)
+            axes.invert_yaxis()
+            panels.append((title, as_svg(figure)))
+        return Drawing(panels, 2, samples(NORMALIZER_STYLES))
 
 
 def draw_hard_ratios(snapshots):
-    """Return the plot (SVG bytes) of what each layer prefers, in each snapshot (sn, Fig. 8)."""
+    """Return the Drawing of what each layer prefers, in each snapshot (sn, Fig. 8)."""
     rows = snapshots[-1]['sn']
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.4 + 0.44 * len(snapshots)), layout='constrained')
@@ -152,109 +216,103 @@ def draw_hard_ratios(snapshots):
             axes.set(ylim=(len(snapshots) - 0.5, -0.5), ylabel=title)
             axes.grid(visible=False)
         name_layers(panels, rows)
-        _add_legend(figure, [dict(color=COLORS[index]) for index in range(len(NORMALIZERS))], NORMALIZERS)
-        return as_svg(figure)
+        return Drawing([('What each layer prefers', as_svg(figure))], 1, samples(NORMALIZER_STYLES))
 
 
 def draw_dynamics(snapshots):
-    """Return the plot (SVG bytes) of SN's ratios over the snapshots, a panel for each part (sn, Fig. 7, 13 and 14)."""
-    curves = [
-        (dict(color=COLORS[index], linestyle=style), lambda group, m=moment, i=index: group[m][i])
-        for moment, style in zip(MOMENTS, ('-', '--'))
-        for index in range(len(NORMALIZERS))
-    ]
-    labels = [f'{name}, {title.lower()}' for title in MOMENTS.values() for name in NORMALIZERS]
-    return _draw_over_snapshots(snapshots, 'sn_by_part', curves, labels)
+    """Return the Drawing of SN's ratios over the snapshots, a panel for each part (sn, Fig. 7, 13 and 14)."""
+    curves = {
+        f'{name}, {title.lower()}': (
+            dict(color=COLORS[index], linestyle=style, marker=marker, markersize=3.5),
+            lambda group, m=moment, i=index: group[m][i],
+        )
+        for (moment, title), style, marker in zip(MOMENTS.items(), ('-', '--'), 'os')
+        for index, name in enumerate(NORMALIZERS)
+    }
+    return _draw_over_snapshots(snapshots, 'sn_by_part', curves, 'share')
 
 
 def draw_rbn_dynamics(snapshots):
-    """Return the plot (SVG bytes) of how large RBN's weights are over the snapshots, a panel for each part."""
-    columns = {'$|w_m|$': 'abs_center_weight', '$|w_v|$': 'abs_scale_weight'}
-    curves = [
-        (dict(color=COLORS[index]), lambda group, c=column: group[c]) for index, column in enumerate(columns.values())
-    ]
-    return _draw_over_snapshots(snapshots, 'rbn_by_part', curves, list(columns))
+    """Return the Drawing of how large RBN's weights are over the snapshots, a panel for each part."""
+    curves = {
+        name: (dict(color=COLORS[index], marker=MARKERS[index], markersize=3.5), lambda group, c=column: group[c])
+        for index, (name, column) in enumerate({'|w_m|': 'abs_center_weight', '|w_v|': 'abs_scale_weight'}.items())
+    }
+    return _draw_over_snapshots(snapshots, 'rbn_by_part', curves, 'mean size')
 
 
-def _draw_over_snapshots(snapshots, table, curves, labels):
+def _draw_over_snapshots(snapshots, table, curves, unit):
     """Draw a panel for each group of a table of averages; a curve is its style and what takes it from the averages."""
-    names = [snapshot['name'] for snapshot in snapshots]
-    columns = 4
-    rows = math.ceil(len(snapshots[-1][table]) / columns)
-    with matplotlib.rc_context(STYLE | {'text.parse_math': True}):
-        figure = Figure(figsize=(WIDTH, 0.6 + 1.9 * rows), layout='constrained')
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-        for group, axes in zip(snapshots[-1][table], grid):
-            for style, take in curves:
-                values = [take(snapshot[table][group]) for snapshot in snapshots]
-                axes.plot(
-                    range(len(names)),
-                    [math.nan if value is None else value for value in values],
-                    marker='o',
-                    markersize=3.5,
-                    **style,
-                )
-            axes.set_title(group, parse_math=False)
-            axes.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8, parse_math=False)
-        for axes in grid:  # the rest of the last row
-            axes.axis('off')
-        for axes in [axes for axes in figure.axes if axes.axison][-columns:]:  # the lowest of each column
-            axes.tick_params(labelbottom=True)
-        _add_legend(figure, [style for style, _ in curves], labels)
-        return as_svg(figure)
+    names, groups = [snapshot['name'] for snapshot in snapshots], list(snapshots[-1][table])
+    values = {
+        group: [[take(snapshot[table][group]) for snapshot in snapshots] for _, take in curves.values()]
+        for group in groups
+    }
+    highest = max((value for of in values.values() for curve in of for value in curve if value is not None), default=1)
+    panels = []
+    with matplotlib.rc_context(STYLE):
+        for group in groups:
+            figure = Figure(figsize=PANEL, layout='constrained')
+            axes = figure.subplots()
+            for (style, _), curve in zip(curves.values(), values[group]):
+                axes.plot(range(len(names)), [math.nan if value is None else value for value in curve], **style)
+            axes.set(title=one_line(group, LONGEST_NAME), ylabel=unit, ylim=(0, 1.05 * highest or 1))
+            axes.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
+            panels.append((group, as_svg(figure)))
+        return Drawing(panels, 3, samples({name: style for name, (style, _) in curves.items()}))
 
 
 def draw_rbn(rows):
-    """Return the plot (SVG bytes) of RBN's weights by layer, averaged over channels (rbn, Fig. 3 and 4)."""
-    with matplotlib.rc_context(STYLE | {'text.parse_math': True}):
+    """Return the Drawing of RBN's weights by layer, averaged over channels (rbn, Fig. 3 and 4)."""
+    styles = [dict(color=COLORS[index], marker=MARKERS[index], markersize=3.5, linewidth=1) for index in range(2)]
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 7), layout='constrained')
         panels = figure.subplots(len(RBN_PANELS), 1, sharex=True)
-        for axes, (title, curves) in zip(panels, RBN_PANELS.items()):
-            for label, column, color in curves:
+        for axes, (title, columns) in zip(panels, RBN_PANELS.items()):
+            for column, style in zip(columns, styles):
                 values = [math.nan if row[column] is None else row[column] for row in rows]
-                axes.plot(range(len(rows)), values, marker='o', markersize=3.5, linewidth=1, color=color, label=label)
-            axes.set(ylabel=title.replace(', ', ',\n'))
-            axes.legend(loc='upper left', ncols=len(curves), bbox_to_anchor=(0, 1), borderaxespad=0.1)
+                axes.plot(range(len(rows)), values, **style)
+            axes.set(ylabel=title)
         name_layers(panels, rows)
-        return as_svg(figure)
+        keys = dict(zip(('average', 'average of sizes, |w|'), styles))
+        return Drawing([('RBN weights by layer', as_svg(figure))], 1, samples(keys))
 
 
 def draw_spread(spread, rows):
-    """Return the plot (SVG bytes) of how far channel means spread in each layer: median and range of its channels."""
+    """Return the Drawing of how far channel means spread in each layer: median and range of its channels."""
     rows = [row for row in rows if row['name'] in spread]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout='constrained')
         axes = figure.subplots()
-        styles = []
-        for index, stage in enumerate(('before', 'after')):
+        for stage, style in SPREAD_STYLES.values():
             low, median, high = np.transpose([np.percentile(spread[row['name']][stage], (10, 50, 90)) for row in rows])
-            styles.append(dict(color=COLORS[index]))
-            axes.fill_between(range(len(rows)), low, high, alpha=0.18, linewidth=0, **styles[-1])
-            axes.plot(range(len(rows)), median, marker='o', markersize=3.5, **styles[-1])
+            axes.fill_between(range(len(rows)), low, high, alpha=0.18, linewidth=0, color=style['color'])
+            axes.plot(range(len(rows)), median, **style)
         axes.set(ylabel='Standard deviation', ylim=(0, None))
         name_layers([axes], rows)
-        _add_legend(figure, styles, ['before the scaling calibration', 'after'])
-        return as_svg(figure)
+        return Drawing([('Spread by layer', as_svg(figure))], 1, spread_keys())
 
 
 def draw_channels(spread):
-    """Return the plot (SVG bytes) of the spread of every channel's mean in some layers (rbn, Fig. 5)."""
-    layers = list(spread)
-    shown = [layers[round(place)] for place in np.linspace(0, len(layers) - 1, min(len(layers), MAX_CHANNEL_PANELS))]
-    rows = math.ceil(len(shown) / COLUMNS)
+    """Return the Drawing of the spread of every channel's mean in some layers (rbn, Fig. 5)."""
+    layers, panels = list(spread), []
+    places = np.linspace(0, len(layers) - 1, min(len(layers), MAX_CHANNEL_PANELS))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.4 + 2.3 * rows), layout='constrained')
-        grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
-        styles = [dict(color=COLORS[index]) for index in range(2)]
-        for name, axes in zip(shown, grid):
+        for name in [layers[round(place)] for place in places]:
+            figure = Figure(figsize=PANEL, layout='constrained')
+            axes = figure.subplots()
             order = np.argsort(spread[name]['before'])
-            for stage, style in zip(('before', 'after'), styles):
-                axes.plot(np.array(spread[name][stage])[order], marker='.', markersize=4, linewidth=0.9, **style)
-            axes.set(title=name, xlabel='Channel, sorted', ylabel='Standard deviation', ylim=(0, None))
-        for axes in grid:  # the rest of the last row
-            axes.axis('off')
-        _add_legend(figure, styles, ['before the scaling calibration', 'after'])
-        return as_svg(figure)
+            for stage, style in SPREAD_STYLES.values():
+                axes.plot(np.array(spread[name][stage])[order], **style | dict(markersize=2.2, linewidth=0.9))
+            axes.set_title(one_line(name, LONGEST_NAME), fontsize=9)
+            axes.set(xlabel='Channel, sorted', ylabel='Standard deviation', ylim=(0, None))
+            panels.append((name, as_svg(figure)))
+        return Drawing(panels, 3, spread_keys())
+
+
+def spread_keys():
+    """Return the keys of what is drawn before and after the scaling calibration."""
+    return samples({name: style for name, (_, style) in SPREAD_STYLES.items()})
 
 
 def name_layers(panels, rows):
@@ -265,37 +323,11 @@ def name_layers(panels, rows):
         axes.grid(visible=False, axis='x')
     panels[-1].tick_params(axis='x', length=0)
     labels = [short_name(row['name'], row['part']) for row in rows] if width <= MAX_LABELS else []
-    panels[-1].set_xticks(
-        range(len(labels)), labels, rotation=90, fontsize=min(8, max(5.2, 560 / width)), parse_math=False
-    )
-    start, taken = 0, -math.inf
-    for part, members in itertools.groupby(rows, lambda row: row['part']):
-        end = start + len(list(members))
-        text, middle = part.rpartition('.')[2], (start + end - 1) / 2
-        reach = 0.042 * len(text) * width / WIDTH  # half of the text's length, in layers
-        raised = middle - reach < taken  # where it would run into the text before it
-        taken = max(taken, middle + reach)
-        panels[0].annotate(
-            text,
-            (middle, 1),
-            (0, 13 if raised else 3),
-            fontsize=8,
-            ha='center',
-            color='#4a5058',
-            parse_math=False,
-            xycoords=('data', 'axes fraction'),
-            textcoords='offset points',
-        )
-        for axes in panels if end < width else ():
-            axes.axvline(end - 0.5, color='#1c2126', linewidth=0.9, zorder=3)
-        start = end
+    panels[-1].set_xticks(range(len(labels)), labels, rotation=90, fontsize=min(8, max(5.2, 560 / width)))
+    mark_parts(panels, [row['part'] for row in rows])
 
 
 def short_name(name, part):
     """Return a layer's name without what its part says."""
     rest = name.split('.')[part.count('.') + 1 :]
     return '.'.join(rest) or name.rpartition('.')[2]
-
-
-def _add_legend(figure, styles, labels):
-    name_handles(figure, [Line2D([], [], **{'linewidth': 2.4} | style) for style in styles], labels)

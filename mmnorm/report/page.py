@@ -68,13 +68,11 @@ def write_report(runs, out, num_images=12, score_thr=0.5, figures=False):
     confusions = {run.name: confusion(evaluation.coco_eval, score_thr) for run, evaluation in shown}
     drawn = {}
     if figures:
-        dots = {f'{title} per class': {title: table} for title, table in class_tables.items()}
-        dots |= {f'{title} by size': {title: table} for title, table in sizes.items()}
-        drawn |= {panel.title: (plot_curves, [panel], names, 1) for panel in losses + metrics + precisions}
-        drawn |= {title: (plot_dots, table, PANEL[0]) for title, table in dots.items()}
-        drawn |= {
-            f'Confusion {name}': (plot_confusion, {name: matrix}, 1, PANEL[0]) for name, matrix in confusions.items()
-        }
+        dots = {f'{title} per class': (title, table) for title, table in class_tables.items()}
+        dots |= {f'{title} by size': (title, table) for title, table in sizes.items()}
+        drawn |= {panel.title: (plot_curves, panel, names) for panel in losses + metrics + precisions}
+        drawn |= {title: (plot_dots, *table, PANEL[0], True) for title, table in dots.items()}
+        drawn |= {f'Confusion {name}': (plot_confusion, name, matrix, PANEL[0]) for name, matrix in confusions.items()}
     drawn = dict(zip(file_names(drawn), drawn.values()))
     context = dict(
         runs=runs,

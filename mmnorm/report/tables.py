@@ -55,7 +55,8 @@ def final_metrics(run, evaluations):
             'are probably of different checkpoints or different test sets.'
         )
     files = ' and '.join(f'predictions.{iou_type}.json' for iou_type in evaluations)
-    return {**logged, **evaluated}, f'{files}, evaluated with pycocotools'
+    images = len(next(iter(evaluations.values())).coco_eval.params.imgIds)
+    return {**logged, **evaluated}, f'{files}, evaluated with pycocotools on {images:,} test images'
 
 
 def group_metrics(results):
@@ -105,6 +106,12 @@ def run_facts(run):
         memory, kind = run.train['memory'].max(), 'cuda'
     facts[f'Peak memory{", " + MEMORY_KINDS[kind] if kind in MEMORY_KINDS else ""} (MiB)'] = round_known(memory)
     return facts
+
+
+def made(result):
+    """Return how a page's figures came about (dict of str), as far as the result (dict) says."""
+    facts = {name.capitalize(): result[name] for name in ('command', 'date', 'seed', 'device') if name in result}
+    return {name: str(value) for name, value in facts.items()} | {'Versions': join_items(result['versions'])}
 
 
 def minutes(time):

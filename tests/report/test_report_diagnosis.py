@@ -98,7 +98,7 @@ def test_page_says_what_was_found(tmp_path):
     ):
         assert text in page, text
     assert page.index('backbone.layer1.0.bn1') < page.index('backbone.bn1')  # the worst one first
-    assert page.count('data:image/svg+xml') == 3
+    assert page.count('alt="Plot: ') == 4 + 1 + 1  # by depth, a channel, EvalNorm
 
 
 def test_page_has_the_intervals_of_gains(tmp_path):
@@ -140,7 +140,7 @@ def test_page_of_fixed_statistics(tmp_path):
     )
     page = write_diagnosis(fixed, tmp_path).read_text()
     assert 'none of them trained by batch statistics' in page and 'is part of the trained function' in page
-    assert 'Before and after' not in page and page.count('data:image/svg+xml') == 1 and '<pre>' not in page
+    assert 'Before and after' not in page and page.count('alt="Plot: ') == 4 and '<pre>' not in page
 
 
 def test_perturbation_is_drawn():
@@ -161,4 +161,4 @@ def test_page_is_painted(tmp_path):
     browse(page, tmp_path / 'profile', f'--screenshot={tmp_path / "page.png"}', '--window-size=1280,3000')
     picture = np.asarray(Image.open(tmp_path / 'page.png').convert('RGB')).astype(int)
     assert count_pixels(picture, (0, 114, 178)) > 2000  # shift by depth, and a channel in training
-    assert count_pixels(picture, (204, 121, 167)) > 200  # the channel on test images
+    assert count_pixels(picture, (204, 121, 167)) > 100  # the channel on test images, dashed and dotted

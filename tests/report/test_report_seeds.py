@@ -98,7 +98,7 @@ def test_figures(make_run, report_main, monkeypatch):
 
 def test_same_figure_gives_the_same_file():
     panel = Panel('loss', '', [pd.Series([1.0, 2.0])])
-    assert for_paper(plot_curves, [panel], ['a']) == for_paper(plot_curves, [panel], ['a'])
+    assert for_paper(plot_curves, panel, ['a']) == for_paper(plot_curves, panel, ['a'])
 
 
 def test_names_of_figures():

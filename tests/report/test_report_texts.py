@@ -18,7 +18,18 @@ from matplotlib.figure import Figure
 
 from mmnorm.report import draw_perturbation, load_run, write_diagnosis, write_report
 from mmnorm.report.learned import draw_averages, draw_rbn, draw_spread
-from mmnorm.report.plots import Panel, as_svg, draw_confusion, draw_curves, draw_dots, line_style, marker_style
+from mmnorm.report.plots import (
+    Drawing,
+    Panel,
+    as_svg,
+    draw_confusion,
+    draw_curves,
+    draw_dots,
+    for_paper,
+    line_style,
+    marker_style,
+    plot_curves,
+)
 from mmnorm.report.texts import in_csv, in_markdown, one_line, visible
 
 from .conftest import coco_line, train_line, write_session
@@ -173,22 +184,24 @@ def test_plots(text):
     rows[0].update(dict.fromkeys(columns, 1.0), var=[1, 0, 0])
     averages = {text: dict(layers=1, mean=[1, 0, 0], var=[1, 0, 0])}
     spread = {rows[0]['name']: dict(before=[1.0, 2.0], after=[1.0, 2.0])}
-    for svg in (
+    for drawing in (
         draw_curves([Panel(text, text, [curve, curve])], [text, f'{text}2']),
         draw_dots({text: pd.DataFrame({text: [1.0, 2.0], f'{text}2': [1.0, 2.0]}, index=[text, f'{text}2'])}),
         draw_confusion({text: pd.DataFrame([[1, 2], [3, 4]], [text, 'b'], [text, 'c'])}),
-        draw_perturbation([dict(blocks=1, delta=0.1, metrics=[{text: 1.0}])]),
+        Drawing([(text, draw_perturbation([dict(blocks=1, delta=0.1, metrics=[{text: 1.0}])]))], 1),
+        Drawing([(text, for_paper(plot_curves, Panel(text, text, [curve, curve]), [text, f'{text}2'])['svg'])], 1),
         draw_averages(averages),
         draw_rbn(rows),
         draw_spread(spread, rows),
     ):
-        size = xml.etree.ElementTree.fromstring(svg).attrib
-        assert float(size['width'].removesuffix('pt')) < 1200 and float(size['height'].removesuffix('pt')) < 1200
+        for svg in (*(svg for _, svg in drawing.panels), *drawing.keys.values()):
+            size = xml.etree.ElementTree.fromstring(svg).attrib
+            assert float(size['width'].removesuffix('pt')) < 1200 and float(size['height'].removesuffix('pt')) < 1200
 
 
 def test_classes_are_named():
     table = pd.DataFrame({'run': [1.0, 2.0]}, index=['cup', 'red & $x$'])
-    svg = draw_dots({'Box AP': table, 'Mask AP': table})
+    (_, svg), _ = draw_dots({'Box AP': table, 'Mask AP': table}).panels
     assert svg.count(b'<!-- cup -->') == svg.count(b'<!-- red &amp; $x$ -->') + svg.count(b'<!-- red & $x$ -->') == 1
 
 
@@ -201,13 +214,14 @@ def test_runs_that_coincide_are_both_seen():
         assert [style['linewidth'] for style in styles] == sorted((s['linewidth'] for s in styles), reverse=True)
         for below, above in itertools.pairwise(marker_style(index, number) for index in range(number)):
             assert below['marker'] != above['marker'] and below['markersize'] > above['markersize']
-    svg = draw_curves([Panel('loss', '', [curve, curve])], ['a', 'b']).decode()
-    assert re.search('stroke: #d55e00[^"]*stroke-dasharray|stroke-dasharray[^"]*stroke: #d55e00', svg)
+    drawing = draw_curves([Panel('loss', '', [curve, curve])], ['a', 'b'])
+    for svg in (drawing.panels[0][1].decode(), drawing.keys['b'].decode()):
+        assert re.search('stroke: #d55e00[^"]*stroke-dasharray|stroke-dasharray[^"]*stroke: #d55e00', svg)
 
 
 def test_names_that_begin_with_an_underscore_are_in_the_legend():
     curve = pd.Series([1.0, 2.0], [1, 2])
-    assert b'<!-- _run -->' in draw_curves([Panel('loss', '', [curve, curve])], ['_run', 'other'])
+    assert b'<!-- _run -->' in for_paper(plot_curves, Panel('loss', '', [curve, curve]), ['_run', 'other'])['svg']
 
 
 def test_control_characters_are_no_xml():
