@@ -28,9 +28,9 @@ from .plots import (
 )
 from .runs import COCO_NAMES, SEGMENTATION_METRICS
 from .seeds import over_seeds
+from .tables import TITLES
 from .texts import in_markdown, visible
 
-TITLES = {'AP^bbox': 'Box AP', 'AP^mask': 'Mask AP'}
 MAX_OTHER_METRICS = 6  # drawn over training; some evaluators log one for each class
 
 
@@ -57,7 +57,7 @@ def write_report(runs, out, num_images=12, score_thr=0.5, figures=False):
     evaluations = [evaluate_run(run) for run in runs]
     results, sources = tables.collect_results(runs, evaluations)
     papers = compare_with_papers(runs, results)
-    differences = results - results.iloc[0]
+    differences, seeds = results - results.iloc[0], over_seeds(runs, results)
     facts = tables.collect_facts(runs)
     class_ap = tables.collect_class_ap(runs, evaluations)
     images = draw_images(runs, evaluations, num_images, score_thr)
@@ -86,7 +86,8 @@ def write_report(runs, out, num_images=12, score_thr=0.5, figures=False):
         score_thr=score_thr,
         colors=OUTCOME_COLORS,
         figures=list(drawn),
-        seeds=over_seeds(runs, results),
+        seeds=seeds,
+        findings=tables.in_short(results, seeds),
         titles=TITLES,
         tables=tables,
         loss_plot=draw_curves(losses, names) if losses else None,

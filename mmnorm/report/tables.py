@@ -7,6 +7,8 @@ from .runs import COCO_NAMES, MARKS, PANOPTIC_NAMES, SEGMENTATION_METRICS, as_di
 from .seeds import seed_of
 from .texts import in_csv, in_markdown
 
+TITLES = {'AP^bbox': 'Box AP', 'AP^mask': 'Mask AP'}
+HEADLINES = TITLES | dict(PQ='PQ', mIoU='mIoU')  # by which networks are judged, in percent
 MEMORY_KINDS = {'rss': 'resident', 'cuda': 'CUDA'}
 
 
@@ -67,6 +69,34 @@ def group_metrics(results):
         title = 'Panoptic quality in %' if name in PANOPTIC_NAMES.values() else 'Metrics'
         groups.setdefault(titles[name[-5:]] if name in COCO_NAMES.values() else title, []).append(name)
     return groups
+
+
+def in_short(results, seeds):
+    """Return what the results come to: a sentence (str) for each metric that networks are judged by.
+
+    Args:
+        results (DataFrame): As :func:`collect_results` gives them.
+        seeds (list[OverSeeds]): Runs that differ only in their seed.
+    """
+    sentences = []
+    for name, title in HEADLINES.items():
+        values = results[name].dropna() if name in results else ()
+        if not len(values):
+            continue
+        best, first = values.idxmax(), results.index[0]
+        if len(seeds) > 1:
+            groups = (f'{group.name} {format_deviation(group.mean[name], group.deviation[name], name)}' for group in seeds)
+            sentences.append(f'{title}, mean and deviation over seeds: {", ".join(groups)}.')
+        elif values.nunique() == 1:
+            where = '' if len(results) == 1 else f' in {best}' if len(values) == 1 else ' in each run'
+            sentences.append(f'{title}: {format_metric(values[best], name)} %{where}.')
+        else:
+            difference = format_difference(values[best] - results.at[first, name], name)
+            beyond = f', {difference} from {first}' if best != first and difference else ''
+            sentences.append(f'{title}: highest in {best}, {format_metric(values[best], name)} %{beyond}.')
+    if sentences and len(results) > 1 and not seeds:
+        sentences.append('Each run is one training: what another seed would change is not known.')
+    return sentences
 
 
 def collect_facts(runs):

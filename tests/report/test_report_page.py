@@ -1,5 +1,7 @@
 """The three files of a report: figures, differences, what is missing, and that nothing in them can run or load."""
 
+import html
+import math
 import re
 import shutil
 import sys
@@ -10,9 +12,12 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmnorm.report import load_run, write_report
+from mmnorm.report import load_run, tables, write_report
 
 from .conftest import CONFIG, train_line, write_session
+
+
+ONE_EACH = 'Each run is one training: what another seed would change is not known.'
 
 
 def report(*work_dirs, out, **kwargs):
@@ -53,6 +58,31 @@ def test_differences_are_to_the_first_run(two_runs):
         assert text != '+0.0'
         assert f'<span class="difference">{text}</span>' in page
         assert f'({text})' in two_runs.with_suffix('.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('columns', 'said'),
+    [
+        ({'AP^bbox': [47.4], 'AP50^bbox': [70.0]}, ['Box AP: 47.4 %.']),
+        ({'aAcc': [47.4]}, []),
+        ({'mIoU': [40.123, 40.123]}, ['mIoU: 40.12 % in each run.', ONE_EACH]),
+        (
+            {'AP^bbox': [47.4, 46.0], 'AP^mask': [40.0, 41.5]},
+            ['Box AP: highest in a, 47.4 %.', 'Mask AP: highest in b, 41.5 %, +1.5 from a.', ONE_EACH],
+        ),
+        ({'PQ': [math.nan, 30.0]}, ['PQ: 30.0 % in b.', ONE_EACH]),
+        ({'PQ': [math.nan, 30.0, 31.0]}, ['PQ: highest in c, 31.0 %.', ONE_EACH]),
+    ],
+)
+def test_what_results_come_to(columns, said):
+    assert tables.in_short(pd.DataFrame(columns, index=[*'abc'][: len(next(iter(columns.values())))]), []) == said
+
+
+def test_page_begins_with_what_results_come_to(two_runs):
+    page, table = two_runs.read_text(), pd.read_csv(two_runs.with_suffix('.csv'), index_col='run')
+    best = table['AP^bbox'].idxmax()
+    assert f'<p>Box AP: highest in {html.escape(best)}, {table["AP^bbox"].max():.1f} %'.replace('&quot;', '&#34;') in page
+    assert page.index('highest in') < page.index('<h2>Results')
 
 
 def test_images_of_both_runs_are_beside_the_ground_truth(two_runs):
@@ -138,7 +168,7 @@ def test_runs_on_different_data(make_run, data_root, tmp_path):
     (second / 'mask_rcnn.py').write_text(CONFIG.format(data_root=str(tmp_path / 'copy'), classes=()))
     page, _ = report(first, second, out=tmp_path / 'out')
     assert 'differences between the two may come from the data' in page
-    assert page.count('found: ') == page.count('found:\N{NO-BREAK SPACE}') == 6  # the first run's pictures only
+    assert page.count('found: ') == 2 * 6  # alt text and caption of the first run's pictures only
 
 
 def test_semantic_segmentation(tmp_path):

@@ -66,6 +66,7 @@ def test_groups_are_in_all_pages(run_with, tmp_path):
     values = pd.read_csv(written.with_suffix('.csv'), index_col='run')['AP^bbox']
     expected = f'{values[["a_0", "a_1"]].mean():.1f} ± {values[["a_0", "a_1"]].std():.1f}'
     assert f'<td>{expected}</td>' in written.read_text() and expected in written.with_suffix('.md').read_text()
+    assert f'Box AP, mean and deviation over seeds: a {expected}, b ' in written.read_text()
     assert written.read_text().count('<td>0, 1</td>') == 4  # two groups, boxes and masks
 
 

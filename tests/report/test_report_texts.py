@@ -128,7 +128,8 @@ def reports(tmp_path_factory, data_root, told):
 
 
 def test_report_page(reports):
-    assert check_page(*reports) == 6
+    # of training, of classes, precision, sizes and confusions; five of them with a key for each run
+    assert check_page(*reports) == 9 + 2 + 6 + 2 + 2 + 5 * 2
 
 
 def test_log(reports, told):
@@ -173,7 +174,7 @@ def test_diagnosis_page(tmp_path):
         (tmp_path / str(len(text))).mkdir()
         return write_diagnosis(result, tmp_path / str(len(text)))
 
-    assert check_page(write(EVIL), write('plain text')) == 3
+    assert check_page(write(EVIL), write('plain text')) == 4 + 1 + 1 + 2 + 3 + 3  # plots and keys
 
 
 @pytest.mark.parametrize('text', [EVIL, '$\\frac{$', '', 'x' * 3000])
