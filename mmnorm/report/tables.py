@@ -85,7 +85,9 @@ def in_short(results, seeds):
             continue
         best, first = values.idxmax(), results.index[0]
         if len(seeds) > 1:
-            groups = (f'{group.name} {format_deviation(group.mean[name], group.deviation[name], name)}' for group in seeds)
+            groups = (
+                f'{group.name} {format_deviation(group.mean[name], group.deviation[name], name)}' for group in seeds
+            )
             sentences.append(f'{title}, mean and deviation over seeds: {", ".join(groups)}.')
         elif values.nunique() == 1:
             where = '' if len(results) == 1 else f' in {best}' if len(values) == 1 else ' in each run'

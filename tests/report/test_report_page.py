@@ -16,7 +16,6 @@ from mmnorm.report import load_run, tables, write_report
 
 from .conftest import CONFIG, train_line, write_session
 
-
 ONE_EACH = 'Each run is one training: what another seed would change is not known.'
 
 
@@ -81,7 +80,8 @@ def test_what_results_come_to(columns, said):
 def test_page_begins_with_what_results_come_to(two_runs):
     page, table = two_runs.read_text(), pd.read_csv(two_runs.with_suffix('.csv'), index_col='run')
     best = table['AP^bbox'].idxmax()
-    assert f'<p>Box AP: highest in {html.escape(best)}, {table["AP^bbox"].max():.1f} %'.replace('&quot;', '&#34;') in page
+    name = html.escape(best).replace('&quot;', '&#34;')
+    assert f'<p>Box AP: highest in {name}, {table["AP^bbox"].max():.1f} %' in page
     assert page.index('highest in') < page.index('<h2>Results')
 
 
