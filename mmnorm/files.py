@@ -76,6 +76,8 @@ def making_folder(path):
         WriteError: There is no room for what is written, or no access.
     """
     check_writable(path.parent)
+    if path.is_symlink() and not path.exists():
+        raise WriteError(f'{path} is a link to {os.readlink(path)}, where no folder is')
     with _telling(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for lock in path.parent.glob(f'.{glob.escape(path.name)}-{_RANDOM}/lock'):
@@ -164,6 +166,29 @@ def check_writable(folder):
             f'{folder} cannot be written to: {_NO_ACCESS[errno.EROFS if read_only else errno.EACCES]}{where}. '
             'Choose another folder'
         )
+
+
+def check_file(path, what):
+    """Raise FileNotFoundError, with what there is instead, unless a path is that of a file, directly or by a link.
+
+    Args:
+        path (str or Path): As the user gave it.
+        what (str): What the file is to be, for the message.
+    """
+    if os.path.isfile(path):
+        return
+    if not str(path):
+        reason = 'has no name'
+    elif os.path.isdir(path):
+        reason = 'is a folder: give the file in it'
+    elif os.path.exists(path):
+        reason = 'is no file, but a pipe or a device'
+    elif os.path.islink(path):
+        reason = f'is a link to {os.readlink(path)}, where no file is'
+    else:
+        quoted = str(path).startswith('~') or '$' in str(path)
+        reason = 'does not exist' + ' (~ and $NAME are known to the shell, outside of quotes)' * quoted
+    raise FileNotFoundError(' '.join(filter(None, [what, str(path), reason])))
 
 
 def free_space(folder):

@@ -8,11 +8,17 @@ class Options(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         for value in values:
-            if '=' not in value:
+            key, equals, _ = value.partition('=')
+            if not equals or '' in key.split('.'):
                 parser.error(f'{option_string}: {value} is not KEY=VALUE, as in train_cfg.max_epochs=2')
         from mmengine.config import DictAction  # so late that --help needs nothing installed
 
-        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        before = getattr(namespace, self.dest) or {}
+        try:
+            DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:  # of brackets
+            parser.error(f'{option_string}: {" ".join(values)}: {error}')
+        setattr(namespace, self.dest, {**before, **getattr(namespace, self.dest)})
 
 
 def add_config_arguments(parser):
@@ -53,7 +59,7 @@ def add_run_arguments(parser):
     )
     parser.add_argument(
         '--check',
-        type=int,
+        type=positive,
         metavar='NUM_PROCESSES',
         help='only report what is missing to run CONFIG with this many processes, and exit',
     )

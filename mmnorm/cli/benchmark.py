@@ -51,7 +51,7 @@ def shape(text):
         values = tuple(int(value) for value in text.split(','))
     except ValueError:
         values = ()
-    if len(values) < 3 or min(values) < 1:
+    if len(values) < 3 or min(values) < 1 or math.prod(values) >= 2**63:
         raise argparse.ArgumentTypeError(f'{text!r} is not a shape; use N,C,H,W, such as 2,64,200,200')
     return values
 
@@ -375,7 +375,10 @@ def run(args):
     warnings.simplefilter('ignore')
     device = usable_device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     check_norms(args.norms or ())
-    torch.set_num_threads(args.threads)
+    try:
+        torch.set_num_threads(args.threads)
+    except ValueError as error:
+        raise ValueError(f'--threads {args.threads}: {error}') from error
     torch.manual_seed(SEED)
     # as in a training: glibc hands memory back to the system, and gets it page by page, until a large block was freed
     torch.ones(2**23 - 2**16)

@@ -33,17 +33,18 @@ def run(args):
     from mmnorm.engine.check_data import check_data, lines
     from mmnorm.engine.findings import ERROR, WARNING
     from mmnorm.engine.preflight import missing_data
-    from mmnorm.engine.settings import merge_options
+    from mmnorm.engine.settings import merge_options, wrong_kinds
     from mmnorm.files import write_json
 
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f'--out {args.out}: there is no folder {Path(args.out).parent}')
     if args.out and Path(args.out).is_dir():
         raise ValueError(f'--out {args.out} is a folder, not a file')
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(f'config {args.config} does not exist')
     cfg = parse_config(args.config)
     merge_options(cfg, args.cfg_options)
+    wrong = wrong_kinds(cfg)
+    if wrong:
+        raise ValueError('\n'.join(f'{args.config}: {message}' for message in wrong))
     splits = [split for split in args.splits if cfg.get(f'{split}_dataloader')]
     if not splits:
         raise ValueError(f'{args.config} has no {" and no ".join(f"{split}_dataloader" for split in args.splits)}')

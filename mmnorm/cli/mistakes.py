@@ -1,9 +1,10 @@
 """What a command says when it cannot go on: one message for a mistake of the user, nothing for a bug.
 
 Mistakes are what mmnorm raises on purpose, what the operating system and the import system refuse, and whatever is
-raised while something is built from a config: a model, a data set, a hook, a loop. For the last, the message starts
-with the file and the key. That other processes of a run are gone is told as well. Everything else is a bug, of ours or
-of a host, whose traceback is worth more than a message.
+raised while something is built from a config (a model, a data set, a hook, a loop), or where parts that were built do
+not take the first batch (:mod:`.first_batch`). For the last two, the message starts with the file and the key. That
+other processes of a run are gone is told as well. Everything else is a bug, of ours or of a host, whose traceback is
+worth more than a message.
 
 Needs the standard library alone; what it knows of mmengine it uses only where that is imported already.
 """
@@ -19,11 +20,15 @@ import traceback
 from difflib import get_close_matches
 from pathlib import Path
 
+from .first_batch import describe
 from .light import HOME, light
+from .places import config_of, find, types
 
 terminal = light('terminal')
 OURS = str(HOME) + os.sep
 LONGEST = 400  # letters of another package's message: some have a whole config in it
+# as mmengine and mmcv say
+UNKNOWN = re.compile(r'is not in the .* registry|Cannot find .* in registry|Failed to get\b|None is not a callable')
 # what the kernel or another process did, and what no config is to blame for
 OUT_OF_MEMORY = ('MemoryError', 'OutOfMemoryError')
 
@@ -49,11 +54,16 @@ def message_of(error):
     built = _built(frames)
     if built:
         return _with_place(error, built, frames)
-    if type(error).__name__ in OUT_OF_MEMORY:
+    if type(error).__name__ in OUT_OF_MEMORY or 'CPUAllocator: ' in str(error):
         return f'out of memory: {_text(error)}. Smaller batches or images need less'
-    if isinstance(error, (OSError, ImportError)) or _on_purpose(error, frames):
+    if isinstance(error, (OSError, ImportError)):
         return _text(error)
-    return None
+    on_purpose, cfg = _on_purpose(error, frames), config_of(frame for frame, _ in frames)
+    refused = describe(error, [frame for frame, _ in frames], cfg, on_purpose)
+    if refused:
+        place, where = refused
+        return ': '.join(filter(None, [getattr(cfg, 'filename', None), place, f'{_text(error).rstrip(".")}. {where}']))
+    return _text(error) if on_purpose else None
 
 
 def lost_process(error):
@@ -125,16 +135,15 @@ def _built(frames):
 
 def _with_place(error, built, frames):
     """The message of an error in what was built from a config, with the file and the key."""
-    config = sys.modules['mmengine.config'].Config
-    cfg = next((value for frame, _ in frames for value in frame.f_locals.values() if isinstance(value, config)), None)
+    cfg = config_of(frame for frame, _ in frames)
     place, part = '', cfg
     for frame in built if cfg is not None else ():
         inside = not _of_runner(frame)  # which builds a loop, and for it parts that are beside it
-        named = frame.f_code.co_name.removeprefix('build_')
+        named = re.sub('^(build|register)_', '', frame.f_code.co_name)
         if not inside and cfg.get(named) is not None:
             place, part = named, cfg[named]
         for value in _arguments(frame):
-            key = _find(part if inside else cfg, value)
+            key = find(part if inside else cfg, value)
             if key is not None:
                 place, part = f'{place if inside else ""}.{key}'.strip('.'), value
     told = isinstance(error, OSError) or _raised_by_us(error)  # which names what it is about
@@ -151,25 +160,16 @@ def _arguments(frame):
     if frame.f_code.co_name == '__init__':  # of the Runner: all parts at once
         return []
     names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
-    return [frame.f_locals[name] for name in names if isinstance(frame.f_locals.get(name), (dict, list))]
-
-
-def _find(part, value, place=''):
-    """Where (str) in a part of a config a value is; None if nowhere."""
-    items = enumerate(part) if isinstance(part, (list, tuple)) else part.items() if hasattr(part, 'items') else ()
-    items = [(f'{place}.{key}'.strip('.'), inner) for key, inner in items]
-    for key, inner in items:
-        if isinstance(inner, (dict, list)) and repr(inner) == repr(value):
-            return key
-    return next(filter(None, (_find(inner, value, key) for key, inner in items)), None)
+    values = [frame.f_locals[name] for name in names if isinstance(frame.f_locals.get(name), (dict, list))]
+    return values if len(values) == 1 or not _of_runner(frame) else []  # which of several it was is not known
 
 
 def _reason(error, frame, part):
     """What is wrong with a part of a config."""
-    unknown = _unknown_type(frame, part)
+    text = _text(error)
+    unknown = _unknown_type(frame, part) if UNKNOWN.search(text) else None
     if unknown:
         return unknown
-    text = _text(error)
     keyword = re.search(r"unexpected keyword argument '(\w+)'", text)
     if keyword:
         classes = inspect.getmro(frame.f_locals.get('obj_cls', object))
@@ -182,7 +182,7 @@ def _unknown_type(frame, part):
     """What to say of the first ``type`` in a part of a config that no registry has; None if all are known."""
     registries = [value for name, value in vars(sys.modules['mmengine.registry']).items() if name.isupper()]
     local = frame.f_locals.get('registry')
-    for place, name in _types(part):
+    for place, name in types(part):
         if not any(_has(registry, name) for registry in registries):
             known = [local] if hasattr(local, 'module_dict') and not place else registries
             names = {right for registry in known for level in _levels(registry) for right in level.module_dict}
@@ -191,25 +191,17 @@ def _unknown_type(frame, part):
 
 
 def _has(registry, name):
-    with registry.switch_scope_and_registry(None) as of_scope:
-        return of_scope.get(name) is not None
+    try:
+        with registry.switch_scope_and_registry(None) as of_scope:
+            return of_scope.get(name) is not None
+    except RuntimeError:  # what is not even the name of an object anywhere
+        return False
 
 
 def _levels(registry):
     while registry is not None:
         yield registry
         registry = registry.parent
-
-
-def _types(part, place=''):
-    """Names under ``type`` in a part of a config, with where they are; its own first."""
-    if isinstance(part, (list, tuple)):
-        part = dict(enumerate(part))
-    if isinstance(part, dict):
-        if isinstance(part.get('type'), str):
-            yield place, part['type']
-        for key, inner in part.items():
-            yield from _types(inner, f'{place}.{key}'.strip('.'))
 
 
 def _text(error):

@@ -47,6 +47,8 @@ def check_args(args):
         raise ValueError(f'{len(args.names)} --names for {len(args.work_dirs)} work dirs')
     if args.images < 0:
         raise ValueError(f'--images {args.images} is negative')
+    if not 0 <= args.score_thr <= 1:
+        raise ValueError(f'--score-thr {args.score_thr} is not from 0 to 1')
 
 
 def default_folder(work_dirs):

@@ -69,8 +69,7 @@ def run(args):
 
     engine.die_with_parent()
     engine.forbid_running_checkpoints()
-    if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
-        engine.stop(f'checkpoint {args.checkpoint} does not exist')
+    engine.check_exists(args.checkpoint)
     cfg = engine.load_config(args, ('test',))
     cfg.load_from = args.checkpoint
     if args.show_dir:

@@ -1,7 +1,6 @@
 """Train a config of mmdet or mmseg; on several processes with --processes."""
 
 import logging
-import os
 import shlex
 from contextlib import nullcontext
 
@@ -108,12 +107,12 @@ def run(args):
 
     from mmnorm import engine
     from mmnorm.engine.networks import build_network
-    from mmnorm.files import check_writable
+    from mmnorm.files import check_file, check_writable
 
     engine.die_with_parent()
     engine.forbid_running_checkpoints()
-    if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
-        engine.stop(f'--resume: {args.resume} does not exist; without a file the newest checkpoint is taken')
+    if args.resume not in (None, 'auto'):  # without a file the newest checkpoint is taken
+        check_file(args.resume, '--resume:')
     cfg = engine.load_config(args, ('train', 'val'))
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'

@@ -404,7 +404,7 @@ def make_digits(root: str | Path, options: DigitsOptions | None = None, *, overw
         ValueError: The digits find no room in the images.
     """
     options = options or DigitsOptions()
-    root = Path(root).resolve()
+    root = Path(os.path.realpath(root))  # pathlib has an error of its own for a link to itself
     if _is_made(root, options, overwrite):
         return False
     with making_folder(root) as new:

@@ -2,7 +2,7 @@
 
 from mmnorm.terminal import on_first_rank, progress
 
-from .checkpoint import CheckpointError, forbid_running_checkpoints, read_checkpoint
+from .checkpoint import CheckpointError, check_exists, forbid_running_checkpoints, read_checkpoint
 from .config import load_config, parse_config, stop
 from .diagnose import Diagnosis
 from .evaluation import (
@@ -27,6 +27,7 @@ __all__ = [
     'RequireWeightsHook',
     'RunRecordHook',
     'Runner',
+    'check_exists',
     'check_free',
     'check_room',
     'check_unused',

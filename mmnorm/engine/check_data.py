@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,7 +16,7 @@ from mmengine.registry import DATASETS
 
 from mmnorm import __version__
 from mmnorm.files import write_bytes
-from mmnorm.openmmlab.configs import dicts
+from mmnorm.openmmlab.configs import dicts, placed_dicts
 
 from .coco_file import check_coco
 from .findings import ERROR, EXAMPLES, WARNING, Finding, Findings
@@ -40,6 +41,7 @@ class DataCheck:
         images: Paths of all images.
         labels: Names of the classes, in the order in which labels count them; None where the file does not say.
         skipped: Why there was no check, or ''.
+        layout: Of an annotation file in COCO's format, as :func:`check_coco` takes it; '' of folders.
         of_evaluator: Whether it is an annotation file that an evaluator alone reads.
     """
 
@@ -50,6 +52,7 @@ class DataCheck:
     images: list = field(default_factory=list, repr=False)
     labels: list | None = None
     skipped: str = ''
+    layout: str = ''
     of_evaluator: bool = False
 
 
@@ -79,6 +82,7 @@ def check_data(cfg, splits, maps=MAPS, say=lambda text: None):
                 of_split.append(_check_dataset(leaf, registry, split, evaluators, maps, say))
         checks += of_split + _check_evaluators(evaluators, of_split, split, say)
     _compare(checks)
+    _check_heads(checks, cfg.get('model'))
     return checks
 
 
@@ -148,7 +152,7 @@ def _check_dataset(cfg, registry, split, evaluators, maps, say):
 
 
 def _check_coco_dataset(check, dataset, layout, concerns, say):
-    check.path = dataset.ann_file
+    check.path, check.layout = dataset.ann_file, layout
     facts = _facts(check, layout, concerns, say)
     if 'categories' not in facts:
         return
@@ -183,7 +187,7 @@ def _reader(dataset):
 def _check_classes(check, facts, classes, by_file, labels):
     """Compare categories and classes; ``by_file``: labels count the file's categories that are classes."""
     found, categories = check.findings, facts['categories']
-    if isinstance(classes, str) or not classes:
+    if not isinstance(classes, (list, tuple)) or not classes:
         found.tell(ERROR, f"metainfo of the config has classes={classes!r}: it must be names, as in ('cat', 'dog')")
         return
     names, chosen = [name for _, name, _ in categories], set(classes)
@@ -378,6 +382,18 @@ def _compare(checks):
         if check.split != 'train' and check.images:
             both = [path for path in check.images if os.path.abspath(path) in images]
             check.findings.add(WARNING, 'images that are trained on too', both)
+
+
+def _check_heads(checks, model):
+    """Labels that a detector's head has no output for, which some losses take for background."""
+    heads = [(key, head) for key, head in placed_dicts(model, 'model') if re.search(r'\.bbox_head(\.\d+)?$', key)]
+    for key, number in ((key, head.get('num_classes')) for key, head in heads):
+        for check in checks:
+            things = check.split == 'train' and check.layout != 'panoptic'  # which has labels of no object too
+            if things and isinstance(number, int) and number < len(check.labels or ()):
+                check.findings.tell(
+                    ERROR, f'it has {len(check.labels)} of the classes of the config, and {key}.num_classes is {number}'
+                )
 
 
 def _name(cfg):

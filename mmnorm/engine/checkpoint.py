@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmnorm.files import checksum, write_text
+from mmnorm.files import check_file, checksum, write_text
 
 _load = CheckpointLoader.load_checkpoint
 _ORIGIN = ('converted_from', 'through', 'whose', 'licence')
@@ -33,15 +33,12 @@ def read_checkpoint(path, map_location='cpu', logger='current'):
         dict: What it holds; something else, if the file does.
 
     Raises:
-        FileNotFoundError: The file is not there.
+        FileNotFoundError: The file is not there, or is a folder.
         CheckpointError: It is not a checkpoint, or wants to run something, which is named.
     """
     path = os.path.expanduser(path)
+    check_exists(path)
     local = '://' not in str(path)
-    if local and Path(path).is_dir():
-        raise CheckpointError(f'{path} is a folder: give the checkpoint file in it')
-    if local and not Path(path).is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
         with log_history_allowed():
             found = (
@@ -55,16 +52,28 @@ def read_checkpoint(path, map_location='cpu', logger='current'):
     if local:
         _check_sums(path)
     if isinstance(found, dict):
-        _check_names(found.get('state_dict', found), path)
+        _check_names(found.get('state_dict', found), path, 'state_dict' in found)
     return found
 
 
-def _check_names(weights, path):
+def check_exists(path):
+    """Raise FileNotFoundError for the path (str or Path) of a checkpoint that is no file; not for a URL."""
+    if '://' not in str(path):
+        check_file(os.path.expanduser(path), 'checkpoint')
+
+
+def _check_names(weights, path, whole):
     if not isinstance(weights, dict):
         raise CheckpointError(f'{path} is not a checkpoint: its state_dict is of type {type(weights).__name__}')
     others = [key for key in weights if not isinstance(key, str)]
     if others:
         raise CheckpointError(f'{path} is not a checkpoint: weights go by names, and {others[0]!r} is none')
+    # beside tensors, a module may keep what it likes under this name
+    kinds = {key: type(value) for key, value in weights.items() if not key.endswith('_extra_state')}
+    for key, kind in kinds.items() if whole else ():
+        if not issubclass(kind, (torch.Tensor, int, float)):
+            what = f'weights are tensors, and {key} is of type {kind.__name__}'
+            raise CheckpointError(f'{path} is not a checkpoint: {what}')
 
 
 def _check_sums(path):
@@ -119,7 +128,11 @@ def _not_saved_whole(path):
     if not start:
         return 'it is empty'
     if start.startswith(b'PK'):
-        return None if zipfile.is_zipfile(path) else 'its end is missing, as after an interrupted download'
+        if not zipfile.is_zipfile(path):
+            return 'its end is missing, as after an interrupted download'
+        with zipfile.ZipFile(path) as archive:
+            parts = [name.rpartition('/')[2] for name in archive.namelist()]
+        return None if 'data.pkl' in parts else 'it is a ZIP archive of something else'
     # an old PyTorch wrote pickles
     return None if start.startswith(b'\x80') else f'it begins with {start!r}, which torch.save does not write'
 

@@ -9,6 +9,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.fileio.handlers import yaml_handler
 
+from mmnorm.files import check_file
 from mmnorm.norms.checks import warn_once
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.terminal import command, on_first_rank
@@ -81,12 +82,28 @@ _PlainLoader.add_constructor(
 )
 
 
+# What else to say of an error, by a part of what it says itself
+_HINTS = {
+    'Duplicate key': "two files of _base_ set these. If a parent of yours has one of mmnorm's small files already, "
+    'leave that out: its variables are there, as _base_.live_norm',
+    'U+FEFF': 'save it as UTF-8 without a byte order mark',
+    'BOM': 'save it as UTF-8 without a byte order mark',
+    'UnicodeDecodeError': 'save it as UTF-8',
+    'RecursionError': 'it is nested too deeply, or _base_ leads back to it',
+    'MemoryError': 'it is nested too deeply',
+    "no attribute 'get'": 'at its top, names have values',
+    "no attribute 'startswith'": '_base_ is the path of a file, or a list of such',
+    'SystemExit': 'it ends the process that reads it',
+}
+
+
 def parse_config(path):
-    """Read a config file; ValueError, with what went wrong, if it cannot be read.
+    """Read a config file; FileNotFoundError if there is none, ValueError, with what went wrong, if it cannot be read.
 
     YAML that this process reads from then on is plain data: mmengine's loader would call what a tag names.
     """
     yaml_handler.Loader = _PlainLoader
+    check_file(path, 'config')
     try:
         return Config.fromfile(path)
     except yaml.constructor.ConstructorError as error:
@@ -95,13 +112,8 @@ def parse_config(path):
             f'{path} cannot be read as a config: YAML with the tag {what} is not plain data, and nothing else is taken '
             'from it; what has to be computed belongs into a config in Python'
         ) from error
-    except Exception as error:  # a config is a program, so anything may come
-        hint = ''
-        if 'Duplicate key' in str(error):
-            hint = (
-                " (two files of _base_ set these. If a parent of yours has one of mmnorm's small files already, "
-                'leave that out: its variables are there, as _base_.live_norm)'
-            )
+    except (Exception, SystemExit) as error:  # a config is a program, so anything may come
+        hint = next((f' ({hint})' for sign, hint in _HINTS.items() if sign in f'{type(error).__name__}: {error}'), '')
         reason = str(error).partition(', the current sys.path')[0]
         raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {reason}{hint}') from error
 

@@ -22,7 +22,7 @@ from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 from mmnorm.openmmlab.resampling import recorded
 from mmnorm.terminal import command, on_first_rank, progress, working
 
-from .checkpoint import CheckpointError, forbid_running_checkpoints, origin_of, read_checkpoint, write_sum
+from .checkpoint import CheckpointError, check_exists, forbid_running_checkpoints, origin_of, read_checkpoint, write_sum
 from .config import load_config, parse_config, stop
 from .processes import die_with_parent, start_distributed
 from .runner import Runner
@@ -45,8 +45,7 @@ def open_evaluation(args, splits=('train', 'test')):
     """
     die_with_parent()
     forbid_running_checkpoints()
-    if not os.path.isfile(args.checkpoint) and '://' not in args.checkpoint:
-        stop(f'checkpoint {args.checkpoint} does not exist')
+    check_exists(args.checkpoint)
     cfg = load_config(args, splits, initializes=False)
     needed = ['test_dataloader', 'test_evaluator', *(f'{split}_dataloader' for split in splits)]
     missing = [key for key in dict.fromkeys(needed) if not cfg.get(key)]
@@ -310,7 +309,7 @@ def check_free(out, with_config=False):
         raise ValueError(f'{out} would be a checkpoint: its name must end in .pth')
     targets = [out, out.with_suffix('.py')] if with_config else [out]
     for target in targets:
-        if target.exists():
+        if os.path.lexists(target):
             raise FileExistsError(f'{target} exists already and is not overwritten: choose another name')
     check_writable(out.parent)
     return targets

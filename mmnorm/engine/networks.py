@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from pathlib import Path
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
@@ -28,8 +27,6 @@ def read_config(path):
         FileNotFoundError: The file is not there.
         ValueError: It cannot be read, or has no model.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'config {path} does not exist')
     cfg = parse_config(path)
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{path} has no model' if cfg.get('model') is None else f'{path}: model must be a dict')

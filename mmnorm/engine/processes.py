@@ -12,6 +12,7 @@ from torch import distributed
 
 from mmnorm.terminal import on_first_rank
 
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_LOCAL_RANK')  # by the launchers that set them
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -50,7 +51,16 @@ def start_distributed(cfg):
     Args:
         cfg (Config): With ``launcher``; ``env_cfg.dist_cfg.timeout`` (s) is how long ranks wait for one that does not
             come, by default torch's 30 minutes.
+
+    Raises:
+        ValueError: The launcher has not started this process.
     """
+    rank = RANKS.get(cfg.launcher)
+    if rank and rank not in os.environ:
+        raise ValueError(
+            f'--launcher {cfg.launcher}: it has not started this process, for {rank} is not in the environment; '
+            '--processes N starts N processes on this machine'
+        )
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         faulthandler.enable()  # gloo aborts a rank whose messages have another size than the others': show where it was
         seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)

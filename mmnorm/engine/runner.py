@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import broadcast_object_list, get_rank, master_only
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as _Runner
 
 from mmnorm.files import replacing
 
-from .checkpoint import forget_sum, log_history_allowed, read_checkpoint, write_sum
+from .checkpoint import CheckpointError, forget_sum, log_history_allowed, read_checkpoint, write_sum
 from .positions import SeedStepsHook
 from .resume import EvaluateDueHook, KeepStateHook, fit_position, schedule_of
 from .room import size_of_next
@@ -33,6 +34,16 @@ class Runner(_Runner):
                 self.register_hook(hook)
         return super().train()
 
+    def build_train_loop(self, loop):
+        built = super().build_train_loop(loop)
+        loader = getattr(built, 'dataloader', None)
+        if getattr(loader, 'batch_sampler', None) is not None and not len(loader):  # mmengine would train nothing
+            raise ValueError(
+                f'train_dataloader gives no batch of its {len(loader.dataset)} images: batch_size is '
+                f'{loader.batch_sampler.batch_size}, and drop_last leaves out what is less'
+            )
+        return built
+
     def resume(self, filename, *args, **kwargs):
         start = self._keep and schedule_of(self)
         super().resume(filename, *args, **kwargs)
@@ -49,9 +60,16 @@ class Runner(_Runner):
             super().save_checkpoint(out_dir, partial.name, **kwargs)
         write_sum(Path(out_dir, filename))
 
-    def load_checkpoint(self, *args, **kwargs):
+    def load_checkpoint(self, filename, *args, **kwargs):
         with log_history_allowed():
-            return super().load_checkpoint(*args, **kwargs)
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        network = self.model.module if is_model_wrapper(self.model) else self.model
+        theirs = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
+        if self._keep and theirs.isdisjoint(network.state_dict()):  # else a training would start from nothing
+            raise CheckpointError(
+                f'{filename} has no weights of the model: the first of these is {next(iter(network.state_dict()))}'
+            )
+        return checkpoint
 
     def load_or_resume(self):
         if self._resume and self._load_from is None and not self._has_loaded:

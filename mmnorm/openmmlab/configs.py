@@ -24,6 +24,15 @@ def dicts(tree, key: str | None = None) -> Iterator[dict]:
             yield from dicts(branch, key)
 
 
+def placed_dicts(tree, place: str) -> Iterator[tuple[str, dict]]:
+    """Every dict of a config tree with its key, which begins with a place, from the outside in."""
+    if isinstance(tree, dict):
+        yield place, tree
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    for key, branch in branches:
+        yield from placed_dicts(branch, f'{place}.{key}')
+
+
 def evalnorm_config(cfg, model, build):
     """The config of a network that :func:`to_evalnorm` made, which loads wherever mmnorm is imported.
 

@@ -86,6 +86,8 @@ class _CheckResumed(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         what = describe_other_norms(model, checkpoint.get('state_dict', checkpoint))
         what = what or describe_other_groups(runner.optim_wrapper, checkpoint.get('optimizer'))
+        if not what and not {'epoch', 'iter'} <= set(checkpoint.get('meta') or ()):
+            what = 'it does not say how far its training was (epoch and iter in its meta)'
         if what:
             raise ResumeError(
                 f'{self.path} cannot be resumed: {what}. To resume is to go on with the same training of the same '

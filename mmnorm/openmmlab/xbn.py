@@ -98,7 +98,7 @@ def missing_pretrained(init_cfg):
     """
     for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]:
         path = cfg.get('checkpoint') or ''
-        if path and '://' not in path and not Path(path).is_file():
+        if isinstance(path, str) and path and '://' not in path and not Path(path).is_file():
             return path
     return None
 

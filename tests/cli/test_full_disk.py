@@ -72,17 +72,6 @@ def test_evaluations_do_not_start_without_access(tmp_path, capsys, monkeypatch, 
     assert f'{tmp_path}/file is a file, not a folder\n' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('command', [['train'], ['test']], ids=' '.join)
-def test_runs_do_not_start_without_access(digits_config, tmp_path, capsys, monkeypatch, command):
-    monkeypatch.setattr(engine, 'die_with_parent', lambda: None)
-    (tmp_path / 'file').touch()
-    checkpoint = [tmp_path / 'file'] if command == ['test'] else []
-    argv = [*command, digits_config(), *checkpoint, '--work-dir', tmp_path / 'file/a']
-    assert cli.main([str(arg) for arg in argv]) == 2
-    message = f'error: {tmp_path}/file/a cannot be made: {tmp_path}/file is a file, not a folder'
-    assert capsys.readouterr().err.splitlines()[-1] == message
-
-
 @pytest.mark.parametrize('free, status', [(1000, 2), (10**12, 0)])
 def test_a_check_knows_how_large_a_checkpoint_is(digits_config, tmp_path, capsys, monkeypatch, free, status):
     monkeypatch.setattr(engine, 'die_with_parent', lambda: None)

@@ -213,25 +213,9 @@ def test_every_name_is_printed_if_asked_for(main, source, tmp_path, capsys):
     assert '    backbone.layer4.1.bn2.scale_bias\n' in said and ' ...' not in said
 
 
-def test_mistakes_are_told_in_one_line(main, source, tmp_path, capsys):
-    out = str(tmp_path / 'out.pth')
-    soft = tmp_path / 'soft.pth'
-    torch.save(ResNet(18, base_channels=8, norm_cfg=dict(type='SN')).state_dict(), soft)
-    named = tmp_path / 'named.pth'  # for the terminal of whoever converts it
-    torch.save({**source[1], 'layer1.\x1b[31m': torch.ones(1)}, named)
-    for args, message in (
-        (['gone.pth', out, '--to', 'SN'], 'checkpoint gone.pth does not exist'),
-        ([source[0], source[0], '--to', 'SN'], 'is not overwritten'),
-        ([source[0], str(tmp_path / 'out.pt'), '--to', 'SN'], 'must end in .pth'),
-        ([source[0], out, '--to', 'SN', '--from', 'sn'], 'source.pth: it is not in the layout sn, which has'),
-        ([source[0], out, '--to', 'SN', '--config', 'gone.py'], 'config gone.py does not exist'),
-        ([source[0], out, '--to', 'SN', '--config', source[0]], f'error: {source[0]} cannot be read as a config: '),
-        ([str(tmp_path), out, '--to', 'SN'], 'is a folder: give the checkpoint file in it'),
-        ([source[0], out, '--to', 'PN'], 'error: --to PN: not a norm to convert to; choose one of BN, EN, '),
-        ([str(named), out, '--to', 'SN'], 'first: layer1.?[31m'),
-        ([str(soft), out, '--to', 'BN'], 'soft.pth: its norms cannot become BN: SN whose ratios do not'),
-    ):
-        assert main(args) == 2, args
-        said = capsys.readouterr().err.strip()
-        assert said.startswith('error: ') and message in said and '\n' not in said, said
+def test_names_do_nothing_to_a_terminal(main, source, tmp_path, capsys):
+    torch.save({**source[1], 'layer1.\x1b[31m': torch.ones(1)}, tmp_path / 'named.pth')
+    assert main([str(tmp_path / 'named.pth'), str(tmp_path / 'out.pth'), '--to', 'SN']) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith('error: ') and 'first: layer1.?[31m' in said and '\n' not in said
     assert not (tmp_path / 'out.pth').exists()

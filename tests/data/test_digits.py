@@ -474,9 +474,3 @@ def test_tool_overwrites_on_request(run, tmp_path):
     assert code == 2
     assert err.startswith('error: ') and 'num_train=1 (now 2)' in err and err.count('\n') == 1
     assert run(*small, '--train', 2, '--overwrite')[0] == 0
-
-
-def test_tool_reports_a_wrong_argument_in_one_line(run, tmp_path):
-    code, _, err = run(tmp_path / 'digits', '--corruption', 'fog')
-    assert (code, err) == (2, "error: corruption='fog': choose from noise, blur, contrast or None\n")
-    assert not (tmp_path / 'digits').exists()

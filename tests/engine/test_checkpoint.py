@@ -36,7 +36,7 @@ def test_files_that_torch_did_not_save(tmp_path, written, message):
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match='is a folder: give the checkpoint file in it'):
+    with pytest.raises(FileNotFoundError, match='is a folder: give the file in it'):
         read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match='checkpoint .*gone.pth does not exist'):
         read_checkpoint(tmp_path / 'gone.pth')

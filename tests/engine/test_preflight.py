@@ -225,6 +225,7 @@ def test_what_only_a_synchronized_bn_knows_goes_with_it(norm_cfg):
 
 @pytest.mark.parametrize('given', [None, 7])
 def test_how_long_ranks_wait_is_an_option_and_in_the_config(given, monkeypatch, tmp_path):
+    monkeypatch.setenv('RANK', '0')
     path = tmp_path / 'project.py'
     path.write_text("env_cfg = dict(dist_cfg=dict(backend='nccl', timeout=90))\nmodel = dict()")
     parser = argparse.ArgumentParser()

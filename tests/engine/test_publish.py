@@ -47,31 +47,6 @@ def test_views_are_saved_alone(tmp_path):
     assert publish(tmp_path / 'a.pth').size < 10**4
 
 
-@pytest.mark.parametrize(
-    'content, arguments, message',
-    [
-        (
-            dict(state_dict=dict(head=torch.ones(1))),
-            ['--only', 'neck'],
-            'has no weights under neck.: it has head',
-        ),
-        (dict(state_dict={}), [], 'has no weights: it has none'),
-        ('text', [], 'it holds a str'),
-        (dict(state_dict=dict(a=torch.tensor([1.0, torch.nan]))), [], 'NaN or infinity in 1 of its tensors; first: a'),
-        (dict(a=torch.ones(1)), ['--out', 'b.txt'], 'b.txt would be a checkpoint: its name must end in .pth'),
-        (None, [], 'a.pth does not exist'),
-    ],
-)
-def test_what_cannot_be_published_is_told_in_one_line(tmp_path, monkeypatch, capsys, content, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    if content is not None:
-        torch.save(content, 'a.pth')
-    assert main(['publish', 'a.pth', *arguments]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith('error: ') and message in line
-    assert {path.name for path in tmp_path.iterdir()} <= {'a.pth'}
-
-
 def test_the_command(trained, capsys):
     assert main(['publish', str(trained)]) == 0
     told = capsys.readouterr().out.splitlines()

@@ -220,14 +220,6 @@ def test_tool_names_runs(make_run, report_main, tmp_path):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['nowhere'], 'error: nowhere is not a folder'),
-        (
-            ['.'],
-            'error: . is not the work dir of a run: it has neither a config (*.py) nor logs '
-            '(<timestamp>/vis_data/scalars.json)',
-        ),
-        (['a', '--names', 'x', 'y'], 'error: 2 --names for 1 work dirs'),
-        (['a', '--images', '-1'], 'error: --images -1 is negative'),
         (['run', 'run', '--out', 'out'], 'error: runs need different names, got run and run: set them with --names'),
         (['run', '--out', 'file'], 'error: file is a file, not a folder'),
     ],

@@ -64,47 +64,6 @@ def test_times_a_training_step_of_a_detector(rois, tmp_path, monkeypatch):
     assert rows[0]['ratio'] == rows[0]['peak_ratio'] == 1 and rows[1]['milliseconds'] > 0 and rows[1]['peak_mib'] > 100
 
 
-@pytest.mark.parametrize(
-    'arguments, message',
-    [
-        (
-            '--norms NoNorm',
-            'error: --norms NoNorm: no norm is registered by this name; those of mmnorm are Fro',
-        ),
-        ('--norms ReLU', 'error: --norms ReLU: '),
-        ('--norms PerLevel', 'error: --norms PerLevel: it cannot be built by its name alone ('),
-        ('--device cuda', 'error: --device cuda: PyTorch cannot compute on it here ('),
-        ('--device cuda:99', 'error: --device cuda:99: PyTorch cannot compute on it here ('),
-        ('--device zz', 'error: --device zz: PyTorch cannot compute on it here (Expected one of cpu, cuda'),
-        ('--device meta', 'error: --device meta: PyTorch cannot compute on it here ('),
-        ('--shapes 2,x', "'2,x' is not a shape; use N,C,H,W, such as 2,64,200,200"),
-        ('--shapes 2', "'2' is not a shape"),
-        ('--shapes 2,0,4,4', "'2,0,4,4' is not a shape"),
-        ('--rounds 0', 'argument --rounds: must be 1 or more, got 0'),
-        ('--rounds -3', 'argument --rounds: must be 1 or more, got -3'),
-        ('--rounds 1.5', 'argument --rounds: must be 1 or more, got 1.5'),
-        ('--threads 0', 'argument --threads: must be 1 or more, got 0'),
-        ('--threads x', 'argument --threads: must be 1 or more, got x'),
-        ('--image-size 0 --model', 'argument --image-size: must be 1 or more, got 0'),
-        ('--out a_file', 'error: a_file is a file, not a folder'),
-        ('--out a_file/below', 'a_file is a file, not a folder'),
-    ],
-)
-def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
-    if message.startswith('error: --device cuda:') and 'cuda:99' not in message and torch.cuda.is_available():
-        pytest.skip('there is a GPU')
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'a_file').touch()
-    try:
-        status = run_command('benchmark', arguments.split())
-    except SystemExit as end:  # of argparse
-        status = end.code
-    said = capsys.readouterr().err.strip()
-    assert status == 2 and message in said.splitlines()[-1], said
-    assert said.startswith('usage: ') or '\n' not in said
-    assert [path.name for path in tmp_path.iterdir()] == ['a_file']
-
-
 def test_group_norm_is_timed_by_its_name(tmp_path):
     arguments = ['--norms', 'GN', '--shapes', '1,48,2,2', '--rounds', '1', '--out', str(tmp_path)]
     assert run_command('benchmark', [*arguments, '--threads', str(torch.get_num_threads())]) == 0

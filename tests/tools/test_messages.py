@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mmnorm.cli import run_command
 from tests.conftest import ROOT
 
 TABLE_4 = ROOT / 'configs/mask_rcnn_xbn_r50.py'
@@ -57,9 +56,7 @@ def test_the_owners_command_names_what_is_missing_and_stops(tool):
         ('dist_train.sh', ['config.py'], 'usage: dist_train.sh CONFIG NUM_PROCESSES'),
         ('dist_train.sh', ['config.py', 'two'], 'usage: dist_train.sh CONFIG NUM_PROCESSES'),
         ('dist_test.sh', ['config.py', '2'], 'usage: dist_test.sh CONFIG CHECKPOINT NUM_PROCESSES'),
-        ('dist_train.sh', ['nowhere.py', '2'], 'error: nowhere.py cannot be read as a config'),
-        ('train.py', [TABLE_4, '--resume', 'gone.pth'], 'error: --resume: gone.pth does not exist'),
-        ('train.py', [TABLE_4, '--cfg-options', 'foo'], 'error: --cfg-options: foo is not KEY=VALUE'),
+        ('dist_train.sh', ['nowhere.py', '2'], 'error: config nowhere.py does not exist'),
         ('slurm_train.sh', ['part', 'job', 'config.py'], 'error: srun is not on'),
     ],
 )
@@ -74,11 +71,6 @@ def test_resuming_with_other_norms(forked_tool, digits_config, tmp_path):
     done = forked_tool('train.py', digits_config(), '--resume', str(checkpoint))
     assert done.returncode != 0 and 'Traceback' not in done.stdout
     assert f'error: {checkpoint} cannot be resumed:' in done.stdout and 'load_from=' in done.stdout
-
-
-def test_missing_checkpoint(forked_tool, digits_config):
-    done = forked_tool('test.py', digits_config(), 'gone.pth')
-    assert done.returncode != 0 and 'error: checkpoint gone.pth does not exist' in done.stdout
 
 
 class Malicious:
@@ -100,23 +92,6 @@ def test_a_checkpoint_that_lacks_weights(forked_tool, digits_config, tmp_path):
     done = forked_tool('test.py', digits_config(), 'k.pth')
     assert done.returncode == 2 and 'error: k.pth does not fit the config: missing' in done.stdout, done.stdout
     assert 'without them: --partial' in done.stdout and 'Traceback' not in done.stdout
-
-
-@pytest.mark.parametrize('name', ['train', 'test', 'diagnose', 'statistics shift', 'weights show', 'norms'])
-def test_a_config_in_yaml_that_would_run_something(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('os.register_at_fork', lambda **hooks: None)  # what tools set would outlive them here
-    (tmp_path / 'c.yaml').write_text('model: !!python/object/apply:builtins.open [ran, w]')
-    (tmp_path / 'k.pth').touch()
-    command, *step = name.split()
-    checkpoint = [] if command in ('train', 'norms') else ['k.pth']
-    try:
-        status, message = run_command(command, [*step, 'c.yaml', *checkpoint]), capsys.readouterr().err
-    except SystemExit as end:
-        status, message = 2, str(end)
-    assert status == 2 and len(message.splitlines()) == 1
-    assert message.startswith("error: c.yaml cannot be read as a config: YAML with the tag 'python/object/apply")
-    assert not (tmp_path / 'ran').exists()
 
 
 @pytest.mark.e2e

@@ -235,27 +235,6 @@ def test_output_that_is_cut_off(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('args', 'message'),
-    [
-        (['list', 'no_such'], 'no_such is not a config of the zoo'),
-        (['list', '--norm', 'XX'], '--norm XX has no config'),
-        (
-            ['list', '--paper', 'xbn', '--norm', 'SN'],
-            'no config matches --paper xbn and --norm SN; there are 34 without --paper xbn, 48 without --norm SN',
-        ),
-        (['list', 'mask_rcnn_xbn_r50', '--task', 'panoptic'], '1 without --task panoptic segmentation'),
-        (['table', '--write', '--paper', 'bgn'], '--write writes the pages of all configs'),
-        (['sweep', 'no_such', '2'], 'is not a config of the zoo'),
-        (['sweep', 'mask_rcnn_xbn_r50', '2'], 'has no search'),
-    ],
-)
-def test_mistakes(tool, args, message):
-    run = tool('zoo.py', *args)
-    assert run.returncode == 2 and run.stdout.startswith('error: ') and message in run.stdout
-    assert 'Traceback' not in run.stdout
-
-
-@pytest.mark.parametrize(
     ('name', 'processes', 'said', 'options'),
     [
         (

@@ -124,18 +124,3 @@ def test_rows_that_have_a_search_are_those_of_the_metafile(capsys):
     assert tables and capsys.readouterr().err == (
         f'error: mask_rcnn_xbn_r50 has no search in its paper; these tables have one: {", ".join(sorted(tables))}\n'
     )
-
-
-@pytest.mark.parametrize(
-    ('args', 'message'),
-    [
-        (['sweep', 'NAME', '0'], 'NUM_PROCESSES: must be 1 or more, got 0'),
-        (['sweep', 'NAME', 'two'], 'NUM_PROCESSES: must be 1 or more, got two'),
-        (['sweep', 'NAME', '1', '--cfg-options', 'foo'], 'foo is not KEY=VALUE'),
-        (['check', '--jobs', '0'], '--jobs: must be 1 or more, got 0'),
-    ],
-)
-def test_arguments_are_checked_before_anything_starts(capsys, args, message):
-    with pytest.raises(SystemExit):
-        run_command('zoo', args)
-    assert message in capsys.readouterr().err
