@@ -1,12 +1,18 @@
 """All that touches elements, :func:`normalize`, and what pools the moment plane over a scope or over ranks."""
 
-from .elements import spread
+from .blends import BN, IN, LN, Blend, blend
+from .elements import spread, statistics_dtype
 from .plane import like, moments, normalize, recomputed, spelled_out
 from .ranks import neighbors, peers_of, set_step
 from .scopes import pool, pool_ranks
 from .whitening import whiten
 
 __all__ = [
+    'BN',
+    'IN',
+    'LN',
+    'Blend',
+    'blend',
     'like',
     'moments',
     'neighbors',
@@ -18,5 +24,6 @@ __all__ = [
     'set_step',
     'spelled_out',
     'spread',
+    'statistics_dtype',
     'whiten',
 ]

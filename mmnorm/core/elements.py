@@ -116,7 +116,7 @@ def input_gradient(grad: Tensor, x: Tensor, own_mean: Tensor, scale: Tensor, dme
     if not x.numel():
         return torch.empty_like(x)
     plane, length = x.shape[:2], prod(x.shape[2:])
-    scale, c1 = scale.to(own_mean).expand(plane), dvar * (2 / length)
+    scale, c1 = scale.to(own_mean).expand(plane), (dvar * (2 / length)).expand(plane)
     if x.dtype != own_mean.dtype:
         # half precision: the centered term is rounded once, as a whole
         return affine(grad, scale, dmean / length).add_(affine(x, c1, -c1 * own_mean))

@@ -39,16 +39,16 @@ def normalize(
     """
     parameters = [p for p in parameters if p is not None and p.requires_grad]
     if spelled_out():
-        return _spell_out(x, statistics, eps)
+        return spell_out(x, statistics, eps)
     if torch.is_grad_enabled() and (x.requires_grad or parameters):
         return like(_Normalize.apply(x, statistics, eps, *parameters), x)
     count = prod(x.shape[2:])
     if takes_var or not x.numel():
         moments = elements.take_moments(x)
-        mean, _, scale, bias = _scaled(statistics(moments[1], moments[2], count), eps, moments[1].dtype)
+        mean, _, scale, bias = scaled(statistics(moments[1], moments[2], count), eps, moments[1].dtype)
         return like(elements.complete(x, moments, mean, scale, bias), x)
     own_mean = elements.take_means(x)
-    mean, _, scale, bias = _scaled(statistics(own_mean, None, count), eps, own_mean.dtype)
+    mean, _, scale, bias = scaled(statistics(own_mean, None, count), eps, own_mean.dtype)
     scale = scale.expand_as(own_mean)
     return like(elements.affine(x, scale, bias - mean * scale), x)
 
@@ -107,7 +107,7 @@ class _Normalize(torch.autograd.Function):
             ctx.outputs = statistics(plane[0], plane[1], prod(x.shape[2:]))
         ctx.inputs = *plane, *parameters
         detached = (value.detach() if torch.is_tensor(value) else value for value in ctx.outputs)
-        mean, rstd, scale, bias = _scaled(detached, eps, own_mean.dtype)
+        mean, rstd, scale, bias = scaled(detached, eps, own_mean.dtype)
         ctx.save_for_backward(x, own_mean, mean, rstd, scale)
         ctx.eps = eps
         return elements.complete(x, moments, mean, scale, bias)
@@ -121,7 +121,7 @@ class _Normalize(torch.autograd.Function):
             def statistics(mean, var, _):
                 return replayed(ctx.outputs, ctx.inputs, (mean, var, *parameters))
 
-            y = _spell_out(x, statistics, ctx.eps)
+            y = spell_out(x, statistics, ctx.eps)
             dx, *found = gradients(y, (x, *parameters), grad, create_graph=True)
             return dx, None, None, *found
         total, centered = elements.reduce(grad, x, own_mean)
@@ -197,21 +197,21 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.autocast(device, enabled=False)
 
 
-def _scaled(coefficients, eps, dtype):
+def scaled(coefficients, eps, dtype):
     """Mean, 1 / sqrt(var + eps), scale and bias of ``y = scale * (x - mean) + bias``, of what ``statistics`` gave."""
     mean, var, weight, bias = coefficients
     rstd = torch.rsqrt(var + eps)
     return mean, rstd, (weight * rstd).to(dtype), bias
 
 
-def _spell_out(x, statistics, eps):
+def spell_out(x, statistics, eps):
     """The same in plain operations, for those who read them: compilers, exporters, torch.func."""
     count = prod(x.shape[2:])
     wide = x.to(statistics_dtype(x)).reshape(*x.shape[:2], count)
-    own_mean = wide.sum(2) / count
-    own_var = (wide - own_mean.unsqueeze(2)).square().sum(2) / count
+    # in one operation, which inductor makes one pass of: two, if it is spelled out further
+    own_var, own_mean = torch.var_mean(wide, 2, correction=0)
     mean, _, scale, bias = (
-        spread(plane, x) for plane in _scaled(statistics(own_mean, own_var, count), eps, own_mean.dtype)
+        spread(plane, x) for plane in scaled(statistics(own_mean, own_var, count), eps, own_mean.dtype)
     )
     return ((x - mean) * scale + bias).to(x.dtype)
 

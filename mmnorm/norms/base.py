@@ -1,13 +1,15 @@
 """The layers that normalizers are: what is checked, learned and held in a state dict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mmnorm.core import normalize
+from mmnorm.core import Blend, blend, normalize, spelled_out, statistics_dtype
 from mmnorm.terminal import config
 
 from .arguments import DEVICE, DTYPE, FLAG, GROUP, NONE, checked, integer, note_stock_arguments, number, one_of
@@ -212,11 +214,43 @@ class PlaneNorm(RunningStatistics):
         """Normalize x, which is checked: on the plane, or as BN where the layer is that."""
         if self.is_bn_in_evaluation and not self.by_batch:
             return self.running_affine(x)
-        return self.on_plane(x, self.statistics)
+        return self.on_plane(x, self.statistics, self.blend)
 
-    def on_plane(self, x: Tensor, statistics: Callable, takes_var: bool = True) -> Tensor:
-        """Normalize x by statistics of its moment plane, of which the layer's parameters are a part."""
+    def on_plane(
+        self, x: Tensor, statistics: Callable, as_blend: Callable | None = None, takes_var: bool = True
+    ) -> Tensor:
+        """Normalize x by statistics of its moment plane, of which the layer's parameters are a part.
+
+        Args:
+            x (Tensor): (N, C, *S).
+            statistics (callable): As :meth:`statistics`; what defines the layer, and what compilers and exporters read.
+            as_blend (callable): As :meth:`blend`; what is computed where it gives something.
+            takes_var (bool): Whether the statistics use the variance.
+        """
+        what = as_blend(x) if as_blend and takes_var and self._may_blend(x) else None
+        if what is not None:
+            return blend(x, what, self.eps)
         return normalize(x, beside_saving_hooks(statistics), self.eps, self.learned(), takes_var)
+
+    def blend(self, x: Tensor) -> Blend | None:
+        """What :meth:`statistics` is for x, where it has this form, whose gradient is written out; None where not."""
+        return None
+
+    def blended(self, x: Tensor, scopes: Sequence[int], **parts: Any) -> Blend:
+        """A blend of BN's part in training, of the running statistics in evaluation, and of gamma and beta."""
+        told = partial(self.track, samples=len(x))
+        batch = told if self.by_batch else self.held_statistics(statistics_dtype(x))
+        return Blend(scopes, batch, **dict(dict(weight=self.weight, bias=self.bias), **parts))
+
+    def _may_blend(self, x):
+        # parameters of another type are converted by autograd, subclasses of Tensor (DTensor) have rules of their own,
+        # and ranks have an exchange of their own
+        dtype = statistics_dtype(x)
+        return (
+            x.numel() > 0
+            and not (spelled_out() or is_traceable_wrapper_subclass(x) or self.spans_ranks())
+            and all(p is None or p.dtype == dtype for p in self.learned())
+        )
 
     def learned(self) -> list[Tensor | None]:
         """Gamma, beta and the control parameters, or what was put in their place, such as a hypernetwork's tensors."""

@@ -5,7 +5,7 @@ from math import gcd, prod
 import torch
 from torch.nn import functional as F
 
-from mmnorm.core import like, recomputed, spelled_out, spread
+from mmnorm.core import BN, like, recomputed, spelled_out, spread
 
 from .arguments import NONE, checked, integer, note_no_effect, one_of
 from .base import PlaneNorm
@@ -124,8 +124,12 @@ class BGN(PlaneNorm):
             mean, var = self.batch_statistics(mean, var, count, (0, 2))
             return mean.repeat_interleave(per_group), var.repeat_interleave(per_group), gamma, beta
 
+        def blend(x_runs):
+            weight, bias = (p if torch.is_tensor(p) else None for p in (gamma, beta))
+            return self.blended(x_runs, [BN], groups=self.num_groups, weight=weight, bias=bias)
+
         if self.by_batch:
-            return like(self.on_plane(x_runs, statistics), x)
+            return like(self.on_plane(x_runs, statistics, blend), x)
         mean, var = (s.repeat_interleave(per_group) for s in (self.running_mean, self.running_var))
         gamma, beta = (p if torch.is_tensor(p) else None for p in (gamma, beta))
         return like(F.batch_norm(x_runs, mean, var, gamma, beta, eps=self.eps), x)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmnorm.core import pool
+from mmnorm.core import BN, pool
 
 from .arguments import checked, integer, one_of
 from .base import PlaneNorm
@@ -68,6 +68,11 @@ class GBGN(PlaneNorm):
         else:
             mean, var = self.batch_statistics(mean, var, count, (0, 2))
         return self._per_channel(mean), self._per_channel(var), *self.gamma_beta
+
+    def blend(self, x):
+        if self.batch_groups != 1 or not self.by_batch:
+            return None
+        return self.blended(x, [BN], groups=self.channel_groups)
 
     def running_statistics(self):
         return self._per_channel(self.running_mean), self._per_channel(self.running_var)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmnorm.core import BN, IN, LN
+
 from .arguments import FLAG, NONE, checked, integer, number
 from .base import PlaneNorm
 from .checks import called, check_groups, warn_once
 from .marks import put_marks
 
-IN, LN, BN = range(3)  # the order of the weights
-NAMES = ('IN', 'LN', 'BN')
+NAMES = ('IN', 'LN', 'BN')  # the order of the weights, that of core's scopes
 _SATURATED = 128.0  # exp(-128) is 0 in float32
 
 
@@ -80,6 +81,15 @@ class Mixture(PlaneNorm):
         for share, value in reversed(rest):
             total = torch.addcmul(total, share, value)
         return total
+
+    def shares(self, used: list[int], first: int) -> Tensor:
+        """Mean's and variance's ratios of the scopes that take part: (2, scopes), with groups (2, scopes, C)."""
+        ratios = self._normalized(torch.stack([self.mean_weight, self.var_weight])[..., first:])
+        if len(used) < ratios.shape[-1]:
+            ratios = ratios[..., [k - first for k in used]]
+        if self.groups == 1:
+            return ratios
+        return ratios.mT.repeat_interleave(self.num_features // self.groups, 2)
 
     def used_scopes(self, first: int = IN) -> list[int]:
         """Which of IN, LN, BN take part, of those from ``first`` on."""

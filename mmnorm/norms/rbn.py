@@ -6,6 +6,8 @@ https://openaccess.thecvf.com/content/CVPR2021/html/Gao_Representative_Batch_Nor
 import torch
 from torch import Tensor
 
+from mmnorm.core import BN
+
 from .arguments import FLAG, checked, one_of
 from .base import PlaneNorm
 from .checks import warn_once
@@ -92,6 +94,13 @@ class RBN(PlaneNorm):
             k_s = torch.sqrt(var / (batch_var + self.eps) + self.eps)
         return mu, batch_var, gamma * torch.sigmoid(torch.addcmul(self.scale_bias, self.scale_weight, k_s)), beta
 
+    def blend(self, x):
+        stats = (self.center_stat, self.scale_stat)
+        if stats != ('channel_mean', 'channel_mean'):
+            return None
+        gate = (self.scale_weight, self.scale_bias) if self.scale else None
+        return self.blended(x, [BN], center=self.center_weight if self.center else None, gate=gate)
+
     def _centering(self, mean, var):
         """``center_weight * K_m`` on the plane."""
         if not self.calibrates('center', 'channel'):
@@ -106,7 +115,7 @@ class RBN(PlaneNorm):
 
     def normalize(self, x):
         takes_var = self.by_batch or 'channel_std' in (self.center_stat, self.scale_stat)
-        y = self.on_plane(spatially_centered(self, x), self.statistics, takes_var)
+        y = self.on_plane(spatially_centered(self, x), self.statistics, self.blend, takes_var)
         return (spatially_scaled(self, y) if self.calibrates('scale', 'spatial') else y).to(x.dtype)
 
     # a BN checkpoint; running statistics are those of x_cm

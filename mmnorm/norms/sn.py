@@ -55,6 +55,13 @@ class SN(Mixture):
         mixed_var = self.mix(self.var_weight, variances, used, first)
         return mixed_mean, mixed_var, *self.gamma_beta
 
+    def blend(self, x):
+        if self.unbiased:
+            return None
+        first = IN if x.dim() > 2 else LN
+        used = self.used_scopes(first)
+        return self.blended(x, used, shares=self.shares(used, first))
+
     def normalize(self, x):
         if self.is_bn_in_evaluation and not self.by_batch:
             return self.running_affine(x)
@@ -65,7 +72,7 @@ class SN(Mixture):
                 'norm, there.'
             )
         statistics = partial(self.statistics, first=IN if x.dim() > 2 else LN)
-        return self.on_plane(x, statistics)
+        return self.on_plane(x, statistics, self.blend)
 
 
 class SyncSN(SN):
