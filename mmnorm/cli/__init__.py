@@ -30,6 +30,7 @@ COMMANDS = {
     'convert': 'convert a checkpoint from other code, or to another norm',
     'publish': 'the weights of a checkpoint alone, with their sum in the name of the file',
     'benchmark': 'time every norm beside BatchNorm',
+    'doctor': 'examine this machine: versions, right results and cost of every norm',
     'digits': 'make the embedded data set',
 }
 

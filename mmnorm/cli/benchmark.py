@@ -243,7 +243,7 @@ def detector(norm_cfg):
 
 
 def training_step(norm_cfg, image_size, device):
-    """A function that makes one training step, always on the same images, boxes and random choices."""
+    """A function that makes one training step, always on the same two images (height, width), boxes and choices."""
     import torch
     from mmdet.testing import demo_mm_inputs
     from mmengine.optim import OptimWrapper
@@ -253,7 +253,7 @@ def training_step(norm_cfg, image_size, device):
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-5))
     # so many boxes that the sampler finds all the positives it wants: otherwise the work would depend on the norm
     data = demo_mm_inputs(
-        2, [[3, image_size, image_size]] * 2, num_items=[128, 128], num_classes=80, with_mask=True, device=str(device)
+        2, [[3, *image_size]] * 2, num_items=[128, 128], num_classes=80, with_mask=True, device=str(device)
     )
 
     def step():
@@ -290,7 +290,8 @@ def time_model(args, device):
         name: dict(type=name, requires_grad=True, **(dict(num_groups=32) if name == 'GN' else {}))
         for name in dict.fromkeys(['BN', *(args.norms or MODEL_NORMS)])
     }
-    steps = {name: training_step(cfg, args.image_size, device) for name, cfg in configs.items()}
+    size = args.image_size if isinstance(args.image_size, tuple) else (args.image_size, args.image_size)
+    steps = {name: training_step(cfg, size, device) for name, cfg in configs.items()}
     times = interleaved(steps, args.rounds or 5, 1, device, 'training steps')
     memory = {name: peak_memory(step, device) for name, step in steps.items()}
     rows = [

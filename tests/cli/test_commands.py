@@ -24,6 +24,7 @@ DOORS = dict(
     convert='convert_checkpoint.py',
     benchmark='benchmark_norms.py',
     digits='make_digits.py',
+    doctor='doctor.py',
     **{'check-data': 'check_data.py'},
 )
 STEPS = [('statistics', step) for step in ('shift', 'recollect', 'evalnorm', 'perturb')]
