@@ -101,9 +101,9 @@ def test_the_other_one_ends_and_both_resume(start, config, tmp_path, forked_tool
     if how == 'SIGSTOP':
         for process in processes_of(tmp_path):
             process.resume()
-    _, alive = psutil.wait_procs({*processes_of(tmp_path), *machines}, timeout=PATIENCE)
+    assert machines[gone].wait(timeout=PATIENCE) == (-signal.SIGKILL if how == 'SIGKILL' else 1)
+    _, alive = psutil.wait_procs(processes_of(tmp_path), timeout=PATIENCE)
     assert not alive
-    assert machines[gone].returncode == (-signal.SIGKILL if how == 'SIGKILL' else 1)
     torch.load(work_dir / 'iter_2.pth', weights_only=False)  # whole, or it raises
     assert [path.name for path in work_dir.glob('*.pth*')] == ['iter_2.pth']
     assert (work_dir / 'training.lock').exists() == (gone == 0 and how == 'SIGKILL')
