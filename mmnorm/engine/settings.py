@@ -149,7 +149,8 @@ def _missing(cfg, needed):
 
 
 def _is_at_least(value, least):
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())  # as of 1e5 and 9 / 3
+    return whole and not isinstance(value, bool) and value >= least
 
 
 def merge_options(cfg, options):
