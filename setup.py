@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmnorm' / '__init__.py').read_text()).group(1)
 
 # Of tools/, what works in a checkout alone: its results, its environment, its tests
-OF_A_CHECKOUT = ('claims/*', 'claims/**/*', 'setup_env.py', 'quickstart.sh', 'run_tests.sh', 'lint.sh')
+OF_A_CHECKOUT = ('claims/*', 'claims/**/*', 'setup_env.py', 'quickstart.sh', 'run_tests.sh', 'lint.sh', 'enter_env.sh')
 REPORT = ['jinja2>=3.1', 'matplotlib>=3.7', 'pandas>=2.2', 'pycocotools>=2.0.6', 'tabulate>=0.9']
 
 setup(

@@ -113,7 +113,7 @@ def test_wheel_carries_what_is_used_from_it(wheel):
     ):
         assert expected in names
     tools = {path.name for path in (ROOT / 'tools').iterdir() if path.is_file()}
-    of_a_checkout = {'setup_env.py', 'quickstart.sh', 'run_tests.sh', 'lint.sh'}
+    of_a_checkout = {'setup_env.py', 'quickstart.sh', 'run_tests.sh', 'lint.sh', 'enter_env.sh'}
     carried = {name.removeprefix('mmnorm/.mim/tools/') for name in names if name.startswith('mmnorm/.mim/tools/')}
     assert carried == tools - of_a_checkout
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith('/METADATA'))).decode()

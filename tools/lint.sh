@@ -3,8 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python3 tools/setup_env.py
-export PATH="$PWD/.venv/bin:$PATH"
+source tools/enter_env.sh
 ruff check
 ruff format --check
 mypy

@@ -7,8 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 config=configs/mask_rcnn_xbn_r50_digits.py
 work_dir=work_dirs/mask_rcnn_xbn_r50_digits
 
-python3 tools/setup_env.py
-export PATH="$PWD/.venv/bin:$PATH"
+source tools/enter_env.sh
 set_up=$SECONDS
 python tools/make_digits.py data/digits
 tools/dist_train.sh "$config" 2

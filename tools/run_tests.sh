@@ -13,8 +13,7 @@ install_browser() {
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 } >/dev/null
 
-python3 tools/setup_env.py
-export PATH="$PWD/.venv/bin:$PATH"
+source tools/enter_env.sh
 
 # One test opens a report in a browser
 if ! has_browser && [[ $EUID == 0 ]] && command -v apt-get >/dev/null; then
