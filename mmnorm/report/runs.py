@@ -236,6 +236,9 @@ def read_scalars(path, notes):
     return records
 
 
+_PLACES = ['session', 'seen_step', 'seen_epoch']  # of a validation, beside what was logged
+
+
 def merge_sessions(sessions):
     """Join the logs of a first start and its resumptions.
 
@@ -243,7 +246,8 @@ def merge_sessions(sessions):
         sessions (list[list[dict]]): Records of each session, oldest first. Only those of training have an 'iter'.
 
     Returns:
-        tuple[DataFrame, DataFrame]: ``Run.train`` and ``Run.val``.
+        tuple[DataFrame, DataFrame]: ``Run.train`` and ``Run.val``; without records of training the index of the latter
+        is ``step``, as it was logged: an epoch or an iteration.
     """
     train, val = [], []
     for session, records in enumerate(sessions):
@@ -264,17 +268,20 @@ def merge_sessions(sessions):
                         seen_epoch=seen.get('epoch'),
                     )
                 )
-    if not train:
-        return pd.DataFrame(), pd.DataFrame()
+    if not train:  # shorter than the logger's interval
+        val = pd.DataFrame(val, columns=None if val else ['step'])
+        return pd.DataFrame(), val.drop_duplicates('step', keep='last').set_index('step').drop(
+            columns=_PLACES, errors='ignore'
+        )
     train = pd.DataFrame(train)
-    val = pd.DataFrame(val, columns=None if val else ['session', 'step', 'seen_step', 'seen_epoch'])
+    val = pd.DataFrame(val, columns=None if val else ['step', *_PLACES])
     val['iteration'] = validation_iteration(val, epoch_length(train))
     # What came after the checkpoint that a later session resumed from is lost, whether logged again by now or not.
     starts = train.groupby('session')['iteration'].min().reindex(range(len(sessions)))
     resumed_at = starts[::-1].cummin().ffill().shift().fillna(math.inf)
     kept = [frame[frame['iteration'] < frame['session'].map(resumed_at)] for frame in (train, val)]
     train, val = (frame.drop_duplicates('iteration', keep='last').set_index('iteration') for frame in kept)
-    return train, val.drop(columns=['session', 'step', 'seen_step', 'seen_epoch'])
+    return train, val.drop(columns=['step', *_PLACES])
 
 
 def epoch_length(train):
@@ -379,6 +386,13 @@ def sums_of_predictions(records, newest):
 
 def check_training(run):
     """Note missing logs, a run that did not finish, and losses that are not finite."""
+    if run.train.empty and not run.val.empty:
+        run.notes.append(
+            f'{run.work_dir} has evaluations in its log and no losses, as of a training that is shorter than the '
+            'interval of the logger: no loss curves, no time per iteration. Evaluations are at the step that was '
+            'logged, an epoch or an iteration.'
+        )
+        return
     if run.train.empty:
         run.notes.append(
             f'{run.work_dir} has no training logs (<timestamp>/vis_data/scalars.json): no loss curves, no '

@@ -39,7 +39,10 @@ def final_metrics(run, evaluations):
     if run.test:
         logged, source = run.test, 'the log of the newest test'
     elif not run.val.empty:
-        logged, source = run.val.iloc[-1].to_dict(), f'the log of the validation after iteration {run.val.index[-1]}'
+        logged, source = (
+            run.val.iloc[-1].to_dict(),
+            f'the log of the validation after {run.val.index.name} {run.val.index[-1]}',
+        )
     else:
         logged, source = {}, 'nowhere: it was not evaluated'
     evaluated = {

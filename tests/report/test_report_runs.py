@@ -11,8 +11,9 @@ from mmengine.config import Config
 
 from mmnorm.cli.test import keep
 from mmnorm.files import making_folder
-from mmnorm.report import load_run
+from mmnorm.report import load_run, write_report
 from mmnorm.report.coco import evaluate_run
+from mmnorm.report.tables import final_metrics
 
 from .conftest import CONFIG, coco_line, train_line, write_session
 
@@ -34,6 +35,19 @@ def test_iterations_of_an_iteration_based_loop(tmp_path, step):
     lines = lines_of([10, 20], epoch_length=None) + [dict(mIoU=40.5, step=step)] + lines_of([30], epoch_length=None)
     write_session(tmp_path, '20250101_120000', lines)
     assert load_run(tmp_path).val['mIoU'].to_dict() == {20: 40.5}
+
+
+def test_evaluations_of_a_training_that_logged_no_loss(tmp_path):
+    write_session(tmp_path, '20250101_120000', [coco_line(1, 0.1), coco_line(2, 0.2)])
+    write_session(tmp_path, '20250101_130000', [coco_line(2, 0.3)])
+    run = load_run(tmp_path)
+    assert run.train.empty and run.val['AP^bbox'].to_dict() == {1: 10.0, 2: 30.0} and run.val.index.name == 'step'
+    assert not {'session', 'seen_step', 'seen_epoch'} & {*run.val}
+    assert final_metrics(run, {})[1] == 'the log of the validation after step 2'
+    assert any('shorter than the interval' in note for note in run.notes)
+    assert 'There is no evaluation' not in ''.join(run.notes) and 'no training logs' not in ''.join(run.notes)
+    report = write_report([run], tmp_path / 'report')
+    assert '30.0' in report.read_text()
 
 
 def test_resumed_session_replaces_what_it_repeats(make_run):
