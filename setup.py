@@ -82,6 +82,7 @@ setup(
             'pytest-timeout',
             'pytest-xdist',
             'hypothesis>=6',
+            'triton; platform_system == "Linux"',  # compiles kernels, and interprets them, without a card
             'psutil',
             'onnx',
             'onnxruntime',

@@ -1,8 +1,9 @@
 """All that touches elements, :func:`normalize`, and what pools the moment plane over a scope or over ranks."""
 
+from .backends import spelled_out, use_triton
 from .blends import BN, IN, LN, Blend, blend
 from .elements import spread, statistics_dtype
-from .plane import like, moments, normalize, recomputed, spelled_out
+from .plane import like, moments, normalize, recomputed
 from .ranks import neighbors, peers_of, set_step
 from .scopes import pool, pool_ranks
 from .whitening import whiten
@@ -25,5 +26,6 @@ __all__ = [
     'spelled_out',
     'spread',
     'statistics_dtype',
+    'use_triton',
     'whiten',
 ]

@@ -1,7 +1,8 @@
-"""The passes over the elements of a tensor, on ATen: the only code that reads N x C x L values.
+"""The passes over the elements of a tensor, on ATen: the only code, with the kernels, that reads N x C x L values.
 
 :mod:`mmnorm.core.plane` calls :func:`take_moments` and :func:`complete` forward, :func:`reduce` and
-:func:`input_gradient` backward. Another backend is another module with these four.
+:func:`input_gradient` backward. Another backend is another module with functions of the same names, which
+:mod:`mmnorm.core.backends` runs in their place.
 
 Numerical decisions: statistics are float32 at least, whatever the input's type. The variance is the centered one; the
 mean of squares minus the squared mean would lose 1e-3 at mean/std = 100 in float32.
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .backends import or_kernel
 
 # native_group_norm gives 1/sqrt(var + eps); eps is taken off again, so it only bounds that reciprocal on constant
 # channels. Much smaller and rounding noise of x would be magnified; much larger and small variances would drown.
@@ -34,12 +37,19 @@ def spread(plane: Any, x: Tensor) -> Any:
     return plane.reshape(*plane.shape, *[1] * (x.dim() - 2)) if torch.is_tensor(plane) else plane
 
 
-def take_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format that results have: that of x, contiguous or channels last; contiguous for others."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+    return torch.contiguous_format if x.is_contiguous() or not x.is_contiguous(memory_format=layout) else layout
+
+
+@or_kernel()
+def take_moments(x: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
     """Take the moments in the way that is fastest (on a CPU var_mean takes 10 times as long), with what comes with it.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor, Tensor or None]: ``(x - mean) * rstd``, mean, biased variance and rstd, which is
-        None for 1. Where there are no elements the moments are 0.
+        tuple[Tensor or None, Tensor, Tensor, Tensor or None]: ``(x - mean) * rstd``, mean, biased variance and rstd,
+        which is None for 1; of a kernel only the moments. Where there are no elements the moments are 0.
     """
     (samples, channels), length = x.shape[:2], prod(x.shape[2:])
     dtype = statistics_dtype(x)
@@ -63,12 +73,14 @@ def take_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     return hat, mean, rstd.pow(-2).sub_(_EPS).relu_(), rstd
 
 
+@or_kernel()
 def take_means(x: Tensor) -> Tensor:
     """The means alone, (N, C), of a tensor that has elements."""
     dtype = statistics_dtype(x)
     return x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
 
 
+@or_kernel()
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``scale * x + shift``, both (N, C), rounded once."""
     # batch_norm in evaluation mode is ATen's fastest per-channel affine: (x - 0) / sqrt(1 - 0 + 0) * scale + shift
@@ -79,6 +91,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return _unsafe_view(y, x.shape)
 
 
+@or_kernel()
 def complete(x: Tensor, moments: tuple, mean: Tensor, scale: Tensor, bias: Tensor | float) -> Tensor:
     """Compute ``scale * (x - mean) + bias`` in the place of the normalized copy that came with the moments.
 
@@ -94,10 +107,13 @@ def complete(x: Tensor, moments: tuple, mean: Tensor, scale: Tensor, bias: Tenso
         # half precision would round three times on the way over hat
         shift = bias - mean * scale
         return affine(x, scale.expand(x.shape[:2]), shift.expand(x.shape[:2]))
+    if hat is None:  # the moments came from a kernel, and one for this is not to be had
+        hat = x - spread(own_mean, x)
     shift = (own_mean - mean).mul_(scale).add_(bias)
     return hat.mul_(spread(scale if rstd is None else scale / rstd, x)).add_(spread(shift, x))
 
 
+@or_kernel(x_at=1)
 def reduce(grad: Tensor, x: Tensor, own_mean: Tensor) -> tuple[Tensor, Tensor]:
     """``sum(grad)`` and ``sum(grad * (x - own_mean))`` over the positions, (N, C) each, as own_mean is."""
     if not x.numel():
@@ -111,6 +127,7 @@ def reduce(grad: Tensor, x: Tensor, own_mean: Tensor) -> tuple[Tensor, Tensor]:
     return total.view_as(own_mean), centered.view_as(own_mean)
 
 
+@or_kernel(x_at=1)
 def input_gradient(grad: Tensor, x: Tensor, own_mean: Tensor, scale: Tensor, dmean: Tensor, dvar: Tensor) -> Tensor:
     """``scale * grad + dmean / L + 2 * dvar * (x - own_mean) / L``, all planes broadcasting to (N, C)."""
     if not x.numel():

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import elements
-from .elements import spread, statistics_dtype
+from .backends import spelled_out
+from .elements import memory_format, spread, statistics_dtype
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
@@ -229,12 +230,4 @@ def like(y: Tensor, x: Tensor) -> Tensor:
     elif y.shape != x.shape:
         # no view: autograd forbids to modify one that leaves a Function, such as a checkpointed block
         y = _unsafe_view(y, x.shape)
-    for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if x.dim() == dims and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
-            return y.contiguous(memory_format=layout)
-    return y.contiguous()
-
-
-def spelled_out() -> bool:
-    """Whether a compiler, an exporter or torch.func reads the operations, which must be plain ones for that."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return y.contiguous(memory_format=memory_format(x))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from .plane import spelled_out
+from .backends import spelled_out
 from .ranks import Peers, add, gather
 
 

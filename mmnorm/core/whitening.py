@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .backends import spelled_out
 from .elements import statistics_dtype
-from .plane import apart, gradients, replayed, spelled_out, without_autocast
+from .plane import apart, gradients, replayed, without_autocast
 
 
 def whiten(x: Tensor, root: Callable, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

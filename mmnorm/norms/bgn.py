@@ -115,7 +115,8 @@ class BGN(PlaneNorm):
         return positions // gcd(positions, elements // self.num_groups)
 
     def _by_runs(self, x, runs):
-        x_runs = x.reshape(x.shape[0], self.num_features * runs, prod(x.shape[2:]) // runs)
+        # as it is where it may be: channels last, it would be copied
+        x_runs = x if runs == 1 else x.reshape(x.shape[0], self.num_features * runs, prod(x.shape[2:]) // runs)
         per_group = x_runs.shape[1] // self.num_groups
         gamma, beta = (p.repeat_interleave(runs) if runs > 1 and torch.is_tensor(p) else p for p in self.gamma_beta)
 

@@ -1,0 +1,188 @@
+"""Which backend runs the passes over elements: on CUDA cards the Triton kernels, ATen for everything else."""
+
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Callable
+from math import prod
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_OLDEST = 3, 6  # of Triton
+_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_TRACERS = [getattr(torch._C._TorchDispatchModeKey, name) for name in ('FAKE', 'PROXY', 'FUNCTIONAL')]
+
+_enabled = os.environ.get('MMNORM_TRITON', '1') != '0'
+_checked: set[tuple] = set()
+
+_Function = TypeVar('_Function', bound=Callable)
+
+
+def use_triton(enabled: bool) -> None:
+    """Switch the Triton kernels on, as they are to begin with, or off, as MMNORM_TRITON=0 in the environment does.
+
+    Args:
+        enabled (bool): Whether normalizers on CUDA cards run by them in float32, float16 and bfloat16. All else, and
+            everything with False, runs by ATen, with the same results but for rounding.
+    """
+    global _enabled
+    _enabled = enabled
+
+
+def spelled_out() -> bool:
+    """Whether a compiler, an exporter or torch.func reads the operations, which must be plain ones for that."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def or_kernel(x_at: int = 0) -> Callable[[_Function], _Function]:
+    """Run, in the place of a function on ATen, that of the same name in the module that is for the tensor.
+
+    Args:
+        x_at (int): Which of the arguments is x, (N, C, *S).
+    """
+
+    def decorate(aten):
+        name = aten.__name__
+
+        @functools.wraps(aten)
+        def run(*args):
+            kernels = kernels_for(name, args[x_at])
+            return aten(*args) if kernels is None else getattr(kernels, name)(*args)
+
+        return run
+
+    return decorate
+
+
+def kernels_for(name: str, x: Tensor) -> ModuleType | None:
+    """The module whose function is to be used for x, (N, C, *S), or None: ATen.
+
+    Raises:
+        RuntimeError: This card gives other results than ATen; that is looked at before the first use.
+    """
+    if not (_has_card(x) and _enabled and x.dtype in _DTYPES and x.dim() > 2 and x.numel()) or _is_traced(x):
+        return None
+    kernels = _load()
+    if kernels is None or max(x.shape[0] * x.shape[1], prod(x.shape[2:])) > kernels.LARGEST_AXIS:
+        return None
+    variant = name, x.get_device(), x.dtype, kernels.tiling(x)
+    if variant not in _checked:
+        if _is_capturing(x) or not _works(kernels, name, x):
+            return None
+        _checked.add(variant)
+    return kernels
+
+
+def _has_card(x):
+    return x.is_cuda and torch.version.hip is None
+
+
+def _is_capturing(x):
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _is_traced(x):
+    """Whether operations on x are read or changed by others, who would not see a kernel."""
+    if spelled_out() or type(x) not in (Tensor, nn.Parameter):
+        return True
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 and any(torch._C._get_dispatch_mode(key) for key in _TRACERS)
+
+
+@functools.cache
+def _load():
+    try:
+        import triton
+
+        if tuple(int(part) for part in triton.__version__.split('.')[:2]) < _OLDEST:
+            raise ImportError(f'Triton {triton.__version__} is older than {".".join(map(str, _OLDEST))}')
+        from . import kernels
+    except Exception as error:  # an installation that is broken raises about anything
+        _give_up(error)
+        return None
+    return kernels
+
+
+def _give_up(error):
+    use_triton(False)
+    warnings.warn(
+        'mmnorm normalizes by ATen on this GPU, with the same results, but slower: its Triton kernels cannot be used. '
+        f'{type(error).__name__}: {error}. MMNORM_TRITON=0 in the environment asks for that without this warning',
+        stacklevel=2,
+    )
+
+
+@torch.no_grad()
+def _works(kernels, name, x):
+    """Whether a kernel can be compiled for such a tensor; an error if it then computes something else than ATen."""
+    from . import elements  # which asks here for each of its functions
+
+    values = _values(x, kernels.tiling(x))
+    arguments = [values[parameter] for parameter in inspect.signature(getattr(elements, name)).parameters]
+    try:
+        for _ in range(2):  # first by Triton's own dispatch, then as all later calls are launched
+            found = getattr(kernels, name)(*arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no C compiler, no folder for the cache, a card that the compiler does not know ...
+        _give_up(error)
+        return False
+    expected = getattr(elements, name)(*(v.double() if torch.is_tensor(v) else v for v in arguments))
+    pairs = zip(*(results if isinstance(results, tuple) else (results,) for results in (found, expected)))
+    for ours, exact in pairs:
+        if ours is None:
+            continue
+        off, largest = (ours.double() - exact).abs(), exact.abs().max()
+        allowed = 1e-4 * largest + torch.finfo(ours.dtype).eps * exact.abs()
+        if not bool((off <= allowed).all()):  # said so that a NaN does not pass
+            card = torch.cuda.get_device_name(x.device) if x.is_cuda else x.device
+            raise RuntimeError(
+                f'The Triton kernel {name!r} of mmnorm computes something else than ATen on {card}, by '
+                f'{float(off.max()):.3g} where values are up to {float(largest):.3g} ({x.dtype}, {kernels.tiling(x)}; '
+                f'PyTorch {torch.__version__}, Triton {kernels.triton.__version__}). Nothing was normalized by it. Set '
+                'MMNORM_TRITON=0 in the environment, or call mmnorm.core.use_triton(False), to go on by ATen, and '
+                'please report this message'
+            )
+    return True
+
+
+def _values(x, tiles):
+    """What a check computes with, by the name of an argument: a tensor that is cut as x is, and planes for it.
+
+    Nothing of x, which may hold anything, and nothing random, which would move the generator on.
+    """
+    from . import elements
+
+    samples, channels, length = min(len(x), 2), x.shape[1], prod(x.shape[2:])
+    channels = min(channels, 80 + channels % 16)
+    length = min(length, 4112 + length % 16)
+    sizes = samples, channels, length, *[1] * (x.dim() - 3)
+
+    def waves(step, *shape):
+        numbers = torch.arange(prod(shape), dtype=torch.float64, device=x.device)
+        return (numbers * step).sin().add(0.5).float().view(shape)
+
+    def elementwise(step):
+        dense = waves(step, *sizes).to(x.dtype).contiguous(memory_format=elements.memory_format(x))
+        first = 0 if tiles.unit > 1 else 1  # a pointer that is no more aligned than that of x
+        return dense.new_empty(dense.numel() + first).as_strided(dense.shape, dense.stride(), first).copy_(dense)
+
+    sample = elementwise(2.3)
+    plane = samples, channels
+    return dict(
+        x=sample,
+        grad=elementwise(1.7),
+        moments=elements.take_moments(sample.double()),
+        own_mean=waves(1.1, *plane),
+        mean=waves(1.3, samples, 1),
+        scale=waves(0.9, channels).expand(plane),
+        shift=waves(0.7, *plane),
+        bias=waves(0.7, channels),
+        dmean=waves(1.9, 1, channels).expand(plane),
+        dvar=waves(0.3, samples, 1),
+    )

@@ -1,0 +1,326 @@
+"""The passes over the elements of a tensor as Triton kernels; names and results are those of the ones on ATen.
+
+A kernel sees x, (N, C, L), as rows of positions. Contiguous: one sample of N * C rows, whose positions lie side by
+side. Channels last: N samples of C rows, which lie side by side. A program has a tile of so many rows and so many
+positions, or several tiles one behind the other where it sums; sums of long rows are split over programs, and a second
+kernel joins what they found, always in the same order. Offsets are of 64 bits. Planes are float32 and may be expanded.
+
+What is a constant of a kernel is in :class:`Tiling` alone, so that images of all sizes share a few compiled kernels.
+"""
+
+import inspect
+from itertools import chain
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.compiler import CompiledKernel
+
+from .elements import memory_format
+
+_TILE = 2048  # elements
+_PROGRAMS = 1024  # that keep a large card busy
+_MOST_SPLITS = 256
+_ROWS_JOINED = 8  # by a program
+_ALIGNMENT = 16  # bytes, the most that a thread loads at once
+#: Rows and positions, which kernels count in 32 bits, are at most so many.
+LARGEST_AXIS = 2**30
+
+# Versions of Triton whose compiled kernels are known to be launched as here; others dispatch each call themselves
+_KNOWN = (3, 6) <= tuple(int(part) for part in triton.__version__.split('.')[:2]) <= (3, 8)
+
+_compiled: dict[tuple, Any] = {}
+
+
+class Tiling(NamedTuple):
+    """How a tensor is cut: the constants of its kernels.
+
+    ``last``: channels last. ``unit``: so many elements begin at a multiple of 16 bytes, which a thread loads at once; 1
+    where the pointer or the sizes do not allow it. ``rows``, ``columns``: of a tile, in rows and in positions.
+    """
+
+    last: bool
+    unit: int
+    rows: int
+    columns: int
+
+
+def tiling(x: Tensor) -> Tiling:
+    """The tiling of x, (N, C, *S), or of its contiguous copy where it is neither contiguous nor channels last."""
+    channels, length = x.shape[1], prod(x.shape[2:])
+    last = memory_format(x) != torch.contiguous_format
+    # contiguous: long rows; rows of some hundreds; many of, say, 7 x 7 positions share a program
+    rows = (64 if channels > 32 else 32) if last else 1 if length > 1024 else 8 if length > 64 else 32
+    is_copied = not last and not x.is_contiguous()
+    unit = _ALIGNMENT // x.itemsize
+    aligned = (is_copied or x.data_ptr() % _ALIGNMENT == 0) and (channels if last else length) % unit == 0
+    return Tiling(last, unit if aligned else 1, rows, _TILE // rows)
+
+
+def take_moments(x: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    """Mean and biased variance of each channel of each sample, (N, C) in float32, among what ATen's needs beside."""
+    return None, *_summed(_moments, x, (x,)), None
+
+
+def take_means(x: Tensor) -> Tensor:
+    """The means alone, (N, C)."""
+    return take_moments(x)[1]
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``scale * x + shift``, both broadcasting to (N, C), rounded once."""
+    return complete(x, (), 0.0, scale, shift)
+
+
+def complete(x: Tensor, moments: tuple, mean: Any, scale: Any, bias: Any) -> Tensor:
+    """``scale * (x - mean) + bias``, planes broadcasting to (N, C) or numbers, rounded once."""
+    return _mapped(_affine, x, (x,), (mean, scale, bias))
+
+
+def reduce(grad: Tensor, x: Tensor, own_mean: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum(grad)`` and ``sum(grad * (x - own_mean))`` over the positions, (N, C) each."""
+    return _summed(_reduce, x, (x, grad), (own_mean,))
+
+
+def input_gradient(grad: Tensor, x: Tensor, own_mean: Any, scale: Any, dmean: Any, dvar: Any) -> Tensor:
+    """``scale * grad + dmean / L + 2 * dvar * (x - own_mean) / L``, all planes broadcasting to (N, C), rounded once."""
+    return _mapped(_input_gradient, x, (x, grad), (own_mean, scale, dmean, dvar))
+
+
+def _summed(kernel, x, elements, planes=()):
+    """Two planes of sums over the positions."""
+    tiles, elements = _laid_out(*elements)
+    programs, sizes = _sizes(x, tiles, sums=True)
+    *_, length, _, splits, count = sizes
+    rows = x.shape[0] * x.shape[1]
+    found = [torch.empty((splits, *x.shape[:2]), dtype=torch.float32, device=x.device) for _ in range(2)]
+    _launch(kernel, x, tiles, programs, *elements, *chain(*_strided(planes, x)), *found, *sizes)
+    if splits == 1:
+        return found[0][0], found[1][0]
+    joined = [torch.empty_like(part[0]) for part in found]
+    constants = kernel is _moments, _ROWS_JOINED, _MOST_SPLITS
+    programs, chunk = triton.cdiv(rows, _ROWS_JOINED), count * tiles.columns
+    _launch(_join, x, constants, programs, *found, *joined, rows, length, splits, chunk)
+    return joined[0], joined[1]
+
+
+def _mapped(kernel, x, elements, planes):
+    """A tensor like x, computed element by element."""
+    tiles, elements = _laid_out(*elements)
+    out = torch.empty_like(elements[0])
+    programs, sizes = _sizes(x, tiles)
+    _launch(kernel, x, tiles, programs, *elements, out, *chain(*_strided(planes, x)), *sizes)
+    return out
+
+
+def _laid_out(x, *others):
+    """The tiling of x, with x and the others of its type and memory format, aligned as it is: copies where not."""
+    tiles, layout = tiling(x), memory_format(x)
+    tensors = [t.resolve_neg().to(x.dtype).contiguous(memory_format=layout) for t in (x, *others)]
+    return tiles, [t.clone() if tiles.unit > 1 and t.data_ptr() % _ALIGNMENT else t for t in tensors]
+
+
+def _strided(planes, x):
+    """Of each plane what kernels take: it, and how far its next sample and its next channel are."""
+    for plane in planes:
+        if not torch.is_tensor(plane):
+            plane = torch.full((), plane, dtype=torch.float32, device=x.device)
+        if plane.device != x.device:
+            raise RuntimeError(
+                f'Expected all tensors to be on the same device: a tensor of shape {tuple(x.shape)} to normalize is on '
+                f'{x.device}, and statistics or parameters to normalize it with are on {plane.device}. Move the '
+                'layer or the input'
+            )
+        plane = plane.to(torch.float32).expand(x.shape[:2])
+        yield plane, plane.stride(0), plane.stride(1)
+
+
+def _sizes(x, tiles, sums=False):
+    """The number of programs, and the sizes that kernels take: the rule by which work is split."""
+    (samples, channels), length = x.shape[:2], prod(x.shape[2:])
+    samples, rows = (samples, channels) if tiles.last else (1, samples * channels)
+    blocks, splits, count = triton.cdiv(rows, tiles.rows), triton.cdiv(length, tiles.columns), 1
+    if sums:
+        wanted = min(splits, _MOST_SPLITS, triton.cdiv(_PROGRAMS, samples * blocks))
+        count = triton.cdiv(splits, wanted)
+        splits = triton.cdiv(splits, count)
+    return samples * blocks * splits, (channels, rows, length, blocks, splits, count)
+
+
+def _launch(kernel, x, constants, programs, *args):
+    """Launch a kernel on the device and the current stream of x."""
+    key = kernel.__name__, x.get_device(), x.dtype, constants
+    with torch.cuda.device_of(x):
+        compiled = _compiled.get(key)
+        if compiled is not None:  # a sixth of the host time of Triton's own dispatch, which would find the same
+            compiled[programs, 1, 1](*args, *constants)
+            return
+        # scalar loads need more threads, for the registers that addresses take
+        compiled = kernel[(programs,)](*args, *constants, num_warps=8 if constants[1] == 1 else 4)
+    if _KNOWN and isinstance(compiled, CompiledKernel):
+        _compiled[key] = compiled
+
+
+def _kernel(function):
+    """Compile a function for its constants alone: no size and no address makes a variant of it."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.annotation is not tl.constexpr]
+    return triton.jit(function, do_not_specialize=names, do_not_specialize_on_alignment=names)
+
+
+@triton.jit
+def _program(rows, blocks, splits, LAST: tl.constexpr, ROWS: tl.constexpr):
+    """The sample, the rows in it, which of them exist, and the split of them that a program has."""
+    program = tl.program_id(0)
+    if LAST:  # programs that follow each other read what lies side by side
+        block, split = program % blocks, program // blocks % splits
+    else:
+        block, split = program // splits % blocks, program % splits
+    row = block * ROWS + tl.arange(0, ROWS)
+    return program // (blocks * splits), row, row < rows, split
+
+
+@triton.jit
+def _tile(sample, row, position, rows, length, LAST: tl.constexpr, UNIT: tl.constexpr):
+    """Offsets of a tile, and which of them exist."""
+    if LAST:  # nothing is rounded: it tells the compiler
+        rows = rows // UNIT * UNIT
+    else:
+        length = length // UNIT * UNIT
+    exists = (row < rows)[:, None] & (position < length)[None, :]
+    if LAST:
+        at = (sample.to(tl.int64) * length + position)[None, :] * rows + row[:, None]
+    else:
+        at = row.to(tl.int64)[:, None] * length + position[None, :]
+    return at, exists
+
+
+@triton.jit
+def _at(elements, at, LAST: tl.constexpr, UNIT: tl.constexpr):
+    """Pointers to elements; each run of them begins at a multiple of 16 bytes, where the compiler is told so."""
+    pointers = elements + at
+    if UNIT > 1:
+        pointers = tl.multiple_of(pointers, (16, 1) if LAST else (1, 16))
+    return pointers
+
+
+@triton.jit
+def _plane(plane, of_sample, of_channel, sample, row, exists, channels):
+    """A plane's values of the rows, as a column."""
+    at = (sample + row // channels).to(tl.int64) * of_sample + (row % channels).to(tl.int64) * of_channel
+    return tl.load(plane + at, exists, other=0.0)[:, None]
+
+
+@_kernel
+def _moments(
+    x, mean, var, channels, rows, length, blocks, splits, tiles,
+    LAST: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Mean and biased variance of each row's split: sums of the distance from the mean of its first tile."""
+    sample, row, rows_exist, split = _program(rows, blocks, splits, LAST, ROWS)
+    begin = split * tiles * COLUMNS
+    end = tl.minimum(begin + tiles * COLUMNS, length)
+    columns = tl.arange(0, COLUMNS)
+    at, exists = _tile(sample, row, begin + columns, rows, length, LAST, UNIT)
+    first = tl.load(_at(x, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
+    shift = tl.sum(first, 1) / tl.minimum(COLUMNS, end - begin)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(begin, end, COLUMNS):
+        at, exists = _tile(sample, row, start + columns, rows, length, LAST, UNIT)
+        value = tl.load(_at(x, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
+        distance = tl.where(exists, value - shift[:, None], 0.0)
+        total += distance
+        squares += distance * distance
+    distance = tl.sum(total, 1) / (end - begin)
+    at = split * (tl.num_programs(0) // (blocks * splits) * rows).to(tl.int64) + sample * rows + row
+    tl.store(mean + at, shift + distance, rows_exist)
+    # not below 0 by rounding, which a NaN must pass
+    spread = tl.sum(squares, 1) / (end - begin) - distance * distance
+    tl.store(var + at, tl.where(spread < 0, 0.0, spread), rows_exist)
+
+
+@_kernel
+def _reduce(
+    x, grad, own_mean, mean_of_sample, mean_of_channel, total, centered,
+    channels, rows, length, blocks, splits, tiles,
+    LAST: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The sums of grad and of grad * (x - own_mean) over each row's split."""
+    sample, row, rows_exist, split = _program(rows, blocks, splits, LAST, ROWS)
+    begin = split * tiles * COLUMNS
+    end = tl.minimum(begin + tiles * COLUMNS, length)
+    columns = tl.arange(0, COLUMNS)
+    m = _plane(own_mean, mean_of_sample, mean_of_channel, sample, row, rows_exist, channels)
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    products = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(begin, end, COLUMNS):
+        at, exists = _tile(sample, row, start + columns, rows, length, LAST, UNIT)
+        value = tl.load(_at(x, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
+        g = tl.load(_at(grad, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
+        sums += g
+        products += tl.where(exists, g * (value - m), 0.0)
+    at = split * (tl.num_programs(0) // (blocks * splits) * rows).to(tl.int64) + sample * rows + row
+    tl.store(total + at, tl.sum(sums, 1), rows_exist)
+    tl.store(centered + at, tl.sum(products, 1), rows_exist)
+
+
+@_kernel
+def _join(
+    first, second, joined_first, joined_second, rows, length, splits, chunk,
+    MOMENTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Join the splits of all rows: sums, or means and variances, by Chan's formula."""
+    row, split = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, SPLITS)
+    exists = (split < splits)[:, None] & (row < rows)[None, :]
+    at = split.to(tl.int64)[:, None] * rows + row[None, :]
+    a = tl.load(first + at, exists, other=0.0)
+    b = tl.load(second + at, exists, other=0.0)
+    if MOMENTS:
+        count = tl.where(split < splits, tl.minimum(chunk, length - split * chunk), 0)
+        share = (count.to(tl.float32) / length)[:, None]
+        mean = tl.sum(share * a, 0)
+        distance = a - mean[None, :]
+        tl.store(joined_first + row, mean, row < rows)
+        tl.store(joined_second + row, tl.sum(share * (b + distance * distance), 0), row < rows)
+    else:
+        tl.store(joined_first + row, tl.sum(a, 0), row < rows)
+        tl.store(joined_second + row, tl.sum(b, 0), row < rows)
+
+
+@_kernel
+def _affine(
+    x, y, mean, mean_of_sample, mean_of_channel, scale, scale_of_sample, scale_of_channel,
+    bias, bias_of_sample, bias_of_channel, channels, rows, length, blocks, splits, tiles,
+    LAST: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``y = scale * (x - mean) + bias``, a tile."""
+    sample, row, rows_exist, split = _program(rows, blocks, splits, LAST, ROWS)
+    m = _plane(mean, mean_of_sample, mean_of_channel, sample, row, rows_exist, channels)
+    s = _plane(scale, scale_of_sample, scale_of_channel, sample, row, rows_exist, channels)
+    b = _plane(bias, bias_of_sample, bias_of_channel, sample, row, rows_exist, channels)
+    at, exists = _tile(sample, row, split * COLUMNS + tl.arange(0, COLUMNS), rows, length, LAST, UNIT)
+    value = tl.load(_at(x, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
+    tl.store(_at(y, at, LAST, UNIT), s * (value - m) + b, exists)
+
+
+@_kernel
+def _input_gradient(
+    x, grad, dx, own_mean, mean_of_sample, mean_of_channel, scale, scale_of_sample, scale_of_channel,
+    dmean, dmean_of_sample, dmean_of_channel, dvar, dvar_of_sample, dvar_of_channel,
+    channels, rows, length, blocks, splits, tiles,
+    LAST: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``dx = scale * grad + dmean / L + 2 * dvar / L * (x - own_mean)``, a tile."""
+    sample, row, rows_exist, split = _program(rows, blocks, splits, LAST, ROWS)
+    m = _plane(own_mean, mean_of_sample, mean_of_channel, sample, row, rows_exist, channels)
+    s = _plane(scale, scale_of_sample, scale_of_channel, sample, row, rows_exist, channels)
+    c0 = _plane(dmean, dmean_of_sample, dmean_of_channel, sample, row, rows_exist, channels) / length
+    c1 = _plane(dvar, dvar_of_sample, dvar_of_channel, sample, row, rows_exist, channels) * (2.0 / length)
+    at, exists = _tile(sample, row, split * COLUMNS + tl.arange(0, COLUMNS), rows, length, LAST, UNIT)
+    value = tl.load(_at(x, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
+    g = tl.load(_at(grad, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
+    tl.store(_at(dx, at, LAST, UNIT), s * g + (c1 * (value - m) + c0), exists)

@@ -1,0 +1,413 @@
+"""The kernels, by Triton's interpreter on tensors of the CPU: run by ``test_kernels.py``, in a process of its own."""
+
+import sys
+import warnings
+from functools import partial
+from importlib import util
+from unittest import mock
+
+import pytest
+import torch
+
+from mmnorm.core import backends, elements, kernels, moments, normalize, use_triton
+
+from ..norms.cases import EVERY, build, described, randomized
+from .cards import kernels_everywhere
+
+LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
+TYPES = torch.float32, torch.float16, torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def everywhere():
+    with kernels_everywhere():
+        yield
+
+
+@pytest.fixture
+def launched(everywhere):
+    """The names of the kernels that are launched."""
+    names = []
+    launch = kernels._launch
+
+    def noting(kernel, *args):
+        names.append(kernel.fn.__name__)
+        launch(kernel, *args)
+
+    with mock.patch.object(kernels, '_launch', noting):
+        yield names
+
+
+def tensor(shape, dtype=torch.float32, layout=torch.contiguous_format, offset=0.0):
+    return (torch.randn(shape) + offset).to(dtype).contiguous(memory_format=layout)
+
+
+def check(x, grad, close):
+    """Compare all functions with their formulas in float64; planes are full and expanded."""
+    n, c, *positions = x.shape
+    spread = partial(elements.spread, x=x)
+    mean, scale, bias, dmean, dvar = (
+        torch.randn(shape).expand(n, c) for shape in ((n, 1), (1, c), (1, 1), (n, c), (n, 1))
+    )
+    wide, wide_grad, length = x.double(), grad.double(), x[0, 0].numel()
+    var, own_mean = (moment.view(n, c) for moment in torch.var_mean(wide.flatten(2), 2, correction=0))
+    taken = elements.take_moments(x)
+    assert taken[0] is None
+    close(taken[1], own_mean)
+    close(taken[2], var)
+    close(elements.take_means(x), own_mean)
+    # as the plane does it: means near the tensor's own
+    mean = own_mean.float() + mean
+    centered = wide - spread(mean.double())
+    close(elements.complete(x, taken, mean, scale, bias), spread(scale) * centered + spread(bias))
+    close(elements.complete(x, taken, mean, scale, 0.5), spread(scale) * centered + 0.5)
+    close(elements.affine(x, scale, bias - mean * scale), spread(scale) * wide + spread(bias - mean * scale).double())
+    own = taken[1].double()
+    total, products = elements.reduce(grad, x, taken[1])
+    close(total, wide_grad.flatten(2).sum(2), scale=length**0.5)
+    close(products, (wide_grad * (wide - spread(own))).flatten(2).sum(2), scale=length**0.5)
+    dx = elements.input_gradient(grad, x, taken[1], scale, dmean, dvar)
+    wanted = spread(scale) * wide_grad + spread(dmean) / length + 2 * spread(dvar) / length * (wide - spread(own))
+    close(dx, wanted)
+    for result in (elements.affine(x, scale, bias), dx):
+        assert result.shape == x.shape and result.dtype == x.dtype
+        assert elements.memory_format(result) == elements.memory_format(x)
+
+
+def within(dtype, offset=0.0):
+    """A comparison: half precision rounds once, the statistics are float32's; of an offset, a few of its last bits."""
+
+    def close(ours, exact, scale=1.0):
+        eps = torch.finfo(dtype if ours.dtype == dtype else torch.float32).eps
+        off = (ours.double() - exact).abs()
+        allowed = eps * exact.abs() + 1e-6 * max(scale, 1) * (5 + offset)
+        assert (off <= allowed).all(), f'{off.max():.3g}'
+
+    return close
+
+
+SHAPES = [
+    ((3, 5, 7, 7), torch.contiguous_format),  # 15 rows share a program
+    ((2, 3, 1, 1), torch.contiguous_format),
+    ((2, 8, 4, 4), torch.contiguous_format),  # aligned
+    ((2, 5, 9, 19), torch.contiguous_format),  # rows of some hundreds
+    ((1, 2, 50, 53), torch.contiguous_format),  # long rows, split
+    ((3, 5, 7, 7), LAST),
+    ((2, 8, 5, 9), LAST),  # aligned
+    ((2, 35, 3, 5), LAST),
+    ((2, 3, 130), torch.contiguous_format),
+    ((2, 4, 2, 3, 4), LAST_3D),
+]
+
+
+@pytest.mark.parametrize('dtype', TYPES)
+@pytest.mark.parametrize('shape, layout', SHAPES)
+def test_functions_equal_their_formulas(everywhere, shape, layout, dtype):
+    check(tensor(shape, dtype, layout, 3), tensor(shape, dtype, layout), within(dtype))
+
+
+@pytest.mark.parametrize('shape, layout', [((1, 3, 50, 53), torch.contiguous_format), ((1, 5, 20, 10), LAST)])
+@pytest.mark.parametrize('most', [2, 256])
+def test_offsets_of_a_thousand_deviations(everywhere, monkeypatch, shape, layout, most):
+    """Split in two, of several tiles each, and in as many as there are tiles."""
+    monkeypatch.setattr(kernels, '_MOST_SPLITS', 2) if most == 2 else None
+    monkeypatch.setattr(kernels, '_TILE', 512)
+    check(tensor(shape, layout=layout, offset=1e3), tensor(shape, layout=layout), within(torch.float32, 1e3))
+
+
+def test_a_constant_beside_a_far_value(everywhere):
+    """Padding: the first tile knows nothing of the rest."""
+    x = torch.zeros(1, 1, 100, 100)
+    x[..., 30:, :] = 1e3 + torch.randn(70, 100)
+    mean, var = moments(x)
+    exact_var, exact = torch.var_mean(x.double().flatten(2), 2, correction=0)
+    torch.testing.assert_close(mean.double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), exact_var, rtol=1e-5, atol=0)
+
+
+def test_constant_rows_have_no_variance(everywhere):
+    _, var = moments(torch.full((2, 3, 9, 9), 1234.567))
+    assert (var >= 0).all() and var.max() < 1e-6
+
+
+def test_what_is_not_a_number_stays_in_its_row(everywhere):
+    x = torch.randn(2, 3, 7, 7)
+    x[0, 1, 3, 3], x[1, 2, 0, 0] = float('nan'), float('inf')
+    mean, var = moments(x)
+    bad = torch.zeros(2, 3, dtype=torch.bool)
+    bad[0, 1] = bad[1, 2] = True
+    assert torch.equal(~var.isfinite(), bad) and torch.equal(~mean.isfinite(), bad)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: torch.randn(5, 4, 6, 7)[1:4],
+        lambda: torch.randn(3, 9, 6, 7)[:, 2:6],
+        lambda: torch.randn(3, 9, 6, 7)[:, ::2],
+        lambda: torch.randn(3, 4, 6, 7)[..., 1:-1, ::2],
+        lambda: torch.randn(3, 4, 1, 1).expand(3, 4, 6, 7),
+        lambda: torch.randn(1, 4, 6, 7).expand(3, 4, 6, 7),
+        lambda: torch.randn(3, 6, 7, 4).permute(0, 3, 1, 2),
+        lambda: torch.randn(4, 3, 6, 8).transpose(0, 1),
+        lambda: torch.randn(3, 4, 6, 7).mT,
+        lambda: torch.randn(3 * 4 * 4 * 4 + 1)[1:].view(3, 4, 4, 4),
+        lambda: torch.randn(3, 1, 6, 7).contiguous(memory_format=LAST),
+        lambda: torch.randn(1, 4, 1, 7).contiguous(memory_format=LAST),
+        lambda: torch.randn(3, 4, 6, 7, dtype=torch.complex64).conj().imag,
+        lambda: torch.randn(2, 4, 2, 3, 4).transpose(2, 4),
+    ],
+)
+def test_views_and_gradients_of_any_strides(everywhere, make):
+    x = make()
+    for grad in (make(), torch.ones(()).expand(x.shape), tensor(x.mT.shape).mT):
+        check(x, grad, within(torch.float32))
+
+
+def test_a_gradient_of_another_type_is_taken_in_that_of_the_tensor(everywhere):
+    x, grad = tensor((2, 4, 4, 4), torch.bfloat16), torch.randn(2, 4, 4, 4)
+    kernels.reduce(tensor((2, 4, 4, 4), torch.bfloat16), x, torch.zeros(2, 4))
+    total, _ = kernels.reduce(grad, x, torch.zeros(2, 4))
+    torch.testing.assert_close(total, grad.bfloat16().float().sum((2, 3)))
+
+
+@pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 0, 4), (0, 3), (4, 3), (2, 0, 3, 3)])
+def test_without_positions_or_elements_nothing_is_launched(launched, shape):
+    x = torch.randn(shape, requires_grad=True)
+    normalize(x, lambda m, v, _: (m, v, 1.0, 0.0), 1e-3).sum().backward()
+    assert x.grad.shape == x.shape and not launched
+
+
+def test_doubles_and_integers_of_the_plane(launched):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    moments(x)
+    assert not launched
+    y = kernels.complete(x.float(), (), torch.zeros(3, dtype=torch.float64), torch.ones(2, 3), 1)
+    torch.testing.assert_close(y, x.float() + 1)
+
+
+def test_the_same_bits_each_time(everywhere):
+    x, grad = torch.randn(1, 2, 70, 70), torch.randn(1, 2, 70, 70)
+    first, second = ((*moments(x), *elements.reduce(grad, x, torch.zeros(1, 2))) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_two_devices_are_a_clear_error(everywhere):
+    with pytest.raises(RuntimeError, match=r'same device: .*\(2, 3, 4, 4\).* on cpu, .* on meta'):
+        kernels.complete(torch.randn(2, 3, 4, 4), (), 0.0, torch.ones(3, device='meta'), 0.0)
+
+
+# the plane, and every norm
+
+
+@pytest.mark.parametrize('cfg', EVERY, ids=described)
+@pytest.mark.parametrize('dtype, layout', [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)])
+def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
+    layer = randomized(build(cfg))
+    x, grad = tensor((4, 8, 3, 5), dtype, layout, 2), tensor((4, 8, 3, 5), dtype, layout)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    results = []
+    for enabled in (False, True):
+        use_triton(enabled)
+        launched.clear()
+        layer.load_state_dict(state)
+        found = []
+        for training in (True, False):
+            layer.train(training).zero_grad()
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf)
+            y.backward(grad)
+            assert elements.memory_format(y) == elements.memory_format(leaf.grad) == layout
+            found += [y.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
+        found += [value.clone() for value in layer.state_dict().values()]
+        results.append(found)
+    by_element = cfg['type'] == 'BGN' and layer.num_groups == 16
+    if cfg['type'] not in ('GW', 'PN', 'FrozenBN') and not by_element:  # which are not on the plane
+        assert {'_moments', '_affine', '_reduce', '_input_gradient'} <= set(launched)
+    for aten, ours in zip(*results):
+        tolerance = dict(rtol=2e-4, atol=2e-4) if dtype == torch.float32 else dict(rtol=3e-2, atol=6e-2)
+        torch.testing.assert_close(ours, aten, **tolerance)
+
+
+def test_derivatives_of_higher_order_are_those_of_aten(everywhere):
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+
+    def second():
+        y = normalize(x, lambda m, v, _: (0.5 * m, v, 1.0, 0.0), 1e-3)
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    ours = second()
+    use_triton(False)
+    torch.testing.assert_close(ours, second(), rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_under_inference_mode(everywhere):
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    with torch.inference_mode():
+        y = normalize(x, lambda m, v, _: (m, v, 1.0, 0.0), 1e-3)
+    assert y.is_inference() and y.mean().abs() < 1e-5
+
+
+# who runs
+
+
+@pytest.mark.parametrize(
+    'reads',
+    [
+        lambda x: torch.func.vmap(lambda x: moments(x)[0])(x[None])[0],
+        lambda x: torch.compile(lambda x: moments(x)[0], backend='eager', fullgraph=True)(x),
+        lambda x: torch.func.jvp(lambda x: moments(x)[0], (x,), (torch.ones_like(x),))[0],
+        lambda x: torch.fx.experimental.proxy_tensor.make_fx(lambda x: moments(x)[0])(x)(x),
+    ],
+)
+def test_who_reads_operations_gets_those_of_aten(launched, reads):
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(reads(x), x.mean((2, 3)))
+    assert not launched
+
+
+def test_forward_mode_gets_its_derivative(launched):
+    x = torch.randn(2, 3, 4, 4)
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        mean = elements.take_means(dual)
+        tangent = torch.autograd.forward_ad.unpack_dual(mean).tangent
+    torch.testing.assert_close(tangent, torch.ones(2, 3))
+    assert not launched
+
+
+def test_shapes_alone(launched):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        y = normalize(torch.randn(2, 3, 4, 4), lambda m, v, _: (m, v, 1.0, 0.0), 1e-3)
+    assert y.shape == (2, 3, 4, 4)
+    y = normalize(torch.randn(2, 3, 4, 4, device='meta'), lambda m, v, _: (m, v, 1.0, 0.0), 1e-3)
+    assert y.shape == (2, 3, 4, 4) and not launched
+
+
+def test_switched_off(launched, monkeypatch):
+    x = torch.randn(2, 3, 4, 4)
+    use_triton(False)
+    moments(x)
+    assert not launched
+    use_triton(True)
+    moments(x)
+    assert launched
+    for value, enabled in (('0', False), ('1', True)):
+        monkeypatch.setenv('MMNORM_TRITON', value)
+        spec = util.spec_from_file_location('fresh', backends.__file__)
+        fresh = util.module_from_spec(spec)
+        spec.loader.exec_module(fresh)
+        assert fresh._enabled is enabled
+
+
+@pytest.fixture
+def unchecked():
+    with kernels_everywhere(checked=False):
+        yield
+
+
+@pytest.mark.parametrize(
+    'shape, layout, dtype',
+    [
+        ((2, 3, 7, 7), torch.contiguous_format, torch.float32),
+        ((1, 2, 5, 33), torch.contiguous_format, torch.bfloat16),
+        ((2, 8, 4, 4), LAST, torch.float16),
+    ],
+)
+def test_the_first_use_is_checked_and_changes_nothing(unchecked, shape, layout, dtype):
+    layer, x = build(dict(type='SN'), shape[1]), tensor(shape, dtype, layout)
+    generator = torch.get_rng_state()
+    with mock.patch.object(backends, '_works', wraps=backends._works) as works:
+        layer(x.requires_grad_()).sum().backward()
+        assert {call.args[1] for call in works.call_args_list} == {
+            'take_moments', 'complete', 'reduce', 'input_gradient'
+        }  # fmt: skip
+        works.reset_mock()
+        layer(x)
+        works.assert_not_called()
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert layer.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 7, 7), (2, 99, 70, 70), (5, 640, 1, 2), (2, 3, 5000), (2, 8, 3, 3, 30)])
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize('shift', [0, 1])
+def test_what_is_checked_is_cut_as_the_tensor_is(shape, last, shift):
+    x = torch.empty(torch.Size(shape).numel() + shift)[shift:].view(shape)
+    if last and len(shape) > 3:
+        order = [0, *range(2, len(shape)), 1]
+        x = x.view([shape[i] for i in order]).movedim(-1, 1)
+    assert kernels.tiling(backends._values(x, kernels.tiling(x))['x']) == kernels.tiling(x)
+
+
+@pytest.mark.parametrize(
+    'name, wrong',
+    [
+        ('take_moments', lambda x: (None, *(m * 1.001 for m in take_moments(x)[1:3]), None)),
+        ('complete', lambda x, *args: torch.full_like(x, float('nan'))),
+        ('reduce', lambda grad, x, own_mean: (grad.float().sum((2, 3)), (grad * x).float().sum((2, 3)))),
+        ('input_gradient', lambda grad, x, own_mean, scale, *args: grad * elements.spread(scale, x)),
+    ],
+)
+def test_a_kernel_that_is_wrong_is_an_error(unchecked, monkeypatch, name, wrong):
+    monkeypatch.setattr(kernels, name, wrong)
+    layer, x = build(dict(type='SN')), torch.randn(2, 8, 4, 4, requires_grad=True)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=rf"kernel '{name}'.* on cpu, .*PyTorch {torch.__version__[:4]}.*Triton"):
+            layer(x).sum().backward()
+
+
+take_moments = kernels.take_moments
+
+
+def test_what_cannot_be_compiled_runs_on_aten_and_is_said_once(unchecked, monkeypatch):
+    monkeypatch.setattr(kernels, '_launch', mock.Mock(side_effect=PermissionError('no folder for the cache')))
+    layer, x = build(dict(type='SN')), torch.randn(2, 8, 4, 4, requires_grad=True)
+    with pytest.warns(UserWarning, match='PermissionError: no folder for the cache') as said:
+        for _ in range(2):
+            layer(x).sum().backward()
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    'module, reason',
+    [(mock.Mock(__version__='3.5.1'), 'ImportError: Triton 3.5.1 is older than 3.6'), (None, 'ModuleNotFoundError')],
+)
+def test_without_a_triton_that_will_do_all_runs_on_aten_and_that_is_said_once(unchecked, monkeypatch, module, reason):
+    monkeypatch.setitem(sys.modules, 'triton', module)
+    backends._load.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=reason) as said:
+            for _ in range(2):
+                moments(torch.randn(2, 3, 4, 4))
+        assert len(said) == 1
+    finally:
+        backends._load.cache_clear()
+
+
+def test_no_check_while_a_graph_is_captured(launched, monkeypatch):
+    monkeypatch.setattr(backends, '_is_capturing', lambda x: True)
+    x = torch.randn(2, 3, 4, 4)
+    moments(x)
+    assert not launched
+    monkeypatch.setattr(backends, '_is_capturing', lambda x: False)
+    moments(x)
+    assert launched
+    launched.clear()
+    monkeypatch.setattr(backends, '_is_capturing', lambda x: True)
+    moments(x)
+    assert launched
+
+
+def test_no_warning_in_all_that(everywhere):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        moments(torch.randn(2, 3, 4, 4))
