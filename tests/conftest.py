@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -19,6 +20,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line('markers', 'e2e: trains, or runs a network, in processes of its own')
     config.addinivalue_line('markers', 'slow: for a release; another test shows the same in a shorter form')
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for module in ('torch.jit', 'pycocotools'):  # of no concern here, and hundreds of lines
         config.addinivalue_line('filterwarnings', rf'ignore::DeprecationWarning:{module}.*')
 

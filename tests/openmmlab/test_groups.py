@@ -41,7 +41,7 @@ NARROW = [
 
 
 def build(cfg, registry=DET):
-    return registry.build(cfg)
+    return registry.build(dict(cfg, _scope_=registry.scope))  # whatever the default scope is
 
 
 @pytest.mark.parametrize('arch', RegNet.arch_settings)
