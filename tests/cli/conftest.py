@@ -1,8 +1,10 @@
 """The commands, called in this process in a folder with what users give to them."""
 
 import re
+from unittest import mock
 
 import pytest
+from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 from mmnorm.cli import main
@@ -14,7 +16,8 @@ from . import workshop
 def folder(digits, tmp_path_factory):
     """What the tools are given, which no mistake changes."""
     folder = tmp_path_factory.mktemp('workshop')
-    workshop.write(folder, digits)
+    with mock.patch.object(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy()):  # outlives no test
+        workshop.write(folder, digits)
     return folder
 
 
