@@ -37,11 +37,14 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def own_environment():
     """What a test sets in this process ends with it: the environment and mmengine's loader, by which tools forbid
-    checkpoints that run code, and mmengine's default scope, in which names of configs are looked up."""
+    checkpoints that run code, mmengine's default scope, in which names of configs are looked up, and the answer to
+    Ctrl-C, which processes inherit."""
+    sigint = signal.getsignal(signal.SIGINT)
     scopes = mock.patch.object(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
     loader = mock.patch.object(CheckpointLoader, 'load_checkpoint', CheckpointLoader.load_checkpoint)
     with mock.patch.dict(os.environ), scopes, loader:
         yield
+    signal.signal(signal.SIGINT, sigint)
 
 
 @pytest.fixture(scope='session')

@@ -118,16 +118,8 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.count('usage: ') == len(calls) - 1 and done.stdout.endswith(f'mmnorm {mmnorm.__version__}\n')
 
 
-@pytest.fixture
-def sigint():
-    """What a command does to this process's answer to Ctrl-C ends with the test."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize('name', cli.COMMANDS)
-def test_an_interrupted_command_says_so_in_one_line(capsys, monkeypatch, sigint, name):
+def test_an_interrupted_command_says_so_in_one_line(capsys, monkeypatch, name):
     said = help_of(capsys, name)
     (example,) = re.findall(rf'^(?:example:\s+)mmnorm ({name} .+)$', said, flags=re.M)
 
