@@ -37,7 +37,9 @@ def add_arguments(parser):
     parser.add_argument('--shapes', nargs='+', type=shape, default=SHAPES, metavar='N,C,H,W')
     parser.add_argument('--compile', action='store_true', help='also time the layers of mmnorm under torch.compile')
     parser.add_argument('--model', action='store_true', help='time a training step of Mask R-CNN, not single layers')
-    parser.add_argument('--image-size', type=positive, default=256, metavar='PIXELS', help='for --model (default: 256)')
+    parser.add_argument(
+        '--image-size', type=square, default=(256, 256), metavar='PIXELS', help='for --model (default: 256)'
+    )
     parser.add_argument(
         '--rounds', type=positive, metavar='N', help='rounds to take medians over (default: 40; with --model 5)'
     )
@@ -54,6 +56,24 @@ def shape(text):
     if len(values) < 3 or min(values) < 1 or math.prod(values) >= 2**63:
         raise argparse.ArgumentTypeError(f'{text!r} is not a shape; use N,C,H,W, such as 2,64,200,200')
     return values
+
+
+def square(text):
+    """Height and width of an image that is so many pixels wide and high; a type for argparse."""
+    return (positive(text),) * 2
+
+
+def prepare(args):
+    """Import what timing needs, check ``args.norms``, and return the device (torch.device) of ``args.device``."""
+    try:
+        import torch
+
+        import mmnorm  # noqa: F401  # registers the norms
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install 'mmnorm[onedl,report]' brings what is needed") from error
+    device = usable_device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    check_norms(args.norms or ())
+    return device
 
 
 def usable_device(name):
@@ -74,9 +94,15 @@ def config_of(name, channels):
     return dict(type=name, num_groups=math.gcd(32, channels)) if name == 'GN' else dict(type=name)
 
 
+def build(name, channels, **options):
+    """A norm layer by its name, with default arguments but for options."""
+    from mmcv.cnn import build_norm_layer
+
+    return build_norm_layer(config_of(name, channels) | options, channels)[1]
+
+
 def check_norms(names):
     """Raise ValueError for a name that is not that of a norm which can be built by it alone."""
-    from mmcv.cnn import build_norm_layer
     from mmengine.registry import MODELS
 
     from mmnorm.blocks import is_norm
@@ -84,7 +110,7 @@ def check_norms(names):
 
     for name in names:
         try:
-            found = name in MODELS.module_dict and is_norm(build_norm_layer(config_of(name, 32), 32)[1])
+            found = name in MODELS.module_dict and is_norm(build(name, 32))
         except Exception as error:  # of any class that is registered
             raise ValueError(f'--norms {name}: it cannot be built by its name alone ({error})') from error
         if not found:
@@ -96,7 +122,6 @@ def check_norms(names):
 def layers(names, channels, compiled):
     """Label to layer: BN, GN and a copy to compare with, the norms, and variants whose cost differs."""
     import torch
-    from mmcv.cnn import build_norm_layer
     from torch import nn
 
     from mmnorm.norms import NORMS
@@ -110,15 +135,14 @@ def layers(names, channels, compiled):
     group_norm = nn.GroupNorm(math.gcd(32, channels), channels)
     found = {BN: nn.BatchNorm2d(channels), 'nn.GroupNorm': group_norm, 'copy': Copy()}
     for name in names or NORMS:
-        found[name] = build_norm_layer(config_of(name, channels), channels)[1]
+        found[name] = build(name, channels)
     if 'BGN' in found:
-        found['BGN (32 groups)'] = build_norm_layer(dict(type='BGN', num_groups=32), channels)[1]
+        found['BGN (32 groups)'] = build('BGN', channels, num_groups=32)
     if 'EN' in found:
-        found['EN (online)'] = build_norm_layer(dict(type='EN', mode='online'), channels)[1]
+        found['EN (online)'] = build('EN', channels, mode='online')
     if compiled:
         for name in names or NORMS:
-            layer = build_norm_layer(config_of(name, channels), channels)[1]
-            found[f'{name} (compiled)'] = torch.compile(layer, dynamic=True)
+            found[f'{name} (compiled)'] = torch.compile(build(name, channels), dynamic=True)
     return found
 
 
@@ -290,8 +314,7 @@ def time_model(args, device):
         name: dict(type=name, requires_grad=True, **(dict(num_groups=32) if name == 'GN' else {}))
         for name in dict.fromkeys(['BN', *(args.norms or MODEL_NORMS)])
     }
-    size = args.image_size if isinstance(args.image_size, tuple) else (args.image_size, args.image_size)
-    steps = {name: training_step(cfg, size, device) for name, cfg in configs.items()}
+    steps = {name: training_step(cfg, args.image_size, device) for name, cfg in configs.items()}
     times = interleaved(steps, args.rounds or 5, 1, device, 'training steps')
     memory = {name: peak_memory(step, device) for name, step in steps.items()}
     rows = [
@@ -365,17 +388,12 @@ def machine(device, threads):
 
 def run(args):
     """Time, and write and draw what was measured."""
-    try:
-        import torch
+    warnings.simplefilter('ignore')
+    device = prepare(args)
+    import torch
 
-        import mmnorm  # noqa: F401  # registers the norms
-    except ImportError as error:
-        raise ImportError(f"{error}; pip install 'mmnorm[onedl,report]' brings what is needed") from error
     from mmnorm.files import check_writable, write_json
 
-    warnings.simplefilter('ignore')
-    device = usable_device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    check_norms(args.norms or ())
     try:
         torch.set_num_threads(args.threads)
     except ValueError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .arguments import positive
+from .benchmark import BN, PASSES, build, machine, prepare, time_layers, time_model
 
 EXAMPLE = 'mmnorm doctor --step'
 SEED = 0
@@ -43,20 +44,12 @@ def add_arguments(parser):
 
 def run(args):
     """Examine, and write what was found."""
-    try:
-        import torch
-        from tabulate import tabulate
+    device = prepare(args)
+    from tabulate import tabulate
 
-        import mmnorm  # noqa: F401  # registers the norms
-    except ImportError as error:
-        raise ImportError(f"{error}; pip install 'mmnorm[onedl,report]' brings what is needed") from error
     from mmnorm.files import check_writable, write_json
     from mmnorm.terminal import command
 
-    from . import benchmark
-
-    device = benchmark.usable_device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    benchmark.check_norms(args.norms or ())
     check_writable(args.out)
     about, problems = installed(device)
     print(tabulate(about.items(), ['', 'found'], maxcolwidths=[None, 90]), flush=True)
@@ -95,8 +88,6 @@ def installed(device):
 
     from mmnorm.engine import versions
 
-    from . import benchmark
-
     env = {key: value for key, value in collect_env().items() if key not in _OF_NO_INTEREST}
     found = {**env, **versions(), 'threads': torch.get_num_threads(), 'seed': SEED}
     if device.type == 'cuda':
@@ -107,7 +98,7 @@ def installed(device):
         if torch.distributed.is_nccl_available():
             found['NCCL'] = '.'.join(map(str, torch.cuda.nccl.version()))
     else:
-        found['processor'] = benchmark.machine(device, torch.get_num_threads())['device']
+        found['processor'] = machine(device, torch.get_num_threads())['device']
     found['Triton'] = str(getattr(_module('triton'), '__version__', 'none'))
     found['C compiler'] = next(filter(None, map(shutil.which, ('cc', 'gcc', 'clang'))), 'none')
     problems = []
@@ -195,15 +186,6 @@ def _error(name, dtype, channels_last, training, device):
     form = torch.channels_last if channels_last else torch.contiguous_format
     on_device = (value.to(device).contiguous(memory_format=form) for value in (x, grad))
     return largest_error(passed(layer.to(device), *on_device), expected)
-
-
-def build(name, channels):
-    """A norm layer by its name."""
-    from mmcv.cnn import build_norm_layer
-
-    from .benchmark import config_of
-
-    return build_norm_layer(config_of(name, channels), channels)[1]
 
 
 def randomized(layer):
@@ -311,8 +293,6 @@ def cost(args, device):
     """Time every norm (see :func:`~mmnorm.cli.benchmark.time_layers`) and print means over the feature maps."""
     from tabulate import tabulate
 
-    from .benchmark import BN, PASSES, time_layers
-
     both = PASSES[1]
     shapes = SHAPES if device.type == 'cuda' else SMALL
     rows = time_layers(SimpleNamespace(norms=args.norms, shapes=shapes, compile=False, rounds=args.rounds), device)
@@ -339,8 +319,6 @@ def cost(args, device):
 def steps(args, device):
     """Time training steps of Mask R-CNN R-50 with each norm everywhere, and their peak memory."""
     from mmnorm.norms import NORMS
-
-    from .benchmark import time_model
 
     size = STEP_SIZE if device.type == 'cuda' else (256, 256)
     print(f'\nTraining step of Mask R-CNN R-50, norm everywhere, on two images of {size[0]} x {size[1]} pixels')
