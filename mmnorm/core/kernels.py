@@ -199,6 +199,19 @@ def _tile(sample, row, position, rows, length, LAST: tl.constexpr, UNIT: tl.cons
 
 
 @triton.jit
+def _span(split, tiles, length, COLUMNS: tl.constexpr):
+    """Where a split begins and ends, and the positions of a tile from there on."""
+    begin = split * tiles * COLUMNS
+    return begin, tl.minimum(begin + tiles * COLUMNS, length), tl.arange(0, COLUMNS)
+
+
+@triton.jit
+def _sum_of(sample, row, rows, blocks, split, splits):
+    """Where the sums of rows of a split are, (splits, samples, rows)."""
+    return split * (tl.num_programs(0) // (blocks * splits) * rows).to(tl.int64) + sample * rows + row
+
+
+@triton.jit
 def _at(elements, at, LAST: tl.constexpr, UNIT: tl.constexpr):
     """Pointers to elements; each run of them begins at a multiple of 16 bytes, where the compiler is told so."""
     pointers = elements + at
@@ -221,9 +234,7 @@ def _moments(
 ):  # fmt: skip
     """Mean and biased variance of each row's split: sums of the distance from the mean of its first tile."""
     sample, row, rows_exist, split = _program(rows, blocks, splits, LAST, ROWS)
-    begin = split * tiles * COLUMNS
-    end = tl.minimum(begin + tiles * COLUMNS, length)
-    columns = tl.arange(0, COLUMNS)
+    begin, end, columns = _span(split, tiles, length, COLUMNS)
     at, exists = _tile(sample, row, begin + columns, rows, length, LAST, UNIT)
     first = tl.load(_at(x, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
     shift = tl.sum(first, 1) / tl.minimum(COLUMNS, end - begin)
@@ -236,7 +247,7 @@ def _moments(
         total += distance
         squares += distance * distance
     distance = tl.sum(total, 1) / (end - begin)
-    at = split * (tl.num_programs(0) // (blocks * splits) * rows).to(tl.int64) + sample * rows + row
+    at = _sum_of(sample, row, rows, blocks, split, splits)
     tl.store(mean + at, shift + distance, rows_exist)
     # not below 0 by rounding, which a NaN must pass
     spread = tl.sum(squares, 1) / (end - begin) - distance * distance
@@ -251,9 +262,7 @@ def _reduce(
 ):  # fmt: skip
     """The sums of grad and of grad * (x - own_mean) over each row's split."""
     sample, row, rows_exist, split = _program(rows, blocks, splits, LAST, ROWS)
-    begin = split * tiles * COLUMNS
-    end = tl.minimum(begin + tiles * COLUMNS, length)
-    columns = tl.arange(0, COLUMNS)
+    begin, end, columns = _span(split, tiles, length, COLUMNS)
     m = _plane(own_mean, mean_of_sample, mean_of_channel, sample, row, rows_exist, channels)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -263,7 +272,7 @@ def _reduce(
         g = tl.load(_at(grad, at, LAST, UNIT), exists, other=0.0).to(tl.float32)
         sums += g
         products += tl.where(exists, g * (value - m), 0.0)
-    at = split * (tl.num_programs(0) // (blocks * splits) * rows).to(tl.int64) + sample * rows + row
+    at = _sum_of(sample, row, rows, blocks, split, splits)
     tl.store(total + at, tl.sum(sums, 1), rows_exist)
     tl.store(centered + at, tl.sum(products, 1), rows_exist)
 
