@@ -4,6 +4,7 @@ import re
 from unittest import mock
 
 import pytest
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
@@ -41,10 +42,11 @@ def call(folder, tmp_path, monkeypatch, capsys):
 
     yield run
     forget(Visualizer)
+    forget(MMLogger)  # of a run that began in the same second, and so has the same name
 
 
 def forget(kind):
-    """Where pictures are put is of a process, and a process here is a test."""
+    """Where pictures and logs are put is of a process, and a process here is a test."""
     kind._instance_dict.clear()
     for other in kind.__subclasses__():
         forget(other)
