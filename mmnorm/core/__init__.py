@@ -6,6 +6,7 @@ from .elements import spread, statistics_dtype
 from .plane import like, moments, normalize, recomputed
 from .ranks import neighbors, peers_of, set_step
 from .scopes import pool, pool_ranks
+from .tracking import Renorm, Running
 from .whitening import whiten
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     'IN',
     'LN',
     'Blend',
+    'Renorm',
+    'Running',
     'blend',
     'like',
     'moments',

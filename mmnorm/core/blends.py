@@ -22,28 +22,35 @@ class Blend(NamedTuple):
 
     ``mean = A_IN m + A_LN LN(m) + A_BN BN(m + w m) - w m`` and ``var = B_IN v + B_LN LN(v) + B_BN BN(v)``, where LN and
     BN pool the moments of a sample and of the batch. With ``k = (m - mean) / sqrt(var + eps)`` then
-    ``y = weight * sigmoid(a k + b) * (x - mean) / sqrt(var + eps) + bias``.
+    ``y = weight * (r * sigmoid(a k + b) * (x - mean) / sqrt(var + eps) + d) + bias``.
 
     Attributes:
         scopes: Which of IN, LN and BN take part.
         batch: What stands for BN's mean and variance, (C,) each; or, in training, a function that is told them, (G,)
             each, and the number of elements behind each of them.
         groups: G, the number of equal groups of channels that BN pools. None: each channel is one.
-        shares: A and B, (2, scopes) or (2, scopes, C); each sums to 1 over the scopes, and stays so: their gradient is
-            that of such changes. None: 1, of a single scope.
+        ratios: Those of mean and of variance, (scopes,) or (k, scopes) for k equal groups of channels, of whose softmax
+            A and B are. None: 1, of a single scope.
         weight, bias: (C,) each. None: 1 and 0.
         center: w, (C,). None: 0.
         gate: a and b, (C,) each. None: no sigmoid.
+        renorm: r and d, (C,) each, constants of the gradient; or a function of BN's mean and variance and of eps that
+            gives them. None: 1 and 0.
+        instances: So many channels, the first ones, are normalized by m and v alone.
+        correction: What v is multiplied by to begin with, as L / (L - 1) makes it unbiased.
     """
 
     scopes: Sequence[int]
     batch: Callable | tuple[Tensor, Tensor]
     groups: int | None = None
-    shares: Tensor | None = None
+    ratios: tuple[Tensor, Tensor] | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
     center: Tensor | None = None
     gate: tuple[Tensor, Tensor] | None = None
+    renorm: Callable | tuple[Tensor, Tensor] | None = None
+    instances: int = 0
+    correction: float = 1.0
 
     def mean_over(self, scope: int) -> Callable | None:
         """What takes the mean of a plane over a scope, to what broadcasts to (N, C); None for what is not pooled."""
@@ -58,15 +65,21 @@ class Blend(NamedTuple):
         grouped = plane.reshape(samples, self.groups, -1)
         return grouped.mean((0, 2), keepdim=True).expand(1, -1, grouped.shape[2]).reshape(1, channels)
 
+    def shares(self, channels: int) -> Tensor | None:
+        """A and B, (2, scopes), or (2, scopes, C) of groups of channels."""
+        if self.ratios is None:
+            return None
+        shares = torch.stack(self.ratios).softmax(-1)
+        return shares if shares.dim() == 2 else shares.mT.repeat_interleave(channels // shares.shape[1], 2)
+
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All that may need a gradient."""
-        return self.shares, self.weight, self.bias, self.center, *(self.gate or (None, None))
+        return *(self.ratios or (None, None)), self.weight, self.bias, self.center, *(self.gate or (None, None))
 
-    def of(self, shares, weight, bias, center, *gate) -> 'Blend':
+    def of(self, mean_ratio, var_ratio, weight, bias, center, a, b) -> 'Blend':
         """The same, of other :meth:`tensors`."""
-        return self._replace(
-            shares=shares, weight=weight, bias=bias, center=center, gate=None if gate[0] is None else gate
-        )
+        ratios, gate = (None if pair[0] is None else pair for pair in ((mean_ratio, var_ratio), (a, b)))
+        return self._replace(ratios=ratios, weight=weight, bias=bias, center=center, gate=gate)
 
 
 def blend(x: Tensor, what: Blend, eps: float) -> Tensor:
@@ -95,16 +108,20 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, what, eps, *tensors):
-        ctx.what, ctx.eps = what, eps
-        y, saved, values = _forward(x, what.of(*tensors), eps)
-        ctx.save_for_backward(x, *saved, *tensors, *(plane for value in values for plane in value))
+        ctx.eps = eps
+        y, saved, values, renorm = _forward(x, what.of(*tensors), eps)
+        ctx.what = what._replace(renorm=None)
+        ctx.save_for_backward(x, *saved, *renorm, *tensors, *(plane for value in values for plane in value))
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        x, m, mean, rstd, scale, *saved = ctx.saved_tensors
+        x, m, mean, rstd, scale, shares, *saved = ctx.saved_tensors
+        renorm, saved = saved[:2], saved[2:]
         number = len(ctx.what.tensors())
         what, values = ctx.what.of(*saved[:number]), list(zip(saved[number::2], saved[number + 1 :: 2]))
+        if renorm[0] is not None:
+            what = what._replace(renorm=renorm)
         if torch.is_grad_enabled():
             return _recorded_backward(x, what, ctx.eps, grad)
         total, centered = elements.reduce(grad, x, m)
@@ -124,10 +141,12 @@ class _Blend(torch.autograd.Function):
             dms.append((argument * what.gate[0]).mul_(rstd))
             dmean.sub_(dms[0])
             dvar.addcmul_(dms[0] * rstd, k, value=-0.5)
+        if what.renorm:
+            dweight = dweight.mul_(what.renorm[0]).addcmul_(total, what.renorm[1])
         for i, (scope, value) in enumerate(zip(what.scopes, values)):
             parts = dmean, dvar
-            if what.shares is not None:
-                parts = tuple(plane * share for plane, share in zip(parts, what.shares[:, i]))
+            if shares is not None:
+                parts = tuple(plane * share for plane, share in zip(parts, shares[:, i]))
             if scope != IN:
                 mean_over = what.mean_over(scope)
                 if mean_over is None:
@@ -144,39 +163,53 @@ class _Blend(torch.autograd.Function):
             dshift = dms[-1] - dmean if trained else -dmean
             dcenter = ((m - m.mean(0) if trained else m) * dshift).sum(0)
             dms.append(dshift * what.center)
-        dx = dshares = None
+        dx, dratios = None, (None, None)
         if ctx.needs_input_grad[0]:
             dm, dv = (sum(parts[1:], parts[0]) if parts else torch.zeros_like(m) for parts in (dms, dvs))
+            if what.instances:
+                dm, dv = (_with_instances(what, own, plane) for own, plane in ((dmean, dm), (dvar, dv)))
+            dv = dv if what.correction == 1 else dv * what.correction
             dx = elements.input_gradient(grad, x, m, scale, dm, dv)
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
             # shares sum to 1, so that what all scopes have in common counts for nothing; with it the gradients would be
             # small differences of sums as large as |mean| / std
             rows = (dmean, [plane - mean for plane, _ in values]), (dvar, [plane for _, plane in values])
-            dims = (0, 1) if what.shares.dim() == 2 else 0
+            dims = (0, 1) if shares.dim() == 2 else 0
             dshares = torch.stack([torch.stack([(d * plane).sum(dims) for plane in planes]) for d, planes in rows])
+            dratios = _gradient_of_softmax(dshares, shares, what.ratios[0])
         of_affine = (None if p is None else d.sum(0) for p, d in ((what.weight, dweight), (what.bias, total)))
-        return dx, None, None, dshares, *of_affine, dcenter, *dgate
+        return dx, None, None, *dratios, *of_affine, dcenter, *dgate
 
 
 def _forward(x, what, eps):
-    """y; the own means, and what it is normalized by; and mean and variance of each scope."""
+    """y; the own means, what it is normalized by, and shares; mean and variance of each scope; and r and d."""
     moments = elements.take_moments(x)
     m, v = moments[1:3]
-    values = _values(what, m, v)
+    if what.correction != 1:
+        v = v * what.correction
+    values, renorm = _values(what, m, v), (None, None)
     if BN in what.scopes and callable(what.batch):
         groups = what.groups or x.shape[1]
         mean, var = (plane.view(groups, -1)[:, 0] for plane in values[what.scopes.index(BN)])
+        if what.renorm is not None:
+            renorm = what.renorm(mean, var, eps)
+            what = what._replace(renorm=renorm)
         what.batch(mean, var, x.numel() // groups)
-    mean, rstd, scale, bias = scaled(_coefficients(what, m, v, values, eps), eps, m.dtype)
-    return elements.complete(x, moments, mean, scale, bias), (m, mean, rstd, scale), values
+    shares = what.shares(x.shape[1])
+    mean, rstd, scale, bias = scaled(_coefficients(what, m, v, values, shares, eps), eps, m.dtype)
+    return elements.complete(x, moments, mean, scale, bias), (m, mean, rstd, scale, shares), values, renorm
 
 
 def _recorded_backward(x, what, eps, grad):
     """The backward pass of the plain formula, where a graph of the gradient is asked for."""
     x, *tensors = apart((x, *what.tensors()))
     what = what.of(*tensors)
-    y = spell_out(x, lambda m, v, _: _coefficients(what, m, v, _values(what, m, v), eps), eps)
-    dx, *found = gradients(y, (x, *tensors), grad, create_graph=True)
+
+    def coefficients(m, v, _):
+        v = v * what.correction
+        return _coefficients(what, m, v, _values(what, m, v), what.shares(x.shape[1]), eps)
+
+    dx, *found = gradients(spell_out(x, coefficients, eps), (x, *tensors), grad, create_graph=True)
     return dx, None, None, *found
 
 
@@ -201,18 +234,27 @@ def _shifted(what, m):
     return m if what.center is None else torch.addcmul(m, what.center, m)
 
 
-def _coefficients(what, m, v, values, eps):
+def _with_instances(what, own, plane):
+    """The first channels of one plane, and the others of another."""
+    return torch.cat([own[:, : what.instances], plane.expand_as(own)[:, what.instances :]], 1)
+
+
+def _coefficients(what, m, v, values, shares, eps):
     """Mean, variance, weight and bias to normalize by."""
     mean, var = values[-1]
-    if what.shares is not None:
-        mean, var = (_mixed(shares, planes) for shares, planes in zip(what.shares, zip(*values)))
+    if shares is not None:
+        mean, var = (_mixed(share, planes) for share, planes in zip(shares, zip(*values)))
+    if what.instances:
+        mean, var = _with_instances(what, m, mean), _with_instances(what, v, var)
     if what.center is not None:
         mean = torch.addcmul(mean, what.center, m, value=-1)
-    weight = 1.0 if what.weight is None else what.weight
+    weight, bias = 1.0 if what.weight is None else what.weight, 0.0 if what.bias is None else what.bias
+    if what.renorm is not None:
+        weight, bias = weight * what.renorm[0], bias + weight * what.renorm[1]
     if what.gate:
         k = (m - mean) * torch.rsqrt(var + eps)
         weight = weight * torch.sigmoid(torch.addcmul(what.gate[1], what.gate[0], k))
-    return mean, var, weight, 0.0 if what.bias is None else what.bias
+    return mean, var, weight, bias
 
 
 def _mixed(shares, planes):
@@ -222,3 +264,12 @@ def _mixed(shares, planes):
     for share, plane in reversed(rest):
         total = torch.addcmul(total, share, plane)
     return total
+
+
+def _gradient_of_softmax(dshares, shares, ratio):
+    """The gradients of mean's and of variance's ratios, of those of shares, (2, scopes) or (2, scopes, C)."""
+    if shares.dim() == 3:
+        dshares = dshares.unflatten(2, (len(ratio), -1)).sum(3).mT
+        shares = shares[..., :: shares.shape[2] // len(ratio)].mT
+    of_each = shares * dshares
+    return torch.addcmul(of_each, shares, of_each.sum(-1, keepdim=True), value=-1).unbind()

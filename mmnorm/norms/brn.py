@@ -1,12 +1,12 @@
 """Batch Renormalization: Ioffe, NeurIPS 2017, https://arxiv.org/abs/1702.03275 (baseline of evalnorm and sn)."""
 
-from typing import Any
-
 import torch
+
+from mmnorm.core import BN, Renorm
 
 from .arguments import checked, integer, number
 from .base import PlaneNorm
-from .passes import as_in_first_pass
+from .passes import as_in_first_pass, may_be_repeated
 
 
 class BRN(PlaneNorm):
@@ -43,23 +43,20 @@ class BRN(PlaneNorm):
         gamma, beta = self.gamma_beta
         if self.running_mean is None:
             return *self.batch_statistics(mean, var, count), gamma, beta
-        r_max, d_max = self._limits(mean.dtype)
-        mu = self.running_mean.to(mean.dtype, copy=True)
-        sigma = torch.sqrt(self.running_var.to(mean.dtype) + self.eps)
+        renorm = self._renorm(copy=True)  # of the running statistics before this batch
         mean, var = self.batch_statistics(mean, var, count)
-        r = (torch.sqrt(var.detach() + self.eps) / sigma).clamp(1 / r_max, r_max)
-        d = ((mean.detach() - mu) / sigma).clamp(-d_max, d_max)
-        r, d = as_in_first_pass(self, mean, var, (r, d))
+        r, d = as_in_first_pass(self, mean, var, renorm(mean.detach(), var.detach(), self.eps))
         return mean, var, gamma * r, beta + gamma * d
 
-    def _limits(self, dtype=torch.float32):
-        progress: Any = 1.0
-        if self.num_batches_tracked is not None:
-            if self.warmup:
-                progress = (self.num_batches_tracked.to(dtype) / self.warmup).clamp(max=1)
-            if self.averaged_from:  # right after a reset there is nothing to correct towards
-                progress = progress * (self.num_batches_tracked > self.averaged_from)
-        return 1 + progress * (self.r_max - 1), progress * self.d_max
+    def blend(self, x):
+        if self.running_mean is None:
+            return self.blended(x, [BN])
+        return None if may_be_repeated() else self.blended(x, [BN], renorm=self._renorm())
+
+    def _renorm(self, copy=False):
+        buffers = self.running_mean, self.running_var, self.num_batches_tracked
+        mean, var, batches = (b.clone() if copy and b is not None else b for b in buffers)
+        return Renorm(mean, var, batches, self.warmup, self.averaged_from, self.r_max, self.d_max)
 
     def reset_running_stats(self):
         """As torch's, for tools that recollect statistics, but ``num_batches_tracked`` and with it the limits stay."""

@@ -4,6 +4,8 @@ from math import prod
 
 import torch
 
+from mmnorm.core import BN
+
 from .base import PlaneNorm
 from .checks import called
 
@@ -38,6 +40,9 @@ class IBN(PlaneNorm):
             for own, batch in zip((mean, var), self.batch_statistics(mean, var, count))
         ]
         return *mixed, *self.gamma_beta
+
+    def blend(self, x):
+        return self.blended(x, [BN], instances=self.num_features // 2)
 
     def check(self, x):
         super().check(x)

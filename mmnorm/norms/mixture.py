@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,14 +83,14 @@ class Mixture(PlaneNorm):
             total = torch.addcmul(total, share, value)
         return total
 
-    def shares(self, used: list[int], first: int) -> Tensor:
-        """Mean's and variance's ratios of the scopes that take part: (2, scopes), with groups (2, scopes, C)."""
-        ratios = self._normalized(torch.stack([self.mean_weight, self.var_weight])[..., first:])
-        if len(used) < ratios.shape[-1]:
-            ratios = ratios[..., [k - first for k in used]]
-        if self.groups == 1:
-            return ratios
-        return ratios.mT.repeat_interleave(self.num_features // self.groups, 2)
+    def weights_of(self, used: list[int], first: int) -> tuple[Tensor, Tensor] | None:
+        """Mean's and variance's weights of the scopes that take part, of whose softmax the ratios are."""
+        if self.hard and len(used) == 1:
+            return None
+        mean, var = (weight[..., first:] if first else weight for weight in (self.mean_weight, self.var_weight))
+        if self.hard:  # what a softmax makes 0 and 1 of
+            mean, var = (self._normalized(weight)[..., [k - first for k in used]].log() for weight in (mean, var))
+        return mean, var
 
     def used_scopes(self, first: int = IN) -> list[int]:
         """Which of IN, LN, BN take part, of those from ``first`` on."""
@@ -184,7 +185,7 @@ class Mixture(PlaneNorm):
                 f'{tuple(x.shape)}, which has one: use unbiased=False there'
             )
 
-    def instance_variance(self, var: Tensor, count: int) -> Tensor:
+    def instance_variance(self, var: Any, count: int) -> Any:
         """The variance of each instance, (N, C), that those of all scopes are made of, from the biased one."""
         return var * (count / (count - 1)) if self.unbiased else var
 

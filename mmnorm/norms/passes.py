@@ -39,6 +39,12 @@ def _saving_is_hooked():
     return hooks is None or hooks(True) is not None
 
 
+def may_be_repeated() -> bool:
+    """Whether activation checkpointing may compute what is computed now a second time, or does so."""
+    # in reentrant checkpointing gradients are off, the other kind hooks what a graph saves
+    return recomputing() or (_saving_is_hooked() if torch.is_grad_enabled() else differentiated())
+
+
 def beside_saving_hooks(statistics: Callable) -> Callable:
     """Statistics, of the moment plane or GW's, whose graph saves its tensors itself, whatever hooks there are for that.
 
@@ -96,8 +102,7 @@ def as_in_first_pass(layer: nn.Module, mean: Tensor, var: Tensor, values: tuple[
     """
     mean, var = mean.detach(), var.detach()
     if not recomputing():
-        # in reentrant checkpointing gradients are off, the other kind hooks what a graph saves
-        if _saving_is_hooked() if torch.is_grad_enabled() else differentiated():
+        if may_be_repeated():
             _first_passes.setdefault(layer, deque(maxlen=_MOST_CALLS)).append([mean, var, values, False])
         return values
     calls = [call for call in _first_passes.get(layer, ()) if call[0].shape == mean.shape][::-1]

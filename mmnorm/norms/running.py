@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from mmnorm.core import moments, neighbors, peers_of, pool, pool_ranks, spelled_out
+from mmnorm.core import Running, moments, neighbors, peers_of, pool, pool_ranks, spelled_out
 
 from .checks import called
 from .passes import recomputing
@@ -155,33 +155,11 @@ class RunningStatistics(nn.BatchNorm2d):
             samples (int or Tensor): Number of samples that were normalized together.
         """
         if self.training and self.track_running_stats and self.running_mean is not None and not recomputing():
-            self._update(mean, var, elements)
+            self._running()(mean, var, elements)
             self.see_batch_size(samples)
 
-    @torch.no_grad()
-    def _update(self, mean, var, elements):
-        # in the type of the batch's statistics: buffers of half precision would round on the way
-        dtype = torch.promote_types(mean.dtype, self.running_mean.dtype)
-        held: Any = 1
-        weight: Any = self.momentum
-        if torch.is_tensor(elements):
-            elements = elements.to(dtype)
-            held = (elements > 0).any()
-            bessel: Any = elements / (elements - 1).clamp(min=1)
-            weight = None if weight is None else weight * held.to(dtype)
-        else:
-            bessel = elements / (elements - 1)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(held)
-            if weight is None:
-                weight = held / (self.num_batches_tracked - self.averaged_from).clamp(min=1).to(dtype)
-        weight = 0.0 if weight is None else weight
-        # Bessel-corrected as torch keeps it, so that BN checkpoints and ours are interchangeable
-        for running, new in ((self.running_mean, mean), (self.running_var, var * bessel)):
-            if running.dtype == dtype:
-                running.lerp_(new.to(dtype), weight)
-            else:
-                running.copy_(torch.lerp(running.to(dtype), new, weight))
+    def _running(self):
+        return Running(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum, self.averaged_from)
 
     def see_batch_size(self, samples: int | Tensor) -> None:
         """Take note of how many samples, of all ranks if ``sync``, were normalized together; only EN does."""

@@ -56,11 +56,10 @@ class SN(Mixture):
         return mixed_mean, mixed_var, *self.gamma_beta
 
     def blend(self, x):
-        if self.unbiased:
-            return None
         first = IN if x.dim() > 2 else LN
         used = self.used_scopes(first)
-        return self.blended(x, used, shares=self.shares(used, first))
+        correction = self.instance_variance(1.0, prod(x.shape[2:]))
+        return self.blended(x, used, ratios=self.weights_of(used, first), correction=correction)
 
     def normalize(self, x):
         if self.is_bn_in_evaluation and not self.by_batch:

@@ -5,7 +5,7 @@ from mmnorm.norms import BRN
 
 
 def limits(layer):
-    return tuple(float(limit) for limit in layer._limits())
+    return tuple(float(limit) for limit in layer._renorm().limits())
 
 
 def test_the_warm_up_goes_on_after_a_recollection_of_statistics():
