@@ -75,6 +75,9 @@ setup(
             'onedl-mmsegmentation==1.4.2',
         ],
         'classic': ['mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'],
+        # needs torchvision too: that which matches the PyTorch
+        'onedl-pretrain': ['onedl-mmpretrain==1.3.6'],
+        'classic-pretrain': ['mmpretrain==1.2.0'],
         'report': REPORT,
         'demo': ['scikit-learn>=1.3', 'pillow', 'rich', 'orjson>=3.9', *REPORT],
         'test': [

@@ -35,6 +35,8 @@ LOCK = ROOT / 'build' / 'setup_env.lock'
 LOG = ROOT / 'build' / 'setup_env.log'
 
 MMCV = {'onedl': 'onedl-mmcv', 'classic': 'mmcv'}
+# On a CPU: the last that any PyTorch loads, and mmpretrain needs no more. PyPI's newer wheels are linked to CUDA.
+TORCHVISION = 'torchvision==0.16.2'
 BUILD_TOOLS = ('ninja', 'packaging', 'psutil', 'setuptools<81', 'wheel')  # setuptools 81 lacks mmcv's pkg_resources
 
 # What mmcv is compiled against: the PyTorch, and a GPU under the same conditions as in mmcv's setup.py.
@@ -136,7 +138,10 @@ def set_up(args):
         say(f'[4/6] {mmcv}: the first time it is compiled, 2 minutes on two cores')
         env.install_mmcv(mmcv)
         say('[5/6] mmnorm and all it needs')
-        env.pip('install', '-e', f'.[{args.set},{args.extras}]')
+        hosts = args.set
+        if env.install_torchvision(args.torch):
+            hosts += f',{args.set}-pretrain'
+        env.pip('install', '-e', f'.[{hosts},{args.extras}]')
         say('[6/6] check that everything imports')
         env.check(mmcv)
         env.write_stamp(dict(stamp, finished=True))
@@ -232,6 +237,18 @@ class Environment:
             kept.mkdir(parents=True, exist_ok=True)
             part = shutil.copy(wheel, kept / f'{wheel.name}.part')
             part.replace(kept / wheel.name)  # a wheel that is there is whole
+
+    def install_torchvision(self, torch):
+        """Install a torchvision that works beside this PyTorch, as mmpretrain needs; False if this Python has none."""
+        on_cpu = self.output('-c', TARGET).endswith('cpu')
+        try:
+            self.pip('install', *['--no-deps', TORCHVISION] if on_cpu else [torch, 'torchvision'])
+        except SetupError as error:
+            if 'No matching distribution' not in str(error):
+                raise
+            say('      no torchvision fits this PyTorch and Python: mmpretrain, to pretrain with, is left out')
+            return False
+        return True
 
     def check(self, mmcv):
         """Import everything, after mending the two packages that can be installed and yet not work."""

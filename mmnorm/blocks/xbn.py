@@ -32,8 +32,9 @@ def place_xbn(
     again afterwards: the new layers of frozen stages are trainable until then.
 
     Args:
-        backbone (nn.Module): A ResNet-like backbone of mmdet or mmseg, whose blocks name their norms (``norm1_name``
-            ...), or one of inverted residuals: MobileNetV2 (Figure A10), ShuffleNetV2 (A11). Changed in place.
+        backbone (nn.Module): A ResNet-like backbone of mmdet, mmseg or mmpretrain, whose blocks name their norms
+            (``norm1_name`` ...), or one of inverted residuals: MobileNetV2 (Figure A10), ShuffleNetV2 (A11). Changed
+            in place.
         position (int or tuple[int] or None): Which norms of a block: 1, 2 or 3 (Table 1; two at once are worse,
             footnote 2). None means 2 for a Bottleneck, 1 for a BasicBlock. In an inverted residual 2, the default, is
             after the depthwise convolution, of ShuffleNetV2's projection too; 1 and 3 are before and after it.
@@ -77,15 +78,20 @@ def residual_blocks(backbone: nn.Module) -> list[tuple[int, str, nn.Module]]:
     if not blocks:
         raise TypeError(
             f'{type(backbone).__name__} has no residual blocks that name their norms: XBN can be placed '
-            'in the ResNet family of mmdet and mmseg (ResNet, ResNetV1c, ResNetV1d, ResNeXt, RegNet), in '
+            'in the ResNet family of mmdet, mmseg and mmpretrain (ResNet, ResNetV1c, ResNetV1d, ResNeXt, RegNet), in '
             'MobileNetV2 and in ShuffleNetV2'
         )
     return blocks
 
 
 def _stages(backbone):
-    """Names of what holds the blocks: ``res_layers``; MobileNetV2 calls them ``layers`` and may add a convolution."""
+    """Names of what holds the blocks: ``res_layers``, or ``layers``, among which a convolution may be.
+
+    Those are names too in MobileNetV2, the stages themselves in ShuffleNetV2 (and the blocks in a transformer).
+    """
     names = getattr(backbone, 'res_layers', None) or getattr(backbone, 'layers', [])
+    if isinstance(names, nn.ModuleList):
+        names = [f'layers.{i}' for i, stage in enumerate(names) if isinstance(stage, nn.Sequential)]
     return [name for name in names if isinstance(name, str) and not is_conv_module(backbone.get_submodule(name))]
 
 
@@ -93,7 +99,7 @@ def _norms_of(block):
     """Names of a block's norms by position, as {1: [...], 2: [...], 3: [...]}; {} if it is no residual block."""
     if hasattr(block, 'norm1_name'):
         return {p: [getattr(block, f'norm{p}_name')] for p in (1, 2, 3) if hasattr(block, f'norm{p}_name')}
-    if type(block).__name__ != 'InvertedResidual':  # mmdet, mmseg and we have a class each
+    if type(block).__name__ != 'InvertedResidual':  # each host and we have a class of that name
         return {}
     convs = [(name, module) for name, module in block.named_modules() if is_conv_module(module) and module.with_norm]
     depthwise = [module.groups > 1 for _, module in convs] + [False]

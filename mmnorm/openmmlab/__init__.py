@@ -1,10 +1,10 @@
-"""All that knows mmengine, mmcv, mmdet and mmseg. ``import mmnorm`` calls :func:`install` where mmengine is there.
+"""All that knows mmengine, mmcv and hosts: mmdet, mmseg, mmpretrain. ``import mmnorm`` calls :func:`install` if it can.
 
 What that changes, and no more:
 
 - **Registries** (registry.py): the normalizers, hooks, the initializer and our ShuffleNetV2 go to mmengine's root
-  registries. The registries of mmdet and mmseg get a further import location, so that our backbones and detectors are
-  there when a name is first looked up; no model package of a host is imported before that. mmdet's own FrozenBN, which
+  registries. The registries of the hosts get a further import location, so that our backbones and detectors are there
+  when a name is first looked up; no model package of a host is imported before that. mmdet's own FrozenBN, which
   computes the same and is no BatchNorm, gives way to ours then; a project's class under a name of ours stays. The hooks
   are also in ``mmnorm.statistics``, where configs of earlier versions name them.
 - **Guards** (guards.py, and ``mmnorm.blocks.guards`` for torch): functions of mmengine, mmcv and mmdet that take every

@@ -1,8 +1,8 @@
 """Every name that a config can use, and where it is registered.
 
 Normalizers, hooks, the initializer and our own ShuffleNetV2 go to mmengine's root registries, which every other
-OpenMMLab project falls back on; twins of backbones to the registries of mmdet and mmseg, when something is first looked
-up there. Each host may be missing.
+OpenMMLab project falls back on; twins of backbones to the registries of mmdet, mmseg and mmpretrain, when something is
+first looked up there. Each host may be missing.
 
 A name that a project has given to a class of its own stays the project's, registered before ours or after, with a
 warning. Ours has its full name then (``type='mmnorm.norms.SN'``). Of what the hosts ship, ours takes the place.
@@ -46,8 +46,19 @@ HOST_MODELS = dict(
     mmseg={
         'mmnorm.openmmlab.mmseg_models': ('XBNResNet', 'XBNResNetV1c', 'XBNResNetV1d', 'XBNResNeXt', 'XBNMobileNetV2'),
     },
+    mmpretrain={
+        'mmnorm.openmmlab.mmpretrain_models': (
+            'XBNResNet',
+            'XBNResNetV1c',
+            'XBNResNetV1d',
+            'XBNResNeXt',
+            'XBNRegNet',
+            'XBNMobileNetV2',
+            'XBNShuffleNetV2',
+        ),
+    },
 )
-_HOSTS = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
+_HOSTS = ('mmengine', 'mmcv', *HOST_MODELS)
 _logger = logging.getLogger('mmnorm')
 
 

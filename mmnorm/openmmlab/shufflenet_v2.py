@@ -80,8 +80,6 @@ class ShuffleNetV2(BaseModule):
         ValueError: A width that the paper does not have, or an index that does not exist.
     """
 
-    res_layers = tuple(f'layers.{stage}' for stage in range(len(BLOCKS)))
-
     def __init__(
         self,
         widen_factor=1.0,

@@ -9,13 +9,16 @@ from mmnorm.blocks import GN64, place_xbn
 from mmnorm.norms.checks import warn_once
 from mmnorm.terminal import command, config
 
+from . import mmpretrain_keys
+
 
 class XBN:
     """What turns a host's backbone class into its XBN twin: ``class XBNResNet(XBN, ResNet)``.
 
-    BN checkpoints load key by key: a batch-free layer ignores running statistics, and gamma and beta too if it has no
-    affine of its own. They are fit to train on only where the BNs are live: a batch-free layer in front of a frozen BN
-    that never saw it gives garbage, which is warned of.
+    Checkpoints of every host load key by key, mmpretrain's where it has other names too, and so do those with BN: a
+    batch-free layer ignores running statistics, and gamma and beta too if it has no affine of its own. BN checkpoints
+    are fit to train on only where the BNs are live: a batch-free layer in front of a frozen BN that never saw it gives
+    garbage, which is warned of.
 
     Args:
         xbn (dict or None): Arguments of :func:`place_xbn`. None means its defaults, with the class's ``xbn_norm_cfg``.
@@ -46,9 +49,11 @@ class XBN:
                 f'pretrained with XBN. Otherwise set norm_eval=False ({config("_base_/live_norm.py")}); if '
                 f"this is intended, set norm_cfg=dict(type='FrozenBN') ({config('_base_/frozen_norm.py')})."
             )
-        return super().train(mode)
+        super().train(mode)  # of most hosts' classes it returns nothing
+        return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
+        mmpretrain_keys.to_names_of(self, state_dict, prefix)
         bn_keys = dropped = 0
         for name in self.xbn_layers:
             own = self.get_submodule(name).state_dict()

@@ -1,0 +1,125 @@
+"""mmpretrain as host: norms by one key, and twins of XBN backbones whose weights those of mmdet and mmseg take."""
+
+import warnings
+
+import pytest
+import torch
+from mmdet.registry import MODELS as DET
+from mmengine.registry import MODELS as ROOT
+from mmseg.registry import MODELS as SEG
+
+from mmnorm import norms
+from mmnorm.norms import checks
+
+pytest.importorskip('mmpretrain')
+from mmpretrain.registry import MODELS as PRE
+from mmpretrain.structures import DataSample
+
+HOSTS = dict(mmdet=DET, mmseg=SEG)
+NARROW = dict(stem_channels=16, base_channels=16)
+RESNET = dict(type='XBNResNet', depth=50, **NARROW)
+GROUPED = dict(type='XBNResNeXt', depth=50, groups=32)
+#: A backbone of mmpretrain, and the config of its twin where that is another
+OTHERS = [
+    ('mmdet', dict(type='XBNResNet', depth=18, **NARROW), None),
+    ('mmdet', dict(GROUPED, width_per_group=4), dict(GROUPED, base_width=4)),
+    ('mmseg', dict(GROUPED, width_per_group=4), dict(GROUPED, base_width=4)),
+    ('mmseg', dict(RESNET, type='XBNResNetV1c'), None),
+    ('mmseg', dict(RESNET, type='XBNResNetV1d'), None),
+    ('mmdet', dict(RESNET, type='XBNResNetV1d'), None),
+    ('mmdet', dict(type='XBNRegNet', arch='regnetx_400mf'), None),
+    ('mmdet', dict(type='XBNMobileNetV2', xbn=dict(stem=True)), None),
+    ('mmseg', dict(type='XBNMobileNetV2', out_indices=(5, 6)), None),
+    ('mmdet', dict(type='XBNShuffleNetV2', widen_factor=0.5, out_indices=(3,)), None),
+    ('mmseg', dict(type='XBNShuffleNetV2', widen_factor=1.0, out_indices=(3,)), None),
+]
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings(monkeypatch):
+    monkeypatch.setattr(checks, '_warned', set())
+
+
+@pytest.mark.parametrize('name', norms.NORMS)
+def test_a_classifier_has_any_norm_by_one_key(name):
+    assert PRE.get(name) is ROOT.get(name)
+    classifier = PRE.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='ResNet', depth=18, norm_cfg=dict(type=name), **NARROW),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss')),
+        )
+    )
+    assert sum(type(module) is PRE.get(name) for module in classifier.modules()) == 20
+    classifier.train()
+    images, labels = torch.randn(4, 3, 64, 64), [DataSample().set_gt_label(i) for i in range(4)]
+    classifier.loss(images, labels)['loss'].backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in classifier.parameters())
+    classifier.eval()
+    scores = [sample.pred_score for sample in classifier.predict(images)]
+    torch.testing.assert_close(torch.stack(scores).sum(1), torch.ones(4))
+
+
+def pretrained(cfg, path):
+    """Write the checkpoint of a backbone of mmpretrain whose weights and statistics are no initial ones."""
+    backbone = PRE.build(dict(cfg))
+    backbone.init_weights()
+    backbone.train()
+    for _ in range(2):
+        features = backbone(torch.randn(2, 3, 64, 64))[-1]
+    for parameter in backbone.parameters():
+        parameter.data += 0.1 * torch.rand_like(parameter)
+    classifier = torch.nn.ModuleDict(dict(backbone=backbone, head=torch.nn.Linear(features.shape[1], 10)))
+    torch.save(dict(state_dict=classifier.state_dict()), path)
+    return backbone.eval()
+
+
+def loaded(cfg, host, path):
+    """The twin of a backbone, of another host, with what it was trained to."""
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
+    twin = HOSTS[host].build(dict(cfg, init_cfg=init_cfg))
+    twin.init_weights()
+    return twin.eval()
+
+
+def assert_same(backbone, twin):
+    x = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        ours, theirs = twin(x)[-1], backbone(x)[-1]
+    assert ours.isfinite().all() and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize('host', HOSTS)
+@pytest.mark.parametrize(
+    'xbn',
+    [
+        dict(position=1),
+        dict(position=2),
+        dict(position=3),
+        dict(position=(1, 3)),
+        dict(every=2, stem=True),
+        dict(every=4, norm_cfg=dict(type='IN', affine=True)),
+        dict(scope='full', norm_cfg=dict(type='GN', num_groups=8)),
+        dict(norm_cfg=dict(type='GW', num_groups=8)),
+    ],
+    ids=str,
+)
+def test_a_pretrained_resnet_computes_the_same_in_its_twins(xbn, host, tmp_path):
+    backbone = pretrained(dict(RESNET, xbn=xbn), tmp_path / 'classifier.pth')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        twin = loaded(dict(RESNET, xbn=xbn), host, tmp_path / 'classifier.pth')
+    assert list(twin.state_dict()) == list(backbone.state_dict()) and twin.xbn_layers == backbone.xbn_layers
+    assert_same(backbone, twin)
+
+
+@pytest.mark.parametrize('host, cfg, own', OTHERS, ids=[f'{cfg["type"]} of {host}' for host, cfg, _ in OTHERS])
+def test_a_pretrained_backbone_of_any_kind_computes_the_same_in_its_twin(host, cfg, own, tmp_path):
+    backbone = pretrained(cfg, tmp_path / 'classifier.pth')
+    twin = loaded(own or cfg, host, tmp_path / 'classifier.pth')
+    # mmpretrain has other names in deep stems, and than mmdet in MobileNetV2
+    if 'V1' not in cfg['type'] and (host, cfg['type']) != ('mmdet', 'XBNMobileNetV2'):
+        assert set(twin.state_dict()) <= set(backbone.state_dict())
+    assert [type(m) for m in twin.modules()].count(torch.nn.GroupNorm) == len(backbone.xbn_layers)
+    assert_same(backbone, twin)
