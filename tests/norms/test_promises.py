@@ -1,6 +1,7 @@
 """What every layer promises, over the whole registry: a normalizer that is added later is held to all of it."""
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -295,12 +296,15 @@ def test_large_mean_leaves_gradients_as_precise_as_those_of_bn(cfg, positions):
         pytest.skip('calibrated elements are rounded to the type of x, at a mean as large')
     if is_bn_like(layer):
         layer.running_mean.fill_(1e3)  # statistics that a training has by then
-    noise = torch.randn(8, CHANNELS, *positions)
-    grad = torch.randn_like(noise) + 0.5 * noise
-    errors = errors_of_gradients(layer, noise + 1e3, grad)
-    bn = errors_of_gradients(randomized(nn.BatchNorm2d(CHANNELS)), noise + 1e3, grad)
-    for name, margin in dict(x=8, weight=12, bias=8).items():
-        assert name not in errors or errors[name] < margin * bn[name], (name, errors, bn)
+    ours, bns = [], []
+    for _ in range(4):  # a single mean may happen to be near a float32
+        noise = torch.randn(8, CHANNELS, *positions)
+        grad = torch.randn_like(noise) + 0.5 * noise
+        ours.append(errors_of_gradients(layer, noise + 1e3, grad))
+        bns.append(errors_of_gradients(randomized(nn.BatchNorm2d(CHANNELS)), noise + 1e3, grad))
+    for name, margin in dict(x=6, weight=6, bias=2).items():
+        errors, bn = (math.sqrt(sum(run.get(name, 0) ** 2 for run in runs)) for runs in (ours, bns))
+        assert errors < margin * bn, (name, errors, bn)
 
 
 def plain_rbn(layer, x):
