@@ -18,14 +18,14 @@ from .mistakes import lost_process, message_of, tell
 
 TRACEBACK = '--traceback'
 COMMANDS = {
-    'train': 'train a config of mmdet or mmseg',
+    'train': 'train a config of mmdet, mmseg or mmpretrain',
     'test': 'evaluate a checkpoint',
     'report': "report of one or more runs, with the papers' figures",
     'diagnose': 'how well the BN statistics of a trained network fit, and which repair helps',
     'statistics': 'the single steps of diagnose: shift, recollect, evalnorm, perturb',
     'weights': 'what SN and RBN layers learned: show, harden',
     'norms': 'which norm layers a config has, and which of them train',
-    'check-data': 'what is wrong with the annotation files, images and label maps of a config',
+    'check-data': 'what is wrong with the annotation files, images, label maps and class folders of a config',
     'zoo': "configs of the papers' tables: list, show, check, table, sweep",
     'convert': 'convert a checkpoint from other code, or to another norm',
     'publish': 'the weights of a checkpoint alone, with their sum in the name of the file',

@@ -23,7 +23,7 @@ class Options(argparse.Action):
 
 def add_config_arguments(parser):
     """Add a config and what overrides its values."""
-    parser.add_argument('config', help='config file of mmdet or mmseg')
+    parser.add_argument('config', help='config file of mmdet, mmseg or mmpretrain')
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -1,8 +1,9 @@
-"""Check the data sets of a config of mmdet or mmseg, as train, test and diagnose do before they start.
+"""Check the data sets of a config of mmdet, mmseg or mmpretrain, as train, test and diagnose do before they start.
 
 Annotation files in COCO's format: JSON, ids, categories and the config's classes, boxes, masks, images that exist.
-Folders for semantic segmentation: images without label maps, and the values of some maps. Exit status 2 if there are
-errors, by which a run fails or does something else than is meant; warnings are what may be as it should.
+Folders for semantic segmentation: images without label maps, and the values of some maps. Images by class: folders,
+lists, labels, the number of classes, and some images. Exit status 2 if there are errors, by which a run fails or does
+something else than is meant; warnings are what may be as it should.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ def add_arguments(parser):
         type=positive,
         default=50,
         metavar='N',
-        help='label maps to read of each set for semantic segmentation (default: %(default)s)',
+        help='label maps (semantic segmentation) or images (classification) to read of each set (default: %(default)s)',
     )
     parser.add_argument('--out', metavar='FILE', help='also write what was found, as JSON')
 

@@ -53,7 +53,7 @@ def add_arguments(parser):
         help="prefix for every name in OUT, as 'backbone'; default: none, for "
         "a backbone's init_cfg=dict(type='Pretrained', checkpoint=OUT)",
     )
-    parser.add_argument('--config', help='config of mmdet or mmseg whose backbone OUT must fit')
+    parser.add_argument('--config', help='config of mmdet, mmseg or mmpretrain whose backbone OUT must fit')
     parser.add_argument(
         '--whole',
         action='store_true',

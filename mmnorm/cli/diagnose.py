@@ -1,8 +1,8 @@
 """Find out how well the BN statistics of a trained network fit, try repairs, and say what to do.
 
-Works with any config and checkpoint of mmdet or mmseg. Repairs are computed from training images and judged on the test
-set by the config's own metric. Written to --out: diagnosis.html (one self-contained page) and diagnosis.json; with
---apply also the repaired checkpoint. The checkpoint itself is never changed.
+Works with any config and checkpoint of mmdet, mmseg or mmpretrain. Repairs are computed from training images and judged
+on the test set by the config's own metric. Written to --out: diagnosis.html (one self-contained page) and
+diagnosis.json; with --apply also the repaired checkpoint. The checkpoint itself is never changed.
 """
 
 import shlex

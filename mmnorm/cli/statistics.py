@@ -5,7 +5,7 @@
   evalnorm   turn BNs into EN and estimate alpha and beta, or set the rule (paper evalnorm, Section 3.4)
   perturb    evaluate with noise on the first BNs of the first residual blocks (paper xbn, Eq. 5, Figures 8 and A9)
 
-Works with any config and checkpoint of mmdet or mmseg; on several processes with --processes.
+Works with any config and checkpoint of mmdet, mmseg or mmpretrain; on several processes with --processes.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of mmdet or mmseg; on several processes with --processes.
+"""Evaluate a checkpoint of mmdet, mmseg or mmpretrain; on several processes with --processes.
 
 Metrics and, for COCO, predictions are left in the work dir, where mmnorm report finds them.
 """

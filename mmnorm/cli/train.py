@@ -1,4 +1,4 @@
-"""Train a config of mmdet or mmseg; on several processes with --processes."""
+"""Train a config of mmdet, mmseg or mmpretrain; on several processes with --processes."""
 
 import logging
 import shlex

@@ -17,7 +17,7 @@ def add_arguments(parser):
         epilog='example: mmnorm weights show CONFIG epoch_1.pth epoch_12.pth',
         description='Write norm_weights.html (one self-contained page) and norm_weights.json.',
     )
-    show.add_argument('config', metavar='CONFIG', help='config file of mmdet or mmseg')
+    show.add_argument('config', metavar='CONFIG', help='config file of mmdet, mmseg or mmpretrain')
     show.add_argument(
         'checkpoints',
         nargs='+',

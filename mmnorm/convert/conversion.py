@@ -107,7 +107,7 @@ def convert_file(
         norm (str): One of ``TARGETS`` or of ``ALIASES``, in upper or lower case.
         layout (str): Key of ``LAYOUTS``, or 'auto'.
         prefix (str): Put before every name. Default none, as for ``init_cfg=dict(type='Pretrained')`` of a backbone.
-        config (str or Path): Config of mmdet or mmseg whose backbone (and shared RoI head, with C4) it is for.
+        config (str or Path): Config of a host whose backbone (and shared RoI head, with C4) it is for.
         whole (bool): Convert the whole network of ``config``, heads included; names stay.
         source_prefix (str): Take only what is below it, as of a teacher and a student.
         bn_share (float): Of SN from BN, see :mod:`mmnorm.convert.tensors`.

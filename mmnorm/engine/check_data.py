@@ -18,12 +18,13 @@ from mmnorm import __version__
 from mmnorm.files import write_bytes
 from mmnorm.openmmlab.configs import dicts, placed_dicts
 
+from .class_images import check_class_images
 from .coco_file import check_coco
 from .findings import ERROR, EXAMPLES, WARNING, Finding, Findings
 
 #: Annotation files from this size on (bytes) have their result kept; smaller ones are checked in less than a second.
 KEPT_FROM = 2**24
-#: Label maps that are read of each set for semantic segmentation, evenly over it.
+#: Files that are read of each set, evenly over it: label maps for semantic segmentation, images for classification.
 MAPS = 50
 _LAYOUTS = {'LVISV1Dataset': 'lvis', 'LVISV05Dataset': 'lvis_0.5', 'CocoPanopticDataset': 'panoptic'}
 _METRICS = {'CocoMetric': 'coco', 'CocoPanopticMetric': 'panoptic'}
@@ -40,6 +41,7 @@ class DataCheck:
         findings: What is wrong.
         images: Paths of all images.
         labels: Names of the classes, in the order in which labels count them; None where the file does not say.
+        classes: How many classes the labels of images count; 0 where labels are of objects or pixels.
         skipped: Why there was no check, or ''.
         layout: Of an annotation file in COCO's format, as :func:`check_coco` takes it; '' of folders.
         of_evaluator: Whether it is an annotation file that an evaluator alone reads.
@@ -51,21 +53,22 @@ class DataCheck:
     findings: Findings = field(default_factory=Findings)
     images: list = field(default_factory=list, repr=False)
     labels: list | None = None
+    classes: int = 0
     skipped: str = ''
     layout: str = ''
     of_evaluator: bool = False
 
 
 def check_data(cfg, splits, maps=MAPS, say=lambda text: None):
-    """Check the data sets of a config: annotation files in COCO's format, and folders for semantic segmentation.
+    """Check the data sets of a config: files in COCO's format, folders for semantic segmentation, images by class.
 
     The result for an annotation file of :data:`KEPT_FROM` bytes or more is kept in :func:`cache_folder` by the sum of
     the file. Data that are not on this machine's disk are not looked at.
 
     Args:
-        cfg (Config): Of mmdet or mmseg; the files and folders that its data sets name exist.
+        cfg (Config): Of mmdet, mmseg or mmpretrain; the files and folders that its data sets name exist.
         splits (tuple[str]): Which of 'train', 'val', 'test' to check.
-        maps (int): Label maps to read of each set for semantic segmentation.
+        maps (int): Label maps, or images with one label, to read of each set.
         say (callable): Called with a line before what may take seconds.
 
     Returns:
@@ -83,6 +86,7 @@ def check_data(cfg, splits, maps=MAPS, say=lambda text: None):
         checks += of_split + _check_evaluators(evaluators, of_split, split, say)
     _compare(checks)
     _check_heads(checks, cfg.get('model'))
+    _check_topk(checks, cfg)
     return checks
 
 
@@ -117,12 +121,12 @@ def _check_dataset(cfg, registry, split, evaluators, maps, say):
     check = DataCheck(split, getattr(kind, '__name__', str(kind)))
     bases = {f'{base.__module__.partition(".")[0]}.{base.__name__}' for base in getattr(kind, '__mro__', ())}
     reads_coco = 'mmdet.CocoDataset' in bases
-    if not reads_coco and 'mmseg.BaseSegDataset' not in bases:
-        check.skipped = 'only data in the format of COCO, and folders as mmseg has them, are checked'
+    has_classes = 'mmpretrain.CustomDataset' in bases
+    if not reads_coco and not has_classes and 'mmseg.BaseSegDataset' not in bases:
+        check.skipped = 'only data in the format of COCO, folders as mmseg has them and images by class are checked'
         return check
-    if reads_coco and not all(
-        getattr(kind, method).__module__.startswith('mmdet.') for method in ('load_data_list', 'parse_data_info')
-    ):
+    methods = ('load_data_list', 'parse_data_info') if reads_coco else ('load_data_list',) if has_classes else ()
+    if any(getattr(kind, method).__module__.partition('.')[0] not in ('mmdet', 'mmpretrain') for method in methods):
         check.skipped = 'this class reads its files in a way of its own'
         return check
     if cfg.get('backend_args') or '://' in str(cfg.get('ann_file') or ''):
@@ -144,6 +148,12 @@ def _check_dataset(cfg, registry, split, evaluators, maps, say):
             concerns.add('masks')
         layout = next((layout for name, layout in _LAYOUTS.items() if f'mmdet.{name}' in bases), 'coco')
         _check_coco_dataset(check, dataset, layout, concerns, say)
+    elif has_classes:
+        loaders = [step for step in cfg.get('pipeline') or () if _name(step) == 'LoadImageFromFile']
+        backend = loaders[0].get('imdecode_backend', 'cv2') if loaders else None
+        check_class_images(check, dataset, 'labels' in concerns, maps if loaders else 0, backend)
+        if dataset.ann_file:
+            check.findings.add(ERROR, f'images that are not in {dataset.img_prefix}', missing_files(check.images))
     else:
         loaders = [step for step in cfg.get('pipeline') or () if _name(step) == 'LoadAnnotations']
         backend = loaders[0].get('imdecode_backend', 'pillow') if loaders else None
@@ -374,10 +384,15 @@ def _compare(checks):
             i, (label, other) = next(
                 (i, pair) for i, pair in enumerate(zip_longest(labels, others)) if pair[0] != pair[1]
             )
+            counted = (
+                'mmpretrain counts labels by folders'
+                if check.classes
+                else "mmdet counts labels by each file's categories"
+            )
             check.findings.tell(
                 ERROR,
-                f'label {i} is {other!r} here and {label!r} in {of_training[0].path}: mmdet counts labels by each '
-                "file's categories, which must be the same in both, in the same order",
+                f'label {i} is {other!r} here and {label!r} in {of_training[0].path}: {counted}, '
+                'which must be the same in both, in the same order',
             )
         if check.split != 'train' and check.images:
             both = [path for path in check.images if os.path.abspath(path) in images]
@@ -385,14 +400,35 @@ def _compare(checks):
 
 
 def _check_heads(checks, model):
-    """Labels that a detector's head has no output for, which some losses take for background."""
-    heads = [(key, head) for key, head in placed_dicts(model, 'model') if re.search(r'\.bbox_head(\.\d+)?$', key)]
-    for key, number in ((key, head.get('num_classes')) for key, head in heads):
+    """Labels that a head has no output for, which some losses take for background; outputs that no label asks for."""
+    pattern = re.compile(r'\.bbox_head(\.\d+)?$|^model\.head$')
+    heads = [(key, head.get('num_classes')) for key, head in placed_dicts(model, 'model') if pattern.search(key)]
+    for key, number in heads:
         for check in checks:
-            things = check.split == 'train' and check.layout != 'panoptic'  # which has labels of no object too
-            if things and isinstance(number, int) and number < len(check.labels or ()):
+            of_images = bool(check.classes) and key == 'model.head'
+            of_objects = not check.classes and check.layout != 'panoptic'  # which has labels of no object too
+            if check.split != 'train' or not isinstance(number, int) or not (of_images or of_objects):
+                continue
+            classes = check.classes or len(check.labels or ())
+            if number < classes:
                 check.findings.tell(
-                    ERROR, f'it has {len(check.labels)} of the classes of the config, and {key}.num_classes is {number}'
+                    ERROR, f'it has {classes} of the classes of the config, and {key}.num_classes is {number}'
+                )
+            elif of_images and number > classes:
+                check.findings.tell(
+                    WARNING, f'it has {classes} classes, and {key}.num_classes is {number}: some are never trained'
+                )
+
+
+def _check_topk(checks, cfg):
+    """Accuracies that need more classes than there are, which end the first evaluation."""
+    number = cfg.get('model', {}).get('head', {}).get('num_classes')
+    for check in checks:
+        for evaluator in _as_list(cfg.get(f'{check.split}_evaluator')) if check.classes else ():
+            topk = max(_as_list(evaluator.get('topk')), default=1)
+            if _name(evaluator) == 'Accuracy' and isinstance(number, int) and topk > number:
+                check.findings.tell(
+                    ERROR, f'top-{topk} accuracy, as {check.split}_evaluator asks for, needs more than {number} classes'
                 )
 
 

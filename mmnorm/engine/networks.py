@@ -18,7 +18,7 @@ def read_config(path):
     """Read a config.
 
     Args:
-        path (str or Path): File of mmdet or mmseg.
+        path (str or Path): File of mmdet, mmseg or mmpretrain.
 
     Returns:
         Config: As the file has it.

@@ -21,7 +21,7 @@ def problems(cfg, num_processes, splits, initializes=True):
     """List what keeps a config from running.
 
     Args:
-        cfg (Config): Of mmdet or mmseg.
+        cfg (Config): Of mmdet, mmseg or mmpretrain.
         num_processes (int): Processes on this machine.
         splits (tuple[str]): Which of 'train', 'val', 'test' the run reads.
         initializes (bool): Whether a run that reads 'train' loads pretrained weights.
@@ -63,7 +63,10 @@ def missing_data(dataloader):
     for dataset in dicts(dict(dataloader or {}).get('dataset'), 'type'):
         if dataset.get('backend_args'):
             continue  # not on this machine's disk
-        names = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
+        prefix = dataset.get('data_prefix') or {}
+        if not prefix and str(dataset['type']).rpartition('.')[2] in ('ImageNet', 'ImageNet21k'):
+            prefix = dataset.get('split') or {}  # the folder's name, too
+        names = [dataset.get('ann_file'), *([prefix] if isinstance(prefix, str) else prefix.values())]
         paths = [os.path.join(dataset.get('data_root') or '', name) for name in names if isinstance(name, str) and name]
         missing += [path for path in paths if '://' not in path and not os.path.exists(path)]
     return missing

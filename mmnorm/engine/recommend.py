@@ -42,8 +42,9 @@ def headline(metrics):
     """
     figures = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
     known = {key: value for key, value in figures.items() if key.rpartition('/')[2] in HEADLINES}
-    # mmdet gives AP as a fraction, and everything else in percent
-    return {key: 100 * value if key.endswith('AP') else value for key, value in (known or figures).items()}
+    # mmdet gives AP as a fraction; all else is in percent, mmpretrain's AP of several labels too
+    fractions = [key for key in known if key.endswith('AP') and not key.startswith('multi-label/')]
+    return {key: 100 * value if key in fractions else value for key, value in (known or figures).items()}
 
 
 def recommend(result, config, checkpoint):

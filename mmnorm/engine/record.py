@@ -122,7 +122,9 @@ def versions():
         mmnorm=mmnorm.__version__, torch=torch.__version__, mmcv=mmcv.__version__, mmengine=mmengine.__version__
     )
     for name, distributions in dict(
-        mmdet=('mmdet', 'onedl-mmdetection'), mmseg=('mmsegmentation', 'onedl-mmsegmentation')
+        mmdet=('mmdet', 'onedl-mmdetection'),
+        mmseg=('mmsegmentation', 'onedl-mmsegmentation'),
+        mmpretrain=('mmpretrain', 'onedl-mmpretrain'),
     ).items():
         for distribution in distributions:
             try:

@@ -31,6 +31,7 @@ KINDS = {  # of what stands anywhere below a key
 }
 _NAMES = {
     dict: 'a dict',
+    (dict, str): 'a dict or a text',
     str: 'a text',
     (str, bool): 'a text, True or False',  # of timm's backbones
     (list, tuple): 'a list',
@@ -52,7 +53,7 @@ def wrong_settings(cfg, needed):
     """List the values of a config that are of no use.
 
     Args:
-        cfg (Config): Of mmdet or mmseg, with the user's options.
+        cfg (Config): Of mmdet, mmseg or mmpretrain, with the user's options.
         needed (tuple[str]): Which of 'train', 'val', 'test' the command cannot do without.
 
     Returns:
@@ -89,7 +90,7 @@ def wrong_settings(cfg, needed):
         ]
     scope = cfg.get('default_scope') or 'mmengine'
     if scope not in MODELS.children and find_spec(scope.partition('.')[0]) is None:
-        found.append(f'default_scope: there is no package {scope!r}, as there is mmdet or mmseg')
+        found.append(f'default_scope: there is no package {scope!r}, as there is mmdet, mmseg or mmpretrain')
     saves = _at(cfg, 'default_hooks.checkpoint') or {}
     if saves.get('type') == CheckpointHook.__name__:  # which passes what it does not know to what does not know it
         functions = CheckpointHook.__init__, Runner.save_checkpoint
@@ -120,6 +121,9 @@ def wrong_settings(cfg, needed):
 def wrong_kinds(cfg):
     """List the values of a config that are of another kind than what reads them needs; as :func:`wrong_settings`."""
     kinds = {'': dict(dict.fromkeys(DICTS, dict), work_dir=str, default_scope=str), **KINDS}
+    if cfg.get('default_scope') == 'mmpretrain':
+        prefix = dict(data_prefix=(dict, str))
+        kinds |= {f'{split}_dataloader': KINDS[f'{split}_dataloader'] | prefix for split in GROUPS}
     return [
         f'{place}.{name} must be {_NAMES[kind]}, got {part[name]!r}'.lstrip('.')
         for key, wanted in kinds.items()

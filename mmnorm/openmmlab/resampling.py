@@ -1,8 +1,8 @@
 """Metrics over other choices of the same test images: how far a figure, or a gain, depends on which images they are.
 
-mmdet's AP of boxes and masks (CocoMetric, LVISMetric), mAP (VOCMetric) and PQ, and what mmseg's IoUMetric gives, are
-made of parts that are kept by image. From them a metric is computed again for any number of resamplings (bootstrap)
-without another evaluation.
+mmdet's AP of boxes and masks (CocoMetric, LVISMetric), mAP (VOCMetric) and PQ, what mmseg's IoUMetric gives, and
+mmpretrain's Accuracy are made of parts that are kept by image. From them a metric is computed again for any number of
+resamplings (bootstrap) without another evaluation.
 """
 
 import re
@@ -79,7 +79,7 @@ class AveragePrecision:
 
 
 class FigureOfSums:
-    """A metric that is a function of sums over images: PQ, and those of mmseg's IoUMetric.
+    """A metric that is a function of sums over images: PQ, accuracy, and those of mmseg's IoUMetric.
 
     Args:
         parts (array): What is summed, (images, ...).
@@ -127,6 +127,8 @@ def _recorded(metric, found):
             kept['mAP'] = _of_voc(metric, results)
         if results and 'aAcc' in values and hasattr(metric, 'total_area_to_metrics'):
             kept |= _of_areas(metric, results, values)
+        if results and hasattr(metric, 'topk') and isinstance(results[0], dict) and 'gt_label' in results[0]:
+            kept |= _of_labels(compute, results, values)
         if results and 'PQ' in values and hasattr(results[0], 'pq_per_cat'):
             kept['PQ'] = _of_segments(metric.categories, results)
         found.update({f'{metric.prefix}/{key}' if metric.prefix else key: kept[key] for key in kept if key in values})
@@ -228,6 +230,12 @@ def _of_areas(metric, results, keys):
         return FigureOfSums(areas, figure)
 
     return {key: of_key(key) for key in keys}
+
+
+def _of_labels(compute, results, keys):
+    """Accuracies of mmpretrain's, by key: of its results, what its own function gives for each image alone."""
+    of_images = [compute([result]) for result in results]
+    return {key: FigureOfSums([[of_image[key], 1] for of_image in of_images], lambda s: s[0] / s[1]) for key in keys}
 
 
 def _of_segments(categories, results):

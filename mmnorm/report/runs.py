@@ -29,6 +29,8 @@ COCO_NAMES = {
 }
 # The papers' name of each panoptic figure, which mmdet's CocoPanopticMetric logs in percent
 PANOPTIC_NAMES = {f'coco_panoptic/{name}': name for name in ('PQ', 'SQ', 'RQ')}
+# And of each accuracy, which mmpretrain's Accuracy logs in percent
+ACCURACY_NAMES = {f'accuracy/top{k}': f'top-{k}' for k in (1, 5)}
 MULTI_SCALE = 'mIoU (ms)'  # mIoU of a test with test-time augmentation
 # mmseg's, in percent
 SEGMENTATION_METRICS = ('aAcc', 'mIoU', MULTI_SCALE, 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall')
@@ -306,7 +308,8 @@ def validation_iteration(val, length):
 
 def as_metrics(record):
     """Return the metrics of a logged record: COCO's as 'AP^bbox' ... 'APl^mask' in percent, NaN where there are no
-    objects of that size, and 'PQ', 'SQ', 'RQ'; all others under their key with the value that was logged."""
+    objects of that size, 'PQ', 'SQ', 'RQ', and 'top-1', 'top-5'; all others under their key with the value that was
+    logged."""
     metrics = {}
     for key, value in record.items():
         if not is_figure(value):
@@ -314,7 +317,7 @@ def as_metrics(record):
         if key in COCO_NAMES:
             metrics[COCO_NAMES[key]] = percent(value)
         elif key not in NOT_METRICS:
-            metrics[PANOPTIC_NAMES.get(key, key)] = value
+            metrics[(PANOPTIC_NAMES | ACCURACY_NAMES).get(key, key)] = value
     return metrics
 
 

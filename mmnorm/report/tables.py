@@ -3,12 +3,12 @@
 import pandas as pd
 from markupsafe import Markup
 
-from .runs import COCO_NAMES, MARKS, PANOPTIC_NAMES, SEGMENTATION_METRICS, as_dict
+from .runs import ACCURACY_NAMES, COCO_NAMES, MARKS, PANOPTIC_NAMES, SEGMENTATION_METRICS, as_dict
 from .seeds import seed_of
 from .texts import in_csv, in_markdown
 
 TITLES = {'AP^bbox': 'Box AP', 'AP^mask': 'Mask AP'}
-HEADLINES = TITLES | dict(PQ='PQ', mIoU='mIoU')  # by which networks are judged, in percent
+HEADLINES = TITLES | {'PQ': 'PQ', 'mIoU': 'mIoU', 'top-1': 'Top-1 accuracy'}  # by which networks are judged, in percent
 MEMORY_KINDS = {'rss': 'resident', 'cuda': 'CUDA'}
 
 
@@ -70,6 +70,7 @@ def group_metrics(results):
     groups = {}
     for name in results:
         title = 'Panoptic quality in %' if name in PANOPTIC_NAMES.values() else 'Metrics'
+        title = 'Accuracy in %' if name in ACCURACY_NAMES.values() else title
         groups.setdefault(titles[name[-5:]] if name in COCO_NAMES.values() else title, []).append(name)
     return groups
 
@@ -192,7 +193,7 @@ def number_format(name):
     """Return the format of a metric's values: decimals as in the papers, or four digits of what is not known."""
     if name in COCO_NAMES.values() or name in PANOPTIC_NAMES.values():
         return '.1f'
-    return '.2f' if name in SEGMENTATION_METRICS else '.4g'
+    return '.2f' if name in (*SEGMENTATION_METRICS, *ACCURACY_NAMES.values()) else '.4g'
 
 
 def format_fact(value):

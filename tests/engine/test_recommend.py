@@ -30,6 +30,8 @@ def test_headlines_are_in_percent():
     assert headline({'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'data_time': 3.0}) == {'coco/bbox_mAP': 25}
     assert headline({'mIoU': np.float32(30.5), 'aAcc': np.float32(90)}) == {'mIoU': 30.5}  # as mmseg has them
     assert headline({'lvis/bbox_AP': 0.25, 'lvis/bbox_AP50': 0.5}) == {'lvis/bbox_AP': 25}
+    assert headline({'accuracy/top1': 76.5, 'accuracy/top5': 93.0}) == {'accuracy/top1': 76.5}  # as mmpretrain
+    assert headline({'multi-label/mAP': 80.0}) == {'multi-label/mAP': 80}
     assert headline({'own': 0.5, 'table': 'x'}) == {'own': 0.5}
 
 

@@ -270,6 +270,34 @@ def test_panoptic_quality_is_recorded(monkeypatch):
         assert value == pytest.approx(metric.compute_metrics(chosen)['PQ'])
 
 
+@pytest.mark.parametrize(
+    'options, keys',
+    [
+        (dict(topk=(1, 2)), ['accuracy/top1', 'accuracy/top2']),
+        (dict(thrs=(None, 0.4)), ['accuracy/top1_no-thr', 'accuracy/top1_thr-0.40']),
+    ],
+)
+def test_accuracy_is_recorded(options, keys):
+    metric = pytest.importorskip('mmpretrain.evaluation').Accuracy(**options)
+    torch.manual_seed(0)
+    scores = torch.rand(30, 4).softmax(1)
+    results = [dict(pred_score=score, gt_label=torch.randint(0, 4, (1,))) for score in scores]
+    metric.results = list(results)
+    with recorded([metric]) as kept:
+        values = metric.evaluate(30)
+    assert sorted(values) == sorted(kept) == keys
+    counts = np.concatenate([np.ones((1, 30), int), choices(30, 3)])
+    for key, ours in kept.items():
+        for value, times in zip(ours.resampled(counts), counts):
+            chosen = [of_image for of_image, n in zip(results, times) for _ in range(n)]
+            assert value == pytest.approx(metric.compute_metrics(chosen)[key.removeprefix('accuracy/')], abs=1e-4)
+    # labels alone
+    metric.results = [dict(pred_label=torch.tensor([i % 2]), gt_label=torch.tensor([0])) for i in range(6)]
+    with recorded([metric]) as kept:
+        assert metric.evaluate(6) == {'accuracy/top1': 50}
+    assert kept['accuracy/top1'].resampled(np.array([[2, 1, 2, 0, 1, 0]])) == pytest.approx(100 * 5 / 6)
+
+
 def test_other_metrics_are_left_alone():
     class Other(BaseMetric):  # as VOC's for rotated boxes
         eval_mode = 'area'
