@@ -4,6 +4,7 @@ from .backends import spelled_out, use_triton
 from .blends import BN, IN, LN, Blend, blend
 from .elements import spread, statistics_dtype
 from .plane import like, moments, normalize, recomputed
+from .positions import normalize_positions
 from .ranks import neighbors, peers_of, set_step
 from .scopes import pool, pool_ranks
 from .tracking import Renorm, Running
@@ -21,6 +22,7 @@ __all__ = [
     'moments',
     'neighbors',
     'normalize',
+    'normalize_positions',
     'peers_of',
     'pool',
     'pool_ranks',

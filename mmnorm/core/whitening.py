@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import elements
 from .backends import spelled_out
 from .elements import statistics_dtype
 from .plane import apart, gradients, replayed, without_autocast
@@ -55,15 +56,18 @@ class _Whiten(torch.autograd.Function):
             centered, root = _centered(x), ctx.root.detach()
             grad, dweight, dbias = grad.to(centered.dtype), None, None
             if ctx.needs_input_grad[2]:
-                dweight = _runs(grad * (root @ centered), weight).sum((0, 2)).to(weight.dtype)
+                runs, of_grad = _runs(root @ centered, weight), _runs(grad, weight)
+                total, products = elements.reduce(of_grad, runs, runs.new_zeros(runs.shape[:2]))
+                dweight = products.sum(0).to(weight.dtype)
             if ctx.needs_input_grad[3]:
-                dbias = _runs(grad, bias).sum((0, 2)).to(bias.dtype)
+                dbias = (total if ctx.needs_input_grad[2] else _runs(grad, bias).sum(2)).sum(0).to(bias.dtype)
             if not ctx.needs_input_grad[0]:
                 return None, None, dweight, dbias
             grad = _affine(grad, weight, None)
             (dcovariance,) = torch.autograd.grad(ctx.root, ctx.covariance, grad @ centered.mT, retain_graph=True)
             matrix = (dcovariance + dcovariance.mT) / max(x.shape[2], 1)
-            return _centered(torch.baddbmm(root.mT @ grad, matrix, centered)).to(x.dtype), None, dweight, dbias
+            dx = (root.mT @ grad).baddbmm_(matrix, centered)
+            return dx.sub_(dx.mean(2, keepdim=True)).to(x.dtype), None, dweight, dbias
 
 
 def _spell_out(x, root, weight, bias):

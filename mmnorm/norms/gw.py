@@ -100,10 +100,12 @@ def _identity(covariance):
 
 
 def _newton(covariance, iterations):
-    root = _identity(covariance)
-    trace = (covariance * root).sum((1, 2), keepdim=True)  # ONNX has no diagonal before opset 13
-    for _ in range(iterations):
-        root = 1.5 * root - 0.5 * root @ root @ root @ (covariance / trace)
+    identity = _identity(covariance)
+    trace = (covariance * identity).sum((1, 2), keepdim=True)  # ONNX has no diagonal before opset 13
+    normalized = covariance / trace
+    root = 1.5 * identity - 0.5 * normalized
+    for _ in range(iterations - 1):
+        root = torch.baddbmm(root, root @ root @ root, normalized, beta=1.5, alpha=-0.5)
     return root * torch.rsqrt(trace)
 
 

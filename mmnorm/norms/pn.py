@@ -1,10 +1,6 @@
 """Positional Normalization: Li et al., NeurIPS 2019, https://arxiv.org/abs/1907.04312 (baseline of paper bgn)."""
 
-from functools import partial
-
-from torch.nn import functional as F
-
-from mmnorm.core import recomputed
+from mmnorm.core import normalize_positions
 
 from .batch_free import BatchFreeNorm
 
@@ -22,17 +18,7 @@ class PN(BatchFreeNorm):
         return dict(positional=1)
 
     def normalize(self, x):
-        normalized = partial(_normalized, channels=self.num_channels, eps=self.eps)
-        if x.dtype.itemsize >= 4:
-            return normalized(x, self.weight, self.bias)
-        # in half precision ATen would sum the gradients of gamma and beta in that; a copy in float32 is not kept
-        return recomputed(lambda x, *affine: normalized(x.float(), *affine).to(x.dtype), x, self.weight, self.bias)
+        return normalize_positions(x, self.num_channels, self.weight, self.bias, self.eps)
 
     def extra_repr(self):
         return f'{self.num_channels}, eps={self.eps}'
-
-
-def _normalized(x, weight, bias, channels, eps):
-    last = x.dim() - 1
-    weight, bias = (p if p is None else p.to(x.dtype) for p in (weight, bias))
-    return F.layer_norm(x.movedim(1, last), (channels,), weight, bias, eps).movedim(last, 1)
