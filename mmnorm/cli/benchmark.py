@@ -1,7 +1,8 @@
 """Time every registered normalizer against BatchNorm, GroupNorm and a plain copy, in one process, interleaved.
 
-Prints ratios over nn.BatchNorm2d and writes benchmark.json and benchmark.png. With --model it times a training step of
-Mask R-CNN R-50 with the norm everywhere (backbone, FPN, 4conv1fc head, mask head) instead, and its peak memory.
+Prints ratios over nn.BatchNorm2d, with a line for large and one for small shapes, and writes benchmark.json and
+benchmark.png. With --model it times a training step of Mask R-CNN R-50 with the norm everywhere (backbone, FPN,
+4conv1fc head, mask head) instead, and its peak memory.
 """
 
 import argparse
@@ -24,6 +25,7 @@ SHAPES = ((2, 64, 200, 200), (2, 256, 100, 100), (2, 512, 25, 25), (16, 256, 14,
 BN = 'nn.BatchNorm2d'
 MODEL_NORMS = ('BN', 'GN', 'SN', 'RBN', 'BGN', 'EN')
 PASSES = ('forward', 'forward + backward', 'evaluation')
+SMALL = 2**20  # elements; up to so many the time that a layer takes on the host is most of what it costs
 SEED = 0
 
 
@@ -182,18 +184,22 @@ def passes(layer, x, grad, what):
     """A function that makes one pass."""
     import torch
 
+    def set_mode(training):  # no part of a pass
+        if layer.training is not training:
+            layer.train(training)
+
     def forward():
-        layer.train()
+        set_mode(True)
         layer(x.requires_grad_())
 
     def backward():
-        layer.train()
+        set_mode(True)
         layer(x.requires_grad_()).backward(grad)
         x.grad = None
 
     @torch.no_grad()
     def evaluate():
-        layer.eval()
+        set_mode(False)
         layer(x)
 
     return dict(zip(PASSES, (forward, backward, evaluate)))[what]
@@ -247,6 +253,14 @@ def ratios_over_bn(rows):
         }
         for norm in dict.fromkeys(row['norm'] for row in rows)
     }
+
+
+def by_size(rows):
+    """:func:`ratios_over_bn` of the shapes that are 'large' and of those that are 'small', by these words."""
+    kinds = {'large': [], 'small': []}
+    for row in rows:
+        kinds['small' if math.prod(row['shape']) <= SMALL else 'large'].append(row)
+    return {kind: ratios_over_bn(found) for kind, found in kinds.items() if found}
 
 
 def detector(norm_cfg):
@@ -421,8 +435,12 @@ def run(args):
 
         print(f"\nGeometric mean over shapes of the time over {BN}'s")
         print(tabulate([[norm, *values.values()] for norm, values in means.items()], ['', *PASSES], floatfmt='.2f'))
+        kinds = by_size(rows)
+        for kind, found in kinds.items():
+            costs = ', '.join(f'{norm} {values[PASSES[1]]:.2f}' for norm, values in found.items() if norm != BN)
+            print(f'\n{kind} shapes, {PASSES[1]}, over {BN}: {costs}')
         ratios = {norm: values['forward + backward'] for norm, values in means.items()}
-        title, result = 'Forward + backward, geometric mean over shapes', dict(rows=rows, ratios=means)
+        title, result = 'Forward + backward, geometric mean over shapes', dict(rows=rows, ratios=means, **kinds)
     name = 'benchmark_model' if args.model else 'benchmark'
     write_json(out / f'{name}.json', dict(about, **result))
     draw(

@@ -1,4 +1,6 @@
 import json
+import re
+from statistics import geometric_mean
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ def test_times_layers_and_writes_json_and_a_chart(forked_tool, tmp_path):
         '--shapes',
         '2,32,8,8',
         '4,64,5,5',
+        '2,64,91,91',
         '--rounds',
         '2',
         '--threads',
@@ -40,6 +43,11 @@ def test_times_layers_and_writes_json_and_a_chart(forked_tool, tmp_path):
     assert (folder / 'benchmark.png').stat().st_size > 10_000
     for line in ('(2, 32, 8, 8) float32, ms', '(4, 64, 5, 5) float32, ms', 'Geometric mean over shapes'):
         assert line in done.stdout
+    times = {(row['shape'][-1], row['norm']): row['forward + backward'] for row in found['rows']}
+    for kind, sizes in dict(large=[91], small=[8, 5]).items():
+        over_bn = geometric_mean(times[size, 'SN'] / times[size, 'nn.BatchNorm2d'] for size in sizes)
+        assert found[kind]['SN']['forward + backward'] == pytest.approx(over_bn)
+        assert re.search(rf'^{kind} shapes, forward \+ backward, .*\bSN {over_bn:.2f}\b', done.stdout, re.MULTILINE)
 
 
 @pytest.mark.e2e
