@@ -112,7 +112,8 @@ def complete(x: Tensor, moments: tuple, mean: Tensor, scale: Tensor, bias: Tenso
         return affine(x, scale.expand(x.shape[:2]), shift.expand(x.shape[:2]))
     if hat is None:  # the moments came from a kernel, and one for this is not to be had
         hat = x - spread(own_mean, x)
-    shift = (own_mean - mean).mul_(scale).add_(bias)
+    distance = own_mean - mean
+    shift = torch.addcmul(bias, distance, scale) if torch.is_tensor(bias) else distance.mul_(scale).add_(bias)
     scale = scale if rstd is None else scale / rstd
     if hat.numel() < _CACHED or not hat.is_cpu:
         return hat.mul_(spread(scale, x)).add_(spread(shift, x))
