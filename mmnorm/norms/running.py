@@ -155,7 +155,7 @@ class RunningStatistics(nn.BatchNorm2d):
             samples (int or Tensor): Number of samples that were normalized together.
         """
         if self.training and self.track_running_stats and self.running_mean is not None and not recomputing():
-            self._running()(mean, var, elements)
+            Running.__call__(self._running(), mean, var, elements)  # which torch.compile can follow
             self.see_batch_size(samples)
 
     def _running(self):
