@@ -1,7 +1,9 @@
 """Which backend runs the passes over elements: on CUDA cards the Triton kernels, ATen for everything else."""
 
 import functools
+import importlib
 import inspect
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 _OLDEST = 3, 6  # of Triton
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -38,11 +41,13 @@ def spelled_out() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
-def or_kernel(x_at: int = 0) -> Callable[[_Function], _Function]:
+def or_kernel(x_at: int = 0, module: str = 'kernels') -> Callable[[_Function], _Function]:
     """Run, in the place of a function on ATen, that of the same name in the module that is for the tensor.
 
     Args:
-        x_at (int): Which of the arguments is x, (N, C, *S).
+        x_at (int): Which of the arguments is x, (N, C, *S), or a plane, (N, C).
+        module (str): Of the kernels. It has a function ``variant(x, args)`` that tells apart what is compiled, and
+            checked, by itself; None is what there is no kernel for.
     """
 
     def decorate(aten):
@@ -50,7 +55,7 @@ def or_kernel(x_at: int = 0) -> Callable[[_Function], _Function]:
 
         @functools.wraps(aten)
         def run(*args):
-            kernels = kernels_for(name, args[x_at])
+            kernels = kernels_for(aten, module, args[x_at], args)
             return aten(*args) if kernels is None else getattr(kernels, name)(*args)
 
         return run
@@ -58,22 +63,23 @@ def or_kernel(x_at: int = 0) -> Callable[[_Function], _Function]:
     return decorate
 
 
-def kernels_for(name: str, x: Tensor) -> ModuleType | None:
-    """The module whose function is to be used for x, (N, C, *S), or None: ATen.
+def kernels_for(aten: Callable, module: str, x: Tensor, args: tuple) -> ModuleType | None:
+    """The module whose function is to be used in the place of ``aten(*args)``, or None: ATen.
 
     Raises:
         RuntimeError: This card gives other results than ATen; that is looked at before the first use.
     """
-    if not (_has_card(x) and _enabled and x.dtype in _DTYPES and x.dim() > 2 and x.numel()) or _is_traced(x):
+    if not (_has_card(x) and _enabled and x.dtype in _DTYPES and x.numel()) or _is_traced(x):
         return None
-    kernels = _load()
-    if kernels is None or max(x.shape[0] * x.shape[1], prod(x.shape[2:])) > kernels.LARGEST_AXIS:
+    kernels = _load(module)
+    variant = None if kernels is None else kernels.variant(x, args)
+    if variant is None:
         return None
-    variant = name, x.get_device(), x.dtype, kernels.tiling(x)
-    if variant not in _checked:
-        if _is_capturing(x) or not _works(kernels, name, x):
+    key = aten.__name__, x.get_device(), x.dtype, variant
+    if key not in _checked:
+        if _is_capturing(x) or not _works(kernels, aten, x, args):
             return None
-        _checked.add(variant)
+        _checked.add(key)
     return kernels
 
 
@@ -95,17 +101,16 @@ def _is_traced(x):
 
 
 @functools.cache
-def _load():
+def _load(module='kernels'):
     try:
         import triton
 
         if tuple(int(part) for part in triton.__version__.split('.')[:2]) < _OLDEST:
             raise ImportError(f'Triton {triton.__version__} is older than {".".join(map(str, _OLDEST))}')
-        from . import kernels
+        return importlib.import_module(f'{__package__}.{module}')
     except Exception as error:  # an installation that is broken raises about anything
         _give_up(error)
         return None
-    return kernels
 
 
 def _give_up(error):
@@ -118,32 +123,32 @@ def _give_up(error):
 
 
 @torch.no_grad()
-def _works(kernels, name, x):
-    """Whether a kernel can be compiled for such a tensor; an error if it then computes something else than ATen."""
-    from . import elements  # which asks here for each of its functions
-
-    values = _values(x, kernels.tiling(x))
-    arguments = [values[parameter] for parameter in inspect.signature(getattr(elements, name)).parameters]
+def _works(kernels, aten, x, args):
+    """Whether a kernel can be compiled for such arguments; an error if it then computes something else than ATen."""
+    name, variant = aten.__name__, kernels.variant(x, args)
     try:
         for _ in range(2):  # first by Triton's own dispatch, then as all later calls are launched
-            found = getattr(kernels, name)(*arguments)
+            ours = _made_up(aten, x, args, variant)
+            found = getattr(kernels, name)(*ours)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no C compiler, no folder for the cache, a card that the compiler does not know ...
         _give_up(error)
         return False
-    expected = getattr(elements, name)(*(v.double() if torch.is_tensor(v) else v for v in arguments))
-    pairs = zip(*(results if isinstance(results, tuple) else (results,) for results in (found, expected)))
-    for ours, exact in pairs:
-        if ours is None:
+    exact = tree_map_only(Tensor, torch.Tensor.double, _made_up(aten, x, args, variant))
+    pairs = [(found, aten(*exact))]
+    if x.dim() == 2:  # running statistics, which are changed in place
+        pairs.append((ours, exact))
+    for given, wanted in zip(*(tree_leaves(side) for side in zip(*pairs))):
+        if not (torch.is_tensor(given) and torch.is_tensor(wanted)):
             continue
-        off, largest = (ours.double() - exact).abs(), exact.abs().max()
-        allowed = 1e-4 * largest + torch.finfo(ours.dtype).eps * exact.abs()
+        off, largest = (given.double() - wanted).abs(), wanted.abs().max()
+        allowed = 1e-4 * largest + (torch.finfo(given.dtype).eps * wanted.abs() if given.is_floating_point() else 0)
         if not bool((off <= allowed).all()):  # said so that a NaN does not pass
             card = torch.cuda.get_device_name(x.device) if x.is_cuda else x.device
             raise RuntimeError(
                 f'The Triton kernel {name!r} of mmnorm computes something else than ATen on {card}, by '
-                f'{float(off.max()):.3g} where values are up to {float(largest):.3g} ({x.dtype}, {kernels.tiling(x)}; '
+                f'{float(off.max()):.3g} where values are up to {float(largest):.3g} ({x.dtype}, {variant}; '
                 f'PyTorch {torch.__version__}, Triton {kernels.triton.__version__}). Nothing was normalized by it. Set '
                 'MMNORM_TRITON=0 in the environment, or call mmnorm.core.use_triton(False), to go on by ATen, and '
                 'please report this message'
@@ -151,11 +156,37 @@ def _works(kernels, name, x):
     return True
 
 
-def _values(x, tiles):
-    """What a check computes with, by the name of an argument: a tensor that is cut as x is, and planes for it.
+def _made_up(aten, x, args, variant):
+    """Arguments to check a kernel with: of a plane's others of the same shapes, of a larger tensor's smaller ones.
 
-    Nothing of x, which may hold anything, and nothing random, which would move the generator on.
+    Nothing of the arguments, which may hold anything, and nothing random, which would move the generator on.
     """
+    if x.dim() > 2:
+        values = _values(x, variant)
+        return [values[parameter] for parameter in inspect.signature(aten).parameters]
+    steps = itertools.count(1)
+
+    def other(value):
+        if torch.is_tensor(value):
+            if not value.is_floating_point():
+                return torch.full_like(value, 3)
+            return _waves(1 / next(steps), value.shape, value.device).abs().add(0.1)
+        return _no_function if callable(value) else value
+
+    return tree_map(other, list(args))
+
+
+def _no_function(*_):
+    """In the place of one that a check must not call."""
+
+
+def _waves(step, shape, device):
+    numbers = torch.arange(prod(shape), dtype=torch.float64, device=device)
+    return (numbers * step).sin().add(0.5).float().view(shape)
+
+
+def _values(x, tiles):
+    """By the name of an argument: a tensor that is cut as x is, and planes for it."""
     from . import elements
 
     samples, channels, length = min(len(x), 2), x.shape[1], prod(x.shape[2:])
@@ -164,8 +195,7 @@ def _values(x, tiles):
     sizes = samples, channels, length, *[1] * (x.dim() - 3)
 
     def waves(step, *shape):
-        numbers = torch.arange(prod(shape), dtype=torch.float64, device=x.device)
-        return (numbers * step).sin().add(0.5).float().view(shape)
+        return _waves(step, shape, x.device)
 
     def elementwise(step):
         dense = waves(step, *sizes).to(x.dtype).contiguous(memory_format=elements.memory_format(x))

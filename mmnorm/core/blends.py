@@ -6,12 +6,13 @@ plane, whose many small nodes are what a layer costs on small feature maps, and 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import elements
+from .backends import or_kernel
 from .plane import apart, gradients, like, scaled, spell_out
 
 IN, LN, BN = range(3)
@@ -51,6 +52,11 @@ class Blend(NamedTuple):
     renorm: Callable | tuple[Tensor, Tensor] | None = None
     instances: int = 0
     correction: float = 1.0
+
+    @property
+    def takes_var(self) -> bool:
+        """Whether the result depends on v."""
+        return tuple(self.scopes) != (BN,) or callable(self.batch) or self.instances > 0
 
     def mean_over(self, scope: int) -> Callable | None:
         """What takes the mean of a plane over a scope, to what broadcasts to (N, C); None for what is not pooled."""
@@ -96,7 +102,12 @@ def blend(x: Tensor, what: Blend, eps: float) -> Tensor:
     tensors = what.tensors()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors)):
         return like(_Blend.apply(x, what.of(*[None] * len(tensors)), eps, *tensors), x)
-    return like(_forward(x, what, eps)[0], x)
+    if what.takes_var:
+        return like(_forward(x, what, eps)[0], x)
+    m = elements.take_means(x)
+    mean, _, scale, bias, *_ = coefficients(m, None, what, 0, eps)
+    scale = scale.expand_as(m)
+    return like(elements.affine(x, scale, bias - mean * scale), x)
 
 
 class _Blend(torch.autograd.Function):
@@ -108,96 +119,148 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, what, eps, *tensors):
-        ctx.eps = eps
-        y, saved, values, renorm = _forward(x, what.of(*tensors), eps)
-        ctx.what = what._replace(renorm=None)
-        ctx.save_for_backward(x, *saved, *renorm, *tensors, *(plane for value in values for plane in value))
+        y, saved = _forward(x, what.of(*tensors), eps)
+        ctx.what, ctx.eps = what._replace(renorm=None), eps
+        ctx.save_for_backward(x, *tensors, *saved)
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        x, m, mean, rstd, scale, shares, *saved = ctx.saved_tensors
-        renorm, saved = saved[:2], saved[2:]
-        number = len(ctx.what.tensors())
-        what, values = ctx.what.of(*saved[:number]), list(zip(saved[number::2], saved[number + 1 :: 2]))
-        if renorm[0] is not None:
-            what = what._replace(renorm=renorm)
+        number = 1 + len(ctx.what.tensors())
+        (x, *tensors), saved = ctx.saved_tensors[:number], ctx.saved_tensors[number:]
+        what = ctx.what.of(*tensors)
         if torch.is_grad_enabled():
-            return _recorded_backward(x, what, ctx.eps, grad)
+            r, d = saved[-3:-1]
+            return _recorded_backward(x, what if r is None else what._replace(renorm=(r, d)), ctx.eps, grad)
+        m, _, _, _, scale = saved[:5]
         total, centered = elements.reduce(grad, x, m)
-        distance = m - mean
-        dweight = torch.addcmul(centered, distance, total).mul_(rstd)
-        dmean, dvar = (scale * total).neg_(), (scale * dweight).mul_(rstd).mul_(-0.5)
-        dgate: tuple[Tensor | None, ...] = (None, None)
-        dms, dvs, dcenter = [], [], None
-        if what.gate:
-            k = distance.mul_(rstd)
-            gate = torch.sigmoid(torch.addcmul(what.gate[1], what.gate[0], k))
-            dweight.mul_(gate)
-            argument = torch.addcmul(dweight, dweight, gate, value=-1)  # the derivative is gate (1 - gate)
-            if what.weight is not None:
-                argument.mul_(what.weight)
-            dgate = (argument * k).sum(0), argument.sum(0)
-            dms.append((argument * what.gate[0]).mul_(rstd))
-            dmean.sub_(dms[0])
-            dvar.addcmul_(dms[0] * rstd, k, value=-0.5)
-        if what.renorm:
-            dweight = dweight.mul_(what.renorm[0]).addcmul_(total, what.renorm[1])
-        for i, (scope, value) in enumerate(zip(what.scopes, values)):
-            parts = dmean, dvar
-            if shares is not None:
-                parts = tuple(plane * share for plane, share in zip(parts, shares[:, i]))
-            if scope != IN:
-                mean_over = what.mean_over(scope)
-                if mean_over is None:
-                    continue
-                pooled = [mean_over(part) for part in parts]
-                instances = m if scope == LN else _shifted(what, m)
-                parts = torch.addcmul(pooled[0], instances - value[0], pooled[1], value=2), pooled[1]
-            dms.append(parts[0])
-            dvs.append(parts[1])
-        if what.center is not None:
-            # BN takes off what all samples are shifted by, so that part of m is left out: with it the gradient would be
-            # a small difference of sums as large as |mean| / std
-            trained = what.mean_over(BN) is not None
-            dshift = dms[-1] - dmean if trained else -dmean
-            dcenter = ((m - m.mean(0) if trained else m) * dshift).sum(0)
-            dms.append(dshift * what.center)
-        dx, dratios = None, (None, None)
-        if ctx.needs_input_grad[0]:
-            dm, dv = (sum(parts[1:], parts[0]) if parts else torch.zeros_like(m) for parts in (dms, dvs))
-            if what.instances:
-                dm, dv = (_with_instances(what, own, plane) for own, plane in ((dmean, dm), (dvar, dv)))
-            dv = dv if what.correction == 1 else dv * what.correction
-            dx = elements.input_gradient(grad, x, m, scale, dm, dv)
-        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
-            # shares sum to 1, so that what all scopes have in common counts for nothing; with it the gradients would be
-            # small differences of sums as large as |mean| / std
-            rows = (dmean, [plane - mean for plane, _ in values]), (dvar, [plane for _, plane in values])
-            dims = (0, 1) if shares.dim() == 2 else 0
-            dshares = torch.stack([torch.stack([(d * plane).sum(dims) for plane in planes]) for d, planes in rows])
-            dratios = _gradient_of_softmax(dshares, shares, what.ratios[0])
-        of_affine = (None if p is None else d.sum(0) for p, d in ((what.weight, dweight), (what.bias, total)))
-        return dx, None, None, *dratios, *of_affine, dcenter, *dgate
+        needs_ratios = any(ctx.needs_input_grad[3:5])
+        dm, dv, *found = coefficient_gradients(total, centered, what, needs_ratios, *saved)
+        dx = elements.input_gradient(grad, x, m, scale, dm, dv) if ctx.needs_input_grad[0] else None
+        return dx, None, None, *found
 
 
 def _forward(x, what, eps):
-    """y; the own means, what it is normalized by, and shares; mean and variance of each scope; and r and d."""
+    """y, and what :func:`coefficient_gradients` takes of the way there."""
     moments = elements.take_moments(x)
     m, v = moments[1:3]
-    if what.correction != 1:
+    mean, rstd, scale, bias, *found = coefficients(m, v, what, x.numel() // (what.groups or x.shape[1]), eps)
+    y = elements.complete(x, moments, mean, scale, bias)
+    return y, (m, None if what.ratios is None else v, mean, rstd, scale, *found)
+
+
+@or_kernel(module='plane_kernels')
+def coefficients(m: Tensor, v: Tensor | None, what: Blend, count: int, eps: float) -> tuple:
+    """What to normalize by; tells a batch's statistics to the one who is to be told.
+
+    Args:
+        m, v (Tensor): The moments of x, (N, C); v may be None where the blend does not take it.
+        what (Blend): The blend.
+        count (int): The number of elements behind each of BN's statistics.
+        eps (float): Added to the variance.
+
+    Returns:
+        tuple[Tensor or None, ...]: Mean, rstd and scale, which broadcast to (N, C), and a bias, (C,) or a number, of
+        ``scale * (x - mean) + bias`` with ``rstd = 1 / sqrt(var + eps)``; LN's mean and variance, (N, 1); BN's, (1, C);
+        r and d, (C,); and the shares. None is what there is not.
+    """
+    if v is not None and what.correction != 1:
         v = v * what.correction
-    values, renorm = _values(what, m, v), (None, None)
-    if BN in what.scopes and callable(what.batch):
-        groups = what.groups or x.shape[1]
-        mean, var = (plane.view(groups, -1)[:, 0] for plane in values[what.scopes.index(BN)])
-        if what.renorm is not None:
+    values = _values(what, m, v)
+    none = None, None
+    renorm: tuple = none
+    if BN in values and callable(what.batch):
+        mean, var = (plane.view(what.groups or m.shape[1], -1)[:, 0] for plane in values[BN])
+        if callable(what.renorm):
             renorm = what.renorm(mean, var, eps)
             what = what._replace(renorm=renorm)
-        what.batch(mean, var, x.numel() // groups)
-    shares = what.shares(x.shape[1])
-    mean, rstd, scale, bias = scaled(_coefficients(what, m, v, values, shares, eps), eps, m.dtype)
-    return elements.complete(x, moments, mean, scale, bias), (m, mean, rstd, scale, shares), values, renorm
+        what.batch(mean, var, count)  # type: ignore[operator]  # it is callable
+    shares = what.shares(m.shape[1])
+    found = scaled(_coefficients(what, m, v, values, shares, eps), eps, m.dtype)
+    return *found, *values.get(LN, none), *values.get(BN, none), *renorm, shares
+
+
+@or_kernel(x_at=4, module='plane_kernels')
+def coefficient_gradients(
+    total: Tensor,
+    centered: Tensor,
+    what: Blend,
+    needs_ratios: bool,
+    m: Tensor,
+    v: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    ln_mean: Any,
+    ln_var: Any,
+    bn_mean: Any,
+    bn_var: Any,
+    r: Any,
+    d: Any,
+    shares: Any,
+) -> tuple:
+    """The gradients of m and of v, (N, C), and of the blend's tensors, in their order; None of what there is not.
+
+    Args:
+        total, centered (Tensor): ``sum(grad)`` and ``sum(grad * (x - m))`` over the positions, (N, C).
+        what (Blend): The blend, without its renorm.
+        needs_ratios (bool): Whether its ratios need a gradient.
+        m, v, ...: The moments, and what :func:`coefficients` found; v may be None without ratios.
+    """
+    distance = m - mean
+    dweight = torch.addcmul(centered, distance, total).mul_(rstd)
+    dmean, dvar = (scale * total).neg_(), (scale * dweight).mul_(rstd).mul_(-0.5)
+    dgate: tuple[Tensor | None, ...] = (None, None)
+    dms, dvs, dcenter = [], [], None
+    if what.gate:
+        k = distance.mul_(rstd)
+        gate = torch.sigmoid(torch.addcmul(what.gate[1], what.gate[0], k))
+        dweight.mul_(gate)
+        argument = torch.addcmul(dweight, dweight, gate, value=-1)  # the derivative is gate (1 - gate)
+        if what.weight is not None:
+            argument.mul_(what.weight)
+        dgate = (argument * k).sum(0), argument.sum(0)
+        dms.append((argument * what.gate[0]).mul_(rstd))
+        dmean.sub_(dms[0])
+        dvar.addcmul_(dms[0] * rstd, k, value=-0.5)
+    if r is not None:
+        dweight = dweight.mul_(r).addcmul_(total, d)
+    of_scope = {IN: (m, v if what.correction == 1 or v is None else v * what.correction)}
+    values = [(of_scope | {LN: (ln_mean, ln_var), BN: (bn_mean, bn_var)})[scope] for scope in what.scopes]
+    for i, (scope, value) in enumerate(zip(what.scopes, values)):
+        parts = dmean, dvar
+        if shares is not None:
+            parts = dmean * shares[0, i], dvar * shares[1, i]
+        if scope != IN:
+            mean_over = what.mean_over(scope)
+            if mean_over is None:
+                continue
+            pooled = [mean_over(part) for part in parts]
+            instances = m if scope == LN else _shifted(what, m)
+            parts = torch.addcmul(pooled[0], instances - value[0], pooled[1], value=2), pooled[1]
+        dms.append(parts[0])
+        dvs.append(parts[1])
+    if what.center is not None:
+        # BN takes off what all samples are shifted by, so that part of m is left out: with it the gradient would be
+        # a small difference of sums as large as |mean| / std
+        trained = what.mean_over(BN) is not None
+        dshift = dms[-1] - dmean if trained else -dmean
+        dcenter = ((m - m.mean(0) if trained else m) * dshift).sum(0)
+        dms.append(dshift * what.center)
+    dm, dv = (sum(parts[1:], parts[0]) if parts else torch.zeros_like(m) for parts in (dms, dvs))
+    if what.instances:
+        dm, dv = (_with_instances(what, own, plane) for own, plane in ((dmean, dm), (dvar, dv)))
+    dv = dv if what.correction == 1 else dv * what.correction
+    dratios: tuple[Tensor | None, ...] = (None, None)
+    if what.ratios is not None and needs_ratios:
+        # shares sum to 1, so that what all scopes have in common counts for nothing; with it the gradients would be
+        # small differences of sums as large as |mean| / std
+        rows = (dmean, [plane - mean for plane, _ in values]), (dvar, [plane for _, plane in values])
+        dims = (0, 1) if shares.dim() == 2 else 0
+        dshares = torch.stack([torch.stack([(g * plane).sum(dims) for plane in planes]) for g, planes in rows])
+        dratios = _gradient_of_softmax(dshares, shares, what.ratios[0])
+    of_affine = (None if p is None else g.sum(0) for p, g in ((what.weight, dweight), (what.bias, total)))
+    return dm, dv, *dratios, *of_affine, dcenter, *dgate
 
 
 def _recorded_backward(x, what, eps, grad):
@@ -215,18 +278,18 @@ def _recorded_backward(x, what, eps, grad):
 
 def _values(what, m, v):
     """Mean and variance of each scope, which broadcast to (N, C)."""
-    values = []
+    values = {}
     for scope in what.scopes:
         mean_over = what.mean_over(scope)
         if scope == IN:
-            values.append((m, v))
+            values[scope] = m, v
         elif mean_over is None:
-            values.append(tuple(plane.unsqueeze(0) for plane in what.batch))
+            values[scope] = tuple(plane.unsqueeze(0) for plane in what.batch)
         else:
             instances = m if scope == LN else _shifted(what, m)
             mean = mean_over(instances)
             distance = instances - mean
-            values.append((mean, mean_over(torch.addcmul(v, distance, distance))))
+            values[scope] = mean, mean_over(torch.addcmul(v, distance, distance))
     return values
 
 
@@ -241,9 +304,9 @@ def _with_instances(what, own, plane):
 
 def _coefficients(what, m, v, values, shares, eps):
     """Mean, variance, weight and bias to normalize by."""
-    mean, var = values[-1]
+    mean, var = values[what.scopes[-1]]
     if shares is not None:
-        mean, var = (_mixed(share, planes) for share, planes in zip(shares, zip(*values)))
+        mean, var = (_mixed(share, planes) for share, planes in zip(shares, zip(*values.values())))
     if what.instances:
         mean, var = _with_instances(what, m, mean), _with_instances(what, v, var)
     if what.center is not None:

@@ -9,6 +9,7 @@ What is a constant of a kernel is in :class:`Tiling` alone, so that images of al
 """
 
 import inspect
+from collections.abc import Iterable
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -26,8 +27,8 @@ _PROGRAMS = 1024  # that keep a large card busy
 _MOST_SPLITS = 256
 _ROWS_JOINED = 8  # by a program
 _ALIGNMENT = 16  # bytes, the most that a thread loads at once
-#: Rows and positions, which kernels count in 32 bits, are at most so many.
-LARGEST_AXIS = 2**30
+# Rows and positions, which kernels count in 32 bits, are at most so many
+_LARGEST_AXIS = 2**30
 
 # Versions of Triton whose compiled kernels are known to be launched as here; others dispatch each call themselves
 _KNOWN = (3, 6) <= tuple(int(part) for part in triton.__version__.split('.')[:2]) <= (3, 8)
@@ -58,6 +59,12 @@ def tiling(x: Tensor) -> Tiling:
     unit = _ALIGNMENT // x.itemsize
     aligned = (is_copied or x.data_ptr() % _ALIGNMENT == 0) and (channels if last else length) % unit == 0
     return Tiling(last, unit if aligned else 1, rows, _TILE // rows)
+
+
+def variant(x: Tensor, args: tuple) -> Tiling | None:
+    """The tiling of x where the kernels are for it."""
+    too_large = x.dim() <= 2 or max(x.shape[0] * x.shape[1], prod(x.shape[2:])) > _LARGEST_AXIS
+    return None if too_large else tiling(x)
 
 
 def take_moments(x: Tensor) -> tuple[None, Tensor, Tensor, None]:
@@ -97,13 +104,13 @@ def _summed(kernel, x, elements, planes=()):
     *_, length, _, splits, count = sizes
     rows = x.shape[0] * x.shape[1]
     found = [torch.empty((splits, *x.shape[:2]), dtype=torch.float32, device=x.device) for _ in range(2)]
-    _launch(kernel, x, tiles, programs, *elements, *chain(*_strided(planes, x)), *found, *sizes)
+    launch(kernel, x, tiles, programs, *elements, *chain(*_strided(planes, x)), *found, *sizes)
     if splits == 1:
         return found[0][0], found[1][0]
     joined = [torch.empty_like(part[0]) for part in found]
     constants = kernel is _moments, _ROWS_JOINED, _MOST_SPLITS
     programs, chunk = triton.cdiv(rows, _ROWS_JOINED), count * tiles.columns
-    _launch(_join, x, constants, programs, *found, *joined, rows, length, splits, chunk)
+    launch(_join, x, constants, programs, *found, *joined, rows, length, splits, chunk)
     return joined[0], joined[1]
 
 
@@ -112,14 +119,20 @@ def _mapped(kernel, x, elements, planes):
     tiles, elements = _laid_out(*elements)
     out = torch.empty_like(elements[0])
     programs, sizes = _sizes(x, tiles)
-    _launch(kernel, x, tiles, programs, *elements, out, *chain(*_strided(planes, x)), *sizes)
+    launch(kernel, x, tiles, programs, *elements, out, *chain(*_strided(planes, x)), *sizes)
     return out
 
 
 def _laid_out(x, *others):
     """The tiling of x, with x and the others of its type and memory format, aligned as it is: copies where not."""
     tiles, layout = tiling(x), memory_format(x)
-    tensors = [t.resolve_neg().to(x.dtype).contiguous(memory_format=layout) for t in (x, *others)]
+    tensors = [
+        # as it is where it can be: each call that does nothing costs as much as a launch
+        t
+        if t.dtype == x.dtype and not t.is_neg() and t.is_contiguous(memory_format=layout)
+        else t.resolve_neg().to(x.dtype).contiguous(memory_format=layout)
+        for t in (x, *others)
+    ]
     return tiles, [t.clone() if tiles.unit > 1 and t.data_ptr() % _ALIGNMENT else t for t in tensors]
 
 
@@ -128,14 +141,21 @@ def _strided(planes, x):
     for plane in planes:
         if not torch.is_tensor(plane):
             plane = torch.full((), plane, dtype=torch.float32, device=x.device)
-        if plane.device != x.device:
+        check_devices(x, (plane,))
+        if plane.dtype != torch.float32 or plane.shape != x.shape[:2]:
+            plane = plane.to(torch.float32).expand(x.shape[:2])
+        yield plane, *plane.stride()
+
+
+def check_devices(x: Tensor, tensors: Iterable[Tensor | None]) -> None:
+    """Raise a RuntimeError if one is not where x is: a kernel would read whatever is at its address there."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device != x.device:
             raise RuntimeError(
                 f'Expected all tensors to be on the same device: a tensor of shape {tuple(x.shape)} to normalize is on '
-                f'{x.device}, and statistics or parameters to normalize it with are on {plane.device}. Move the '
+                f'{x.device}, and statistics or parameters to normalize it with are on {tensor.device}. Move the '
                 'layer or the input'
             )
-        plane = plane.to(torch.float32).expand(x.shape[:2])
-        yield plane, plane.stride(0), plane.stride(1)
 
 
 def _sizes(x, tiles, sums=False):
@@ -150,21 +170,21 @@ def _sizes(x, tiles, sums=False):
     return samples * blocks * splits, (channels, rows, length, blocks, splits, count)
 
 
-def _launch(kernel, x, constants, programs, *args):
-    """Launch a kernel on the device and the current stream of x."""
-    key = kernel.__name__, x.get_device(), x.dtype, constants
+def launch(kernel, x, constants, programs, *args, given=None):
+    """Launch a kernel on the device and the current stream of x; ``given``: which of its arguments are not None."""
+    key = kernel.__name__, x.get_device(), x.dtype, constants, given
     with torch.cuda.device_of(x):
         compiled = _compiled.get(key)
         if compiled is not None:  # a sixth of the host time of Triton's own dispatch, which would find the same
             compiled[programs, 1, 1](*args, *constants)
             return
         # scalar loads need more threads, for the registers that addresses take
-        compiled = kernel[(programs,)](*args, *constants, num_warps=8 if constants[1] == 1 else 4)
+        compiled = kernel[(programs,)](*args, *constants, num_warps=8 if getattr(constants, 'unit', 0) == 1 else 4)
     if _KNOWN and isinstance(compiled, CompiledKernel):
         _compiled[key] = compiled
 
 
-def _kernel(function):
+def jit(function):
     """Compile a function for its constants alone: no size and no address makes a variant of it."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.annotation is not tl.constexpr]
@@ -227,7 +247,7 @@ def _plane(plane, of_sample, of_channel, sample, row, exists, channels):
     return tl.load(plane + at, exists, other=0.0)[:, None]
 
 
-@_kernel
+@jit
 def _moments(
     x, mean, var, channels, rows, length, blocks, splits, tiles,
     LAST: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -254,7 +274,7 @@ def _moments(
     tl.store(var + at, tl.where(spread < 0, 0.0, spread), rows_exist)
 
 
-@_kernel
+@jit
 def _reduce(
     x, grad, own_mean, mean_of_sample, mean_of_channel, total, centered,
     channels, rows, length, blocks, splits, tiles,
@@ -277,7 +297,7 @@ def _reduce(
     tl.store(centered + at, tl.sum(products, 1), rows_exist)
 
 
-@_kernel
+@jit
 def _join(
     first, second, joined_first, joined_second, rows, length, splits, chunk,
     MOMENTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
@@ -300,7 +320,7 @@ def _join(
         tl.store(joined_second + row, tl.sum(b, 0), row < rows)
 
 
-@_kernel
+@jit
 def _affine(
     x, y, mean, mean_of_sample, mean_of_channel, scale, scale_of_sample, scale_of_channel,
     bias, bias_of_sample, bias_of_channel, channels, rows, length, blocks, splits, tiles,
@@ -316,7 +336,7 @@ def _affine(
     tl.store(_at(y, at, LAST, UNIT), s * (value - m) + b, exists)
 
 
-@_kernel
+@jit
 def _input_gradient(
     x, grad, dx, own_mean, mean_of_sample, mean_of_channel, scale, scale_of_sample, scale_of_channel,
     dmean, dmean_of_sample, dmean_of_channel, dvar, dvar_of_sample, dvar_of_channel,

@@ -14,6 +14,7 @@ class Running(NamedTuple):
         batches: The number of batches so far, one integer, or None.
         momentum: The weight of the new value, or None for a plain average.
         since: The number of batches at which that average began.
+        bessel: Whether the variance is to be corrected; False where an unbiased one is told.
     """
 
     mean: Tensor
@@ -21,10 +22,11 @@ class Running(NamedTuple):
     batches: Tensor | None
     momentum: float | None
     since: int = 0
+    bessel: bool = True
 
     @torch.no_grad()
     def __call__(self, mean: Tensor, var: Tensor, elements: float | Tensor) -> None:
-        """Move on by a batch's mean and biased variance, (G,) each, over so many elements; a tensor may be 0: none."""
+        """Move on by a batch's mean and variance, (G,) each, over so many elements; a tensor may be 0, of none."""
         # in the type of the batch's statistics: buffers of half precision would round on the way
         dtype = torch.promote_types(mean.dtype, self.mean.dtype)
         held: Any = 1
@@ -32,17 +34,17 @@ class Running(NamedTuple):
         if torch.is_tensor(elements):
             elements = elements.to(dtype)
             held = (elements > 0).any()
-            bessel: Any = elements / (elements - 1).clamp(min=1)
+            correction: Any = elements / (elements - 1).clamp(min=1)
             weight = None if weight is None else weight * held.to(dtype)
         else:
-            bessel = elements / (elements - 1)
+            correction = elements / (elements - 1)
         if self.batches is not None:
             self.batches.add_(held)
             if weight is None:
                 weight = held / (self.batches - self.since).clamp(min=1).to(dtype)
         weight = 0.0 if weight is None else weight
         # Bessel-corrected as torch keeps it, so that BN checkpoints and ours are interchangeable
-        for running, new in ((self.mean, mean), (self.var, var * bessel)):
+        for running, new in ((self.mean, mean), (self.var, var * correction if self.bessel else var)):
             if running.dtype == dtype:
                 running.lerp_(new.to(dtype), weight)
             else:

@@ -1,7 +1,6 @@
 """The layers that normalizers are: what is checked, learned and held in a state dict."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -225,9 +224,9 @@ class PlaneNorm(RunningStatistics):
             x (Tensor): (N, C, *S).
             statistics (callable): As :meth:`statistics`; what defines the layer, and what compilers and exporters read.
             as_blend (callable): As :meth:`blend`; what is computed where it gives something.
-            takes_var (bool): Whether the statistics use the variance.
+            takes_var (bool): Whether the statistics use the variance; a blend knows.
         """
-        what = as_blend(x) if as_blend and takes_var and self._may_blend(x) else None
+        what = as_blend(x) if as_blend and self._may_blend(x) else None
         if what is not None:
             return blend(x, what, self.eps)
         return normalize(x, beside_saving_hooks(statistics), self.eps, self.learned(), takes_var)
@@ -238,8 +237,7 @@ class PlaneNorm(RunningStatistics):
 
     def blended(self, x: Tensor, scopes: Sequence[int], **parts: Any) -> Blend:
         """A blend of BN's part in training, of the running statistics in evaluation, and of gamma and beta."""
-        told = partial(self.track, samples=len(x))
-        batch = told if self.by_batch else self.held_statistics(statistics_dtype(x))
+        batch = self.tracker(len(x)) if self.by_batch else self.held_statistics(statistics_dtype(x))
         return Blend(scopes, batch, **dict(dict(weight=self.weight, bias=self.bias), **parts))
 
     def _may_blend(self, x):

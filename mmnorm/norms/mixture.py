@@ -189,18 +189,13 @@ class Mixture(PlaneNorm):
         """The variance of each instance, (N, C), that those of all scopes are made of, from the biased one."""
         return var * (count / (count - 1)) if self.unbiased else var
 
-    def track(self, mean, var, elements, samples):
-        super().track(mean, self._to_be_corrected(var, elements), elements, samples)
+    def _running(self):
+        return super()._running()._replace(bessel=not self.unbiased)
 
     def tracked_moments(self, x):
         mean, var, elements = super().tracked_moments(x)
-        return mean, self._to_be_corrected(var, elements), elements
-
-    def _to_be_corrected(self, var, elements):
-        """What Bessel's correction makes the variance of: an unbiased one is not to be corrected a second time."""
-        if not self.unbiased:
-            return var
-        return var * ((elements - 1) / (elements.clamp(min=1) if torch.is_tensor(elements) else elements))
+        # what Bessel's correction makes the variance of
+        return mean, var * ((elements - 1) / elements) if self.unbiased else var, elements
 
     def _tracked_plane(self, x):
         mean, var = super()._tracked_plane(x)

@@ -1,6 +1,8 @@
 """BN's part of a normalizer: statistics of the batch, of its runs, of all ranks; and the running ones."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,9 +156,20 @@ class RunningStatistics(nn.BatchNorm2d):
             elements (int or Tensor): Number of elements behind each of them; a tensor may be 0 for none.
             samples (int or Tensor): Number of samples that were normalized together.
         """
-        if self.training and self.track_running_stats and self.running_mean is not None and not recomputing():
+        if self._tracks():
             Running.__call__(self._running(), mean, var, elements)  # which torch.compile can follow
             self.see_batch_size(samples)
+
+    def tracker(self, samples: int) -> Callable:
+        """What :meth:`track` does for batches of so many samples; a :class:`Running` where it does nothing else."""
+        if any(
+            getattr(type(self), name) is not getattr(RunningStatistics, name) for name in ('track', 'see_batch_size')
+        ):
+            return partial(self.track, samples=samples)
+        return self._running() if self._tracks() else _track_nothing
+
+    def _tracks(self):
+        return self.training and self.track_running_stats and self.running_mean is not None and not recomputing()
 
     def _running(self):
         return Running(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum, self.averaged_from)
@@ -224,3 +237,7 @@ class RunningStatistics(nn.BatchNorm2d):
 
 def _called_with_width(layer):
     return f'{called(layer)} ({layer.num_features} channels)'
+
+
+def _track_nothing(mean, var, elements):
+    """Of a layer without running statistics, or in a pass that is computed a second time."""

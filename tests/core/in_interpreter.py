@@ -8,8 +8,9 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmnorm.core import backends, elements, kernels, moments, normalize, use_triton
+from mmnorm.core import backends, blends, elements, kernels, moments, normalize, plane_kernels, use_triton
 
 from ..norms.cases import EVERY, build, described, randomized
 from .cards import kernels_everywhere
@@ -33,13 +34,13 @@ def everywhere():
 def launched(everywhere):
     """The names of the kernels that are launched."""
     names = []
-    launch = kernels._launch
+    launch = kernels.launch
 
-    def noting(kernel, *args):
+    def noting(kernel, *args, **kwargs):
         names.append(kernel.fn.__name__)
-        launch(kernel, *args)
+        launch(kernel, *args, **kwargs)
 
-    with mock.patch.object(kernels, '_launch', noting):
+    with mock.patch.object(kernels, 'launch', noting):
         yield names
 
 
@@ -204,6 +205,75 @@ def test_two_devices_are_a_clear_error(everywhere):
 
 # the plane, and every norm
 
+#: Blends of all parts, by a layer that has them.
+BLENDS = [
+    dict(type='SN'),
+    dict(type='SN', batch_stat=False, affine=False),
+    dict(type='SN', hard=True),
+    dict(type='SN', unbiased=True),
+    dict(type='RBN'),
+    dict(type='RBN', scale=False),
+    dict(type='RBN', center=False, affine=False),
+    dict(type='GBGN', channel_groups=1),
+    dict(type='GBGN', channel_groups=4, affine=False),
+    dict(type='BRN', warmup=0),
+    dict(type='BRN', warmup=10, affine=False),
+    dict(type='IBN'),
+    dict(type='IBN', momentum=None),
+]
+
+
+def in_double(values):
+    return tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t.clone(), values)
+
+
+@pytest.mark.parametrize(
+    'cfg, samples, training',
+    [(cfg, 5, True) for cfg in BLENDS]
+    + [(dict(type=name), 5, False) for name in ('SN', 'RBN', 'IBN')]
+    + [(dict(type='RBN'), 1, True)],
+)
+def test_blends_equal_their_formulas(launched, monkeypatch, cfg, samples, training):
+    monkeypatch.setattr(plane_kernels, '_ROW', 8)  # several tiles, the last of which is not full
+    monkeypatch.setattr(plane_kernels, '_SAMPLES', 4)
+    plane = samples, 12
+    layer = randomized(build(cfg, plane[1])).train(training)
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked += 5
+    what = layer.blend(torch.randn(*plane, 3, 3))
+    m, v = torch.randn(plane) * 2 + 10, torch.rand(plane) + 0.5
+    exact_args = in_double((m, v, what, 9 * plane[0], layer.eps))
+    found, exact = blends.coefficients(m, v, what, 9 * plane[0], layer.eps), blends.coefficients(*exact_args)
+    assert '_blend' in launched
+    total, centered = torch.randn(plane), torch.randn(plane)
+    what, exact_what = what._replace(renorm=None), exact_args[2]._replace(renorm=None)
+    saved, exact_saved = (m, v, *found[:3], *found[4:]), (*exact_args[:2], *exact[:3], *exact[4:])
+    gradients = blends.coefficient_gradients(total, centered, what, what.ratios is not None, *saved)
+    exact_gradients = blends.coefficient_gradients(
+        total.double(), centered.double(), exact_what, what.ratios is not None, *exact_saved
+    )
+    assert launched[-1] == '_gradients'
+    pairs = [
+        *zip(found, exact),
+        *zip(gradients, exact_gradients),
+        *zip(*map(tree_leaves, (what.batch, exact_what.batch))),
+    ]
+    for ours, wanted in pairs:
+        if not torch.is_tensor(ours):
+            assert not torch.is_tensor(wanted)
+            continue
+        off = (ours.double() - wanted).abs().max()
+        assert off <= 3e-6 * (10 + wanted.abs().max()), f'{off:.3g} of {wanted.abs().max():.3g}'
+
+
+def test_a_sample_that_overflows_is_alone(everywhere):
+    """With IN there is nothing that others have to do with it."""
+    layer, x = build(dict(type='IBN')), torch.randn(3, 8, 4, 4)
+    layer.weight.data[:] = 1
+    x[1] = float('inf')
+    y = layer(x)
+    assert y[[0, 2], :4].isfinite().all() and not y[1].isfinite().any()
+
 
 @pytest.mark.parametrize('cfg', EVERY, ids=described)
 @pytest.mark.parametrize('dtype, layout', [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)])
@@ -229,6 +299,8 @@ def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
     by_element = cfg['type'] == 'BGN' and layer.num_groups == 16
     if cfg['type'] not in ('GW', 'PN', 'FrozenBN') and not by_element:  # which are not on the plane
         assert {'_moments', '_affine', '_reduce', '_input_gradient'} <= set(launched)
+    if cfg in BLENDS:
+        assert {'_blend', '_gradients'} <= set(launched)
     for aten, ours in zip(*results):
         tolerance = dict(rtol=2e-4, atol=2e-4) if dtype == torch.float32 else dict(rtol=3e-2, atol=6e-2)
         torch.testing.assert_close(ours, aten, **tolerance)
@@ -327,8 +399,8 @@ def test_the_first_use_is_checked_and_changes_nothing(unchecked, shape, layout, 
     generator = torch.get_rng_state()
     with mock.patch.object(backends, '_works', wraps=backends._works) as works:
         layer(x.requires_grad_()).sum().backward()
-        assert {call.args[1] for call in works.call_args_list} == {
-            'take_moments', 'complete', 'reduce', 'input_gradient'
+        assert {call.args[1].__name__ for call in works.call_args_list} == {
+            'take_moments', 'coefficients', 'complete', 'reduce', 'coefficient_gradients', 'input_gradient'
         }  # fmt: skip
         works.reset_mock()
         layer(x)
@@ -351,6 +423,9 @@ def test_what_is_checked_is_cut_as_the_tensor_is(shape, last, shift):
 @pytest.mark.parametrize(
     'name, wrong',
     [
+        ('coefficients', lambda *args: (1.001 * blend(*args)[0], *blend(*args)[1:])),
+        ('coefficients', lambda m, v, what, *args: blend(m, v, what._replace(batch=lambda *_: None), *args)),
+        ('coefficient_gradients', lambda *args: (*gradients(*args)[:-1], torch.zeros(8))),
         ('take_moments', lambda x: (None, *(m * 1.001 for m in take_moments(x)[1:3]), None)),
         ('complete', lambda x, *args: torch.full_like(x, float('nan'))),
         ('reduce', lambda grad, x, own_mean: (grad.float().sum((2, 3)), (grad * x).float().sum((2, 3)))),
@@ -358,18 +433,19 @@ def test_what_is_checked_is_cut_as_the_tensor_is(shape, last, shift):
     ],
 )
 def test_a_kernel_that_is_wrong_is_an_error(unchecked, monkeypatch, name, wrong):
-    monkeypatch.setattr(kernels, name, wrong)
-    layer, x = build(dict(type='SN')), torch.randn(2, 8, 4, 4, requires_grad=True)
+    monkeypatch.setattr(kernels if hasattr(kernels, name) else plane_kernels, name, wrong)
+    layer, x = build(dict(type='RBN')), torch.randn(2, 8, 4, 4, requires_grad=True)
     for _ in range(2):
         with pytest.raises(RuntimeError, match=rf"kernel '{name}'.* on cpu, .*PyTorch {torch.__version__[:4]}.*Triton"):
             layer(x).sum().backward()
 
 
 take_moments = kernels.take_moments
+blend, gradients = plane_kernels.coefficients, plane_kernels.coefficient_gradients
 
 
 def test_what_cannot_be_compiled_runs_on_aten_and_is_said_once(unchecked, monkeypatch):
-    monkeypatch.setattr(kernels, '_launch', mock.Mock(side_effect=PermissionError('no folder for the cache')))
+    monkeypatch.setattr(kernels, 'launch', mock.Mock(side_effect=PermissionError('no folder for the cache')))
     layer, x = build(dict(type='SN')), torch.randn(2, 8, 4, 4, requires_grad=True)
     with pytest.warns(UserWarning, match='PermissionError: no folder for the cache') as said:
         for _ in range(2):

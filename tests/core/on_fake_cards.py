@@ -40,6 +40,7 @@ NARROW = [
 ]
 #: How many tiles a kernel loads, the first twice where it takes moments, and how many it stores.
 LOADS = {'_moments': 2, '_affine': 1, '_reduce': 2, '_input_gradient': 2}
+PLANE = '_over_channels', '_blend', '_gradients_over_channels', '_gradients'
 STORES = {'_moments': 0, '_affine': 1, '_reduce': 0, '_input_gradient': 1}
 
 
@@ -60,15 +61,13 @@ def run(cases, dtype, twice=False):
     ],
 )
 def test_every_variant_compiles_without_spills_and_loads_16_bytes_at_once(tmp_path, architecture, dtypes, wide, narrow):
-    from triton.backends import nvidia
-
     from mmnorm.core import kernels
 
     with counting_driver(architecture) as launches:
         for dtype in dtypes:
             run([*wide, *narrow], dtype)
-        # four kernels for each of the ways to cut a tensor; and what joins sums, where rows are split
-        elementwise = [key for key in kernels._compiled if key[0] != '_join']
+        # four kernels for each of the ways to cut a tensor; what joins sums, where rows are split; and the plane's
+        elementwise = [key for key in kernels._compiled if key[0] in LOADS]
         assert len(elementwise) == 4 * len(dtypes) * (len(wide) + len(narrow))
         counts = Tally(launches)
         assert all(counts[name] == len(dtypes) * (len(wide) + len(narrow)) for name in LOADS)
@@ -76,25 +75,45 @@ def test_every_variant_compiles_without_spills_and_loads_16_bytes_at_once(tmp_pa
         run([*wide, *narrow], dtypes[0], twice=True)  # by the compiled kernels that were kept
         assert kernels._compiled == compiled
         assert len(launches) - before == 2 * before / len(dtypes)
-    tool = Path(nvidia.__file__).with_name('bin') / 'cuobjdump'
-    for (name, _, dtype, constants), kernel in compiled.items():
-        binary = tmp_path / 'kernel.cubin'
-        binary.write_bytes(kernel.asm['cubin'])
-        usage = subprocess.run([tool, '-res-usage', binary], capture_output=True, text=True, check=True).stdout
-        registers, stack, local = (int(re.search(rf'{what}:(\d+)', usage)[1]) for what in ('REG', 'STACK', 'LOCAL'))
-        assert stack == local == 0 and registers <= 128, (name, dtype, constants, usage)
-        if name != '_join' and constants.unit > 1:
+    for (name, _, dtype, constants, _), kernel in compiled.items():
+        check_registers(kernel, name, constants, tmp_path)
+        if name in LOADS and constants.unit > 1:
             # of the 16 elements of a tile that each of 128 threads has
             accesses, ptx = dtype.itemsize, kernel.asm['ptx']
             assert ptx.count('ld.global.v4.b32') == LOADS[name] * accesses, (name, dtype, constants)
             assert ptx.count('st.global.v4.b32') == STORES[name] * accesses, (name, dtype, constants)
 
 
+def check_registers(kernel, name, constants, folder):
+    from triton.backends import nvidia
+
+    binary, tool = folder / 'kernel.cubin', Path(nvidia.__file__).with_name('bin') / 'cuobjdump'
+    binary.write_bytes(kernel.asm['cubin'])
+    usage = subprocess.run([tool, '-res-usage', binary], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf'{what}:(\d+)', usage)[1]) for what in ('REG', 'STACK', 'LOCAL'))
+    assert stack == local == 0 and registers <= 128, (name, constants, usage)
+
+
+@pytest.mark.parametrize('architecture, names', [(90, ['RBN', 'BGN', 'BRN', 'IBN']), (80, ['RBN', 'BRN'])])
+def test_the_planes_kernels_compile_without_spills(tmp_path, architecture, names):
+    """Of SN they are compiled above."""
+    from mmnorm.core import kernels
+
+    with counting_driver(architecture):
+        for name in names:
+            x = torch.zeros(2, 8, 4, 4, requires_grad=True)
+            NORMS[name](8)(x).backward(torch.zeros_like(x))
+        compiled = dict(kernels._compiled)
+    assert {key[0] for key in compiled} >= {'_blend', '_gradients'}
+    for key, kernel in compiled.items():
+        check_registers(kernel, key[0], key[3], tmp_path)
+
+
 def test_two_threads():
     with counting_driver(90) as launches, ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(run, WIDE[:1] * 5, dtype) for dtype in (torch.float32, torch.float16)]:
             done.result()
-    assert Tally(launches) == dict.fromkeys(LOADS, 10)
+    assert Tally(launches) == dict.fromkeys([*LOADS, *PLANE], 10)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +135,8 @@ def test_launches_of_a_layer(shape, layout, joins):
         with Counter(x) as counter, kernels_on_fake_card(counter):
             layer(x).backward(torch.empty_like(x))
     joined = ['_join'] if joins else []
-    assert counter.kernels == ['_moments', *joined, '_affine', '_reduce', *joined, '_input_gradient']
+    before, after = PLANE[:2], PLANE[2:]
+    assert counter.kernels == ['_moments', *joined, *before, '_affine', '_reduce', *joined, *after, '_input_gradient']
 
 
 def test_work_is_split_so_that_a_large_card_is_busy():

@@ -1,0 +1,489 @@
+"""A blend's work on the moment plane as Triton kernels, two forward and two backward.
+
+The equations, and the names in them, are those of :mod:`mmnorm.core.blends`. In either direction one kernel sums over
+the channels of a sample, or of each group of them, where there is something to sum; then one has blocks of channels
+with all samples: it sums over these, and computes all else. Planes are float32 and contiguous.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import kernels
+from .blends import BN, IN, LN, Blend
+from .kernels import jit
+from .tracking import Renorm, Running
+
+_SAMPLES, _CHANNELS = 64, 8  # of a tile: 8 neighbors are what a card reads at least
+_ROW = 512  # channels of a tile that has one sample
+
+
+def variant(m: Tensor, args: tuple) -> tuple | None:
+    """What is compiled by itself: which of its parts a blend has. None where the kernels are not for such a blend."""
+    what = next(value for value in args if isinstance(value, Blend))
+    if what.ratios is not None and what.ratios[0].dim() > 1:
+        return None
+    if what.groups is not None and (len(what.scopes) > 1 or what.center is not None or what.correction != 1):
+        return None
+    if what.renorm is not None and not (_is_plain(what.renorm, Renorm) and _pools(what) and what.groups is None):
+        return None
+    parts = *what.tensors(), what.groups, what.renorm, _running(what), *args
+    return (*_scopes(what), _pools(what), *(part is not None for part in parts))
+
+
+def coefficients(m: Tensor, v: Tensor | None, what: Blend, count: int, eps: float) -> tuple:
+    """What to normalize by; see :func:`mmnorm.core.blends.coefficients`. Planes are (N, C) here."""
+    samples, channels = m.shape
+    groups, width = (channels, 1) if what.groups is None else (what.groups, channels // what.groups)
+    pooled, running = _pools(what), _running(what)
+    renorm: Any = what.renorm
+    batch: Any = what.batch
+    m, v, *tensors = _prepared(m, m, v, *what.tensors())
+    mean_buffer, var_buffer, batches = _prepared(m, *(running[:3] if running else (None, None, None)))
+
+    def planes(*shape):
+        return torch.empty(shape, dtype=m.dtype, device=m.device).unbind()
+
+    ln: Any = (None, None)
+    bn: Any = (None, None)
+    corrected: Any = (None, None, None)
+    grouped, counted = (m, v), None
+    if LN in what.scopes or (pooled and what.groups is not None):
+        rows, columns = (samples, channels) if LN in what.scopes else (samples * groups, width)
+        sums, counted = planes(2, rows, 1), batches
+        _launch(_over_channels, m, (_ROW,), rows, m, v, batches, *sums, columns, what.correction)
+        ln, grouped = (sums, grouped) if LN in what.scopes else (ln, sums)
+    mean, rstd, scale = planes(3, samples, channels)
+    if pooled:
+        bn = planes(2, 1, channels)
+    elif BN in what.scopes:
+        bn = [plane.unsqueeze(0) for plane in _prepared(m, *batch)]
+    if renorm is not None:
+        corrected = planes(3, channels)
+    shares = None if what.ratios is None else torch.empty((2, len(what.scopes)), dtype=m.dtype, device=m.device)
+    _launch(
+        _blend, m, (*_scopes(what), pooled, _SAMPLES, _CHANNELS), triton.cdiv(channels, _CHANNELS),
+        m, v, *grouped, *ln, *bn, *tensors, shares, mean, rstd, scale, *corrected,
+        *_prepared(m, *(renorm[:3] if renorm else (None, None, None))), mean_buffer, var_buffer,
+        samples, channels, width, what.instances, eps, what.correction,
+        running.momentum if running else 0.0, count / (count - 1) if running and running.bessel else 1.0,
+        *(renorm[3:] if renorm else (0, 0, 0.0, 0.0)),
+    )  # fmt: skip
+    if batches is not None and counted is None:
+        batches.add_(1)
+    if pooled and running is None:
+        batch(*(plane.view(groups, width)[:, 0] for plane in bn), count)
+    r, d, bias = corrected
+    if renorm is None:
+        bias = 0.0 if what.bias is None else what.bias
+    return mean, rstd, scale, bias, *ln, *bn, r, d, shares
+
+
+def coefficient_gradients(
+    total: Tensor, centered: Tensor, what: Blend, needs_ratios: bool, m: Tensor, v: Tensor | None, mean: Tensor,
+    rstd: Tensor, scale: Tensor, ln_mean: Any, ln_var: Any, bn_mean: Any, bn_var: Any, r: Any, d: Any, shares: Any,
+) -> tuple:  # fmt: skip
+    """The gradients of the moments and of a blend's tensors; see :func:`mmnorm.core.blends.coefficient_gradients`."""
+    samples, channels = m.shape
+    groups, width = (1, channels) if what.groups is None else (what.groups, channels // what.groups)
+    pooled = _pools(what)
+    grouped = pooled and what.groups is not None
+    # of ATen they may be of fewer samples
+    elementwise = _prepared(m, *(plane.expand_as(m) for plane in (total, centered, m, mean, rstd, scale)))
+    v, weight, center, *gate = _prepared(m, v, what.weight, what.center, *(what.gate or (None, None)))
+
+    def planes(*shape):
+        return torch.empty(shape, dtype=m.dtype, device=m.device)
+
+    sums: Any = (None, None)
+    dshares = dratios = None
+    if LN in what.scopes or grouped or needs_ratios:
+        sums = planes(2, samples * groups).unbind()
+        if needs_ratios:
+            dshares, dratios = planes(2, len(what.scopes), samples), planes(2, len(what.scopes))
+        _launch(
+            _gradients_over_channels, m, (*_scopes(what), _ROW), samples * groups, *elementwise, v, weight, *gate,
+            ln_mean, ln_var, bn_mean, bn_var, *sums, dshares, samples, channels, width, what.correction,
+        )  # fmt: skip
+    (dm, dv), of_channels = planes(2, samples, channels).unbind(), planes(5, channels)
+    _launch(
+        _gradients, m, (*_scopes(what), pooled, grouped, _SAMPLES, _CHANNELS), triton.cdiv(channels, _CHANNELS),
+        *elementwise, weight, center, *gate, ln_mean, bn_mean, r, d, shares, *sums, dshares, dm, dv,
+        of_channels, dratios, samples, channels, width, what.instances, what.correction,
+    )  # fmt: skip
+    of_ratios: Any = (None, None) if dratios is None else dratios.unbind()
+    vectors = zip(what.tensors()[2:], of_channels.unbind())
+    return dm, dv, *of_ratios, *(None if tensor is None else gradient for tensor, gradient in vectors)
+
+
+def _pools(what: Blend) -> bool:
+    """Whether BN's part is that of the batch."""
+    return BN in what.scopes and callable(what.batch)
+
+
+def _running(what: Blend) -> Any:
+    """Running statistics that a kernel can move on; others are told what it finds."""
+    is_plain = _pools(what) and _is_plain(what.batch, Running) and what.batch.momentum is not None  # type: ignore
+    return what.batch if is_plain else None
+
+
+def _is_plain(buffers: Any, kind: type) -> bool:
+    """Whether it is of a kind, and a kernel can read and write its mean and variance and its number of batches."""
+    if not isinstance(buffers, kind):
+        return False
+    *planes, batches = buffers[:3]  # type: ignore[index]
+    return all(t.dtype == torch.float32 and t.is_contiguous() for t in planes) and (
+        batches is None or batches.dtype == torch.int64
+    )
+
+
+def _prepared(m: Tensor, *tensors: Any) -> list:
+    """Tensors as the kernels read them, which see no strides; a RuntimeError if they are on another device."""
+    kernels.check_devices(m, tensors)
+    return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
+
+
+def _scopes(what):
+    return IN in what.scopes, LN in what.scopes, BN in what.scopes
+
+
+def _launch(kernel: Callable, m: Tensor, constants: tuple, programs: int, *args: Any) -> None:
+    kernels.launch(kernel, m, constants, programs, *args, given=tuple(arg is not None for arg in args))
+
+
+@triton.jit
+def _softmax(ratios, SCOPES: tl.constexpr):
+    """The shares of up to 4 scopes."""
+    k = tl.arange(0, 4)
+    ratio = tl.load(ratios + k, k < SCOPES, other=float('-inf'))
+    share = tl.exp(ratio - tl.max(ratio, 0))
+    return share / tl.sum(share, 0)
+
+
+@triton.jit
+def _share(shares, k: tl.constexpr):
+    """One of them."""
+    return tl.sum(tl.where(tl.arange(0, 4) == k, shares, 0.0), 0)
+
+
+@triton.jit
+def _tile(start, samples, channel, channels, columns, column, SAMPLES: tl.constexpr):
+    """The samples of a tile, which of its elements exist, and where they are in a plane of so many columns."""
+    sample = start + tl.arange(0, SAMPLES)
+    exists = (sample < samples)[:, None] & (channel < channels)[None, :]
+    return sample, exists, sample.to(tl.int64)[:, None] * columns + column[None, :]
+
+
+@triton.jit
+def _at(channels, channel, exists):
+    """What each channel has, for all samples of a tile."""
+    return tl.load(channels + channel, exists, other=0.0)[None, :]
+
+
+@jit
+def _over_channels(m, v, batches, mean, var, width, correction, COLUMNS: tl.constexpr):
+    """Mean and variance of so many channels that follow each other; the number of batches counts on."""
+    program, columns = tl.program_id(0), tl.arange(0, COLUMNS)
+    at = program.to(tl.int64) * width
+    total = tl.zeros([COLUMNS], tl.float32)
+    for start in range(0, width, COLUMNS):
+        total += tl.load(m + at + start + columns, start + columns < width, other=0.0)
+    pooled = tl.sum(total, 0) / width
+    total = tl.zeros([COLUMNS], tl.float32)
+    for start in range(0, width, COLUMNS):
+        exists = start + columns < width
+        distance = tl.load(m + at + start + columns, exists, other=0.0) - pooled
+        own = tl.load(v + at + start + columns, exists, other=0.0) * correction
+        total += tl.where(exists, own + distance * distance, 0.0)
+    tl.store(mean + program, pooled)
+    tl.store(var + program, tl.sum(total, 0) / width)
+    if batches is not None:  # noqa: SIM102
+        if program == 0:  # not `and`: only the compiler's constants decide what there is
+            tl.store(batches, tl.load(batches) + 1)
+
+
+@jit
+def _blend(
+    m, v, grouped_m, grouped_v, ln_mean, ln_var, bn_mean, bn_var,
+    mean_ratios, var_ratios, weight, bias, center, gate_weight, gate_bias, shares, mean, rstd, scale, r, d, shift,
+    renorm_mean, renorm_var, renorm_batches, running_mean, running_var,
+    samples, channels, width, instances, eps, correction, momentum, bessel, warmup, since, r_max, d_max,
+    IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr,
+    SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Mean, rstd and scale of a block of channels, and BN's part of it, which running statistics follow."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    column_exists = channel < channels
+    if POOLED:
+        columns, column = channels // width, channel // width
+        total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+        for start in range(0, samples, SAMPLES):
+            _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
+            own = tl.load(grouped_m + at, exists, other=0.0)
+            if center is not None:
+                own += _at(center, channel, column_exists) * own
+            total += own
+        pooled_mean = tl.sum(total, 0) / samples
+        total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+        for start in range(0, samples, SAMPLES):
+            _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
+            own = tl.load(grouped_m + at, exists, other=0.0)
+            if center is not None:
+                own += _at(center, channel, column_exists) * own
+            distance = own - pooled_mean[None, :]
+            own_var = tl.load(grouped_v + at, exists, other=0.0) * correction
+            total += tl.where(exists, own_var + distance * distance, 0.0)
+        pooled_var = tl.sum(total, 0) / samples
+        tl.store(bn_mean + channel, pooled_mean, column_exists)
+        tl.store(bn_var + channel, pooled_var, column_exists)
+    elif BN:
+        pooled_mean = tl.load(bn_mean + channel, column_exists, other=0.0)
+        pooled_var = tl.load(bn_var + channel, column_exists, other=0.0)
+    factor = tl.full([CHANNELS], 1.0, tl.float32)
+    if weight is not None:
+        factor = tl.load(weight + channel, column_exists, other=0.0)
+    if renorm_mean is not None:
+        progress = tl.full([CHANNELS], 1.0, tl.float32)
+        if renorm_batches is not None:
+            batches = tl.load(renorm_batches)
+            if warmup > 0:
+                progress = tl.minimum(progress, batches.to(tl.float32) / warmup)
+            if since > 0:
+                progress = tl.where(batches > since, progress, 0.0)
+        most, furthest = 1 + progress * (r_max - 1), progress * d_max
+        held_mean = tl.load(renorm_mean + channel, column_exists, other=0.0)
+        held_std = tl.sqrt(tl.load(renorm_var + channel, column_exists, other=1.0) + eps)
+        ratio = tl.minimum(tl.maximum(tl.sqrt(pooled_var + eps) / held_std, 1 / most), most)
+        offset = tl.minimum(tl.maximum((pooled_mean - held_mean) / held_std, -furthest), furthest)
+        tl.store(r + channel, ratio, column_exists)
+        tl.store(d + channel, offset, column_exists)
+        moved = factor * offset
+        if bias is not None:
+            moved += tl.load(bias + channel, column_exists, other=0.0)
+        tl.store(shift + channel, moved, column_exists)
+        factor *= ratio
+        tl.debug_barrier()  # no thread is to read what another has moved on
+    if running_mean is not None:
+        first = column_exists & (channel % width == 0)
+        held = tl.load(running_mean + channel // width, first, other=0.0)
+        tl.store(running_mean + channel // width, held + momentum * (pooled_mean - held), first)
+        held = tl.load(running_var + channel // width, first, other=0.0)
+        tl.store(running_var + channel // width, held + momentum * (pooled_var * bessel - held), first)
+    if mean_ratios is not None:
+        k = tl.arange(0, 4)
+        of_mean, of_var = _softmax(mean_ratios, IN + LN + BN), _softmax(var_ratios, IN + LN + BN)
+        if tl.program_id(0) == 0:
+            tl.store(shares + k, of_mean, k < IN + LN + BN)
+            tl.store(shares + IN + LN + BN + k, of_var, k < IN + LN + BN)
+    for start in range(0, samples, SAMPLES):
+        sample, exists, at = _tile(start, samples, channel, channels, channels, channel, SAMPLES)
+        own = tl.load(m + at, exists, other=0.0)
+        own_var = 0.0 * own
+        if v is not None:
+            own_var = tl.load(v + at, exists, other=0.0) * correction
+        mu = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+        var = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+        if BN:
+            a, b = 1.0, 1.0
+            if mean_ratios is not None:
+                a, b = _share(of_mean, IN + LN), _share(of_var, IN + LN)
+            mu += a * pooled_mean[None, :]
+            var += b * pooled_var[None, :]
+        if LN:
+            a, b = 1.0, 1.0
+            if mean_ratios is not None:
+                a, b = _share(of_mean, IN), _share(of_var, IN)
+            mu += a * tl.load(ln_mean + sample, sample < samples, other=0.0)[:, None]
+            var += b * tl.load(ln_var + sample, sample < samples, other=0.0)[:, None]
+        if IN:
+            a, b = 1.0, 1.0
+            if mean_ratios is not None:
+                a, b = _share(of_mean, 0), _share(of_var, 0)
+            mu += a * own
+            var += b * own_var
+        is_instance = channel[None, :] < instances
+        mu, var = tl.where(is_instance, own, mu), tl.where(is_instance, own_var, var)
+        if center is not None:
+            mu -= _at(center, channel, column_exists) * own
+        inverse = tl.rsqrt(var + eps)
+        gated = inverse * factor[None, :]
+        if gate_weight is not None:
+            a, b = _at(gate_weight, channel, column_exists), _at(gate_bias, channel, column_exists)
+            gated *= tl.sigmoid(b + a * ((own - mu) * inverse))
+        tl.store(mean + at, mu, exists)
+        tl.store(rstd + at, inverse, exists)
+        tl.store(scale + at, gated, exists)
+
+
+@triton.jit
+def _gradients_at(
+    at, channel, exists, total, centered, m, mean, rstd, scale, weight, gate_weight, gate_bias,
+):  # fmt: skip
+    """Of some elements of the plane: the gradients of weight, mean and variance; m, k; and those that pass the gate."""
+    t, own = tl.load(total + at, exists, other=0.0), tl.load(m + at, exists, other=0.0)
+    inverse, s = tl.load(rstd + at, exists, other=0.0), tl.load(scale + at, exists, other=0.0)
+    distance = own - tl.load(mean + at, exists, other=0.0)
+    dweight = (tl.load(centered + at, exists, other=0.0) + distance * t) * inverse
+    dmean, dvar, k = -s * t, -0.5 * s * dweight * inverse, distance * inverse
+    argument, by_gate = 0.0 * k, 0.0 * k
+    if gate_weight is not None:
+        a, b = tl.load(gate_weight + channel, exists, other=0.0), tl.load(gate_bias + channel, exists, other=0.0)
+        gate = tl.sigmoid(b + a * k)
+        dweight *= gate
+        argument = dweight * (1 - gate)
+        if weight is not None:
+            argument *= tl.load(weight + channel, exists, other=0.0)
+        by_gate = argument * a * inverse
+        dmean -= by_gate
+        dvar -= 0.5 * by_gate * inverse * k
+    return t, own, distance, dweight, dmean, dvar, k, argument, by_gate
+
+
+@jit
+def _gradients_over_channels(
+    total, centered, m, mean, rstd, scale, v, weight, gate_weight, gate_bias, ln_mean, ln_var, bn_mean, bn_var,
+    dmeans, dvars, dshares, samples, channels, width, correction,
+    IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Means of the gradients of mean and variance over so many channels; and a sample's part of those of the shares."""
+    program, columns = tl.program_id(0), tl.arange(0, COLUMNS)
+    row = program.to(tl.int64) * width
+    sum_mean, sum_var = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
+    if dshares is not None:
+        mean_in, mean_ln, mean_bn = 0.0 * sum_mean, 0.0 * sum_mean, 0.0 * sum_mean
+        var_in, var_ln, var_bn = 0.0 * sum_mean, 0.0 * sum_mean, 0.0 * sum_mean
+    for start in range(0, width, COLUMNS):
+        exists = start + columns < width
+        channel = (row + start + columns) % channels
+        _, _, distance, _, dmean, dvar, _, _, _ = _gradients_at(
+            row + start + columns, channel, exists, total, centered, m, mean, rstd, scale, weight, gate_weight,
+            gate_bias,
+        )  # fmt: skip
+        sum_mean += dmean
+        sum_var += dvar
+        if dshares is not None:
+            mu = tl.load(mean + row + start + columns, exists, other=0.0)
+            if IN:
+                mean_in += dmean * distance
+                var_in += dvar * tl.load(v + row + start + columns, exists, other=0.0) * correction
+            if LN:
+                mean_ln += dmean * (tl.load(ln_mean + program) - mu)
+                var_ln += dvar * tl.load(ln_var + program)
+            if BN:
+                mean_bn += dmean * (tl.load(bn_mean + channel, exists, other=0.0) - mu)
+                var_bn += dvar * tl.load(bn_var + channel, exists, other=0.0)
+    tl.store(dmeans + program, tl.sum(sum_mean, 0) / width)
+    tl.store(dvars + program, tl.sum(sum_var, 0) / width)
+    if dshares is not None:
+        of_mean, of_var = dshares + program, dshares + (IN + LN + BN) * samples + program
+        if IN:
+            tl.store(of_mean, tl.sum(mean_in, 0))
+            tl.store(of_var, tl.sum(var_in, 0))
+        if LN:
+            tl.store(of_mean + IN * samples, tl.sum(mean_ln, 0))
+            tl.store(of_var + IN * samples, tl.sum(var_ln, 0))
+        if BN:
+            tl.store(of_mean + (IN + LN) * samples, tl.sum(mean_bn, 0))
+            tl.store(of_var + (IN + LN) * samples, tl.sum(var_bn, 0))
+
+
+@jit
+def _gradients(
+    total, centered, m, mean, rstd, scale, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares,
+    dmeans, dvars, dshares, dm, dv, of_channels, dratios, samples, channels, width, instances, correction,
+    IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr, GROUPED: tl.constexpr,
+    SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """The gradients of m and v of a block of channels, and of what each channel has; those of the ratios."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    column_exists = channel < channels
+    sum_weight, sum_bias = tl.zeros([SAMPLES, CHANNELS], tl.float32), tl.zeros([SAMPLES, CHANNELS], tl.float32)
+    sum_product, sum_argument = 0.0 * sum_bias, 0.0 * sum_bias
+    sum_mean, sum_var, sum_own = 0.0 * sum_bias, 0.0 * sum_bias, 0.0 * sum_bias
+    for start in range(0, samples, SAMPLES):
+        _, exists, at = _tile(start, samples, channel, channels, channels, channel, SAMPLES)
+        t, own, _, dweight, dmean, dvar, k, argument, _ = _gradients_at(
+            at, channel[None, :], exists, total, centered, m, mean, rstd, scale, weight, gate_weight, gate_bias
+        )
+        sum_weight += dweight
+        sum_bias += t
+        sum_product += argument * k
+        sum_argument += argument
+        if GROUPED:
+            _, _, at = _tile(start, samples, channel, channels, channels // width, channel // width, SAMPLES)
+            dmean, dvar = tl.load(dmeans + at, exists, other=0.0), tl.load(dvars + at, exists, other=0.0)
+        sum_mean += dmean
+        sum_var += dvar
+        sum_own += own
+    dgamma, dbeta = tl.sum(sum_weight, 0), tl.sum(sum_bias, 0)
+    if r is not None:
+        dgamma *= tl.load(r + channel, column_exists, other=0.0)
+        dgamma += tl.load(d + channel, column_exists, other=0.0) * dbeta
+    tl.store(of_channels + channel, dgamma, column_exists)
+    tl.store(of_channels + channels + channel, dbeta, column_exists)
+    if gate_weight is not None:
+        tl.store(of_channels + 3 * channels + channel, tl.sum(sum_product, 0), column_exists)
+        tl.store(of_channels + 4 * channels + channel, tl.sum(sum_argument, 0), column_exists)
+    pooled_mean, pooled_var = (tl.sum(sum_mean, 0) / samples)[None, :], (tl.sum(sum_var, 0) / samples)[None, :]
+    own_mean = (tl.sum(sum_own, 0) / samples)[None, :]
+    sum_center = 0.0 * sum_bias
+    for start in range(0, samples, SAMPLES):
+        sample, exists, at = _tile(start, samples, channel, channels, channels, channel, SAMPLES)
+        _, own, _, _, dmean, dvar, _, _, by_gate = _gradients_at(
+            at, channel[None, :], exists, total, centered, m, mean, rstd, scale, weight, gate_weight, gate_bias
+        )
+        of_m, of_v = by_gate, 0.0 * by_gate
+        if IN:
+            a, b = 1.0, 1.0
+            if shares is not None:
+                a, b = tl.load(shares), tl.load(shares + IN + LN + BN)
+            of_m += a * dmean
+            of_v += b * dvar
+        if LN:
+            a, b = 1.0, 1.0
+            if shares is not None:
+                a, b = tl.load(shares + IN), tl.load(shares + IN + LN + BN + IN)
+            of_row = b * tl.load(dvars + sample, sample < samples, other=0.0)[:, None]
+            distance = own - tl.load(ln_mean + sample, sample < samples, other=0.0)[:, None]
+            of_m += a * tl.load(dmeans + sample, sample < samples, other=0.0)[:, None] + 2 * distance * of_row
+            of_v += of_row
+        of_bn = 0.0 * by_gate
+        if POOLED:
+            a, b = 1.0, 1.0
+            if shares is not None:
+                a, b = tl.load(shares + IN + LN), tl.load(shares + IN + LN + BN + IN + LN)
+            distance = own - _at(bn_mean, channel, column_exists)
+            if center is not None:
+                distance += _at(center, channel, column_exists) * own
+            of_bn = a * pooled_mean + 2 * distance * (b * pooled_var)
+            of_m += of_bn
+            of_v += b * pooled_var
+        if center is not None:
+            of_shift = of_bn - dmean
+            if POOLED:  # see blends.py
+                sum_center += tl.where(exists, (own - own_mean) * of_shift, 0.0)
+            else:
+                sum_center += own * of_shift
+            of_m += of_shift * _at(center, channel, column_exists)
+        is_instance = channel[None, :] < instances
+        of_m, of_v = tl.where(is_instance, dmean, of_m), tl.where(is_instance, dvar, of_v)
+        tl.store(dm + at, of_m, exists)
+        tl.store(dv + at, of_v * correction, exists)
+    if center is not None:
+        tl.store(of_channels + 2 * channels + channel, tl.sum(sum_center, 0), column_exists)
+    if dshares is not None:  # noqa: SIM102
+        if tl.program_id(0) == 0:
+            k = tl.arange(0, 4)
+            for row in range(0, 2 * (IN + LN + BN), IN + LN + BN):
+                sums = tl.zeros([SAMPLES, 4], tl.float32)
+                for start in range(0, samples, SAMPLES):
+                    sample = start + tl.arange(0, SAMPLES)
+                    exists = (sample < samples)[:, None] & (k < IN + LN + BN)[None, :]
+                    sums += tl.load(dshares + (row + k)[None, :] * samples + sample[:, None], exists, other=0.0)
+                share = tl.load(shares + row + k, k < IN + LN + BN, other=0.0)
+                product = share * tl.sum(sums, 0)
+                tl.store(dratios + row + k, product - share * tl.sum(product, 0), k < IN + LN + BN)
