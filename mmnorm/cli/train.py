@@ -86,7 +86,9 @@ def show_papers_figures(work_dir, config):
 
         print(summarize(work_dir))
     except ImportError:
-        print('\n'.join(f'{row.table}, {row.row}, {row.data}: {row.headline}' for row in model.published))
+        print(
+            '\n'.join(f'{row.table}, {row.row}, {row.data}: {row.headline}' for row in model.published if row.metrics)
+        )
     print(f'{light("terminal").command("report")} {work_dir} writes a report', flush=True)
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser):
         type=tasks,
         choices=rows.TASKS,
         metavar='TASK',
-        help='detection (of objects), instance, panoptic or semantic (segmentation)',
+        help='detection (of objects), instance, panoptic or semantic (segmentation), classification',
     )
     chosen.add_argument(
         '--mode',
@@ -204,11 +204,10 @@ def show_pages(models, write):
 def check(models, jobs):
     """Check configs, each process one at a time; returns the exit status."""
     from mmnorm.terminal import progress
-    from mmnorm.zoo.check import check_model
 
     failed = 0
     with ProcessPoolExecutor(jobs, get_context('spawn'), _start_worker, (os.getpid(),)) as pool:
-        pending = [pool.submit(check_model, model) for model in models]
+        pending = [pool.submit(_check_model, model) for model in models]
         try:
             for done, future in enumerate(progress(as_completed(pending), 'checking', len(models)), start=1):
                 found = future.result()
@@ -224,6 +223,15 @@ def check(models, jobs):
             raise
     print(f'{len(models) - failed} of {len(models)} configs match their entries')
     return int(failed > 0)
+
+
+_NETWORKS = {}  # what this worker has found of networks
+
+
+def _check_model(model):
+    from mmnorm.zoo.check import check_model
+
+    return check_model(model, _NETWORKS)
 
 
 def _start_worker(parent):

@@ -25,10 +25,14 @@ def install():
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     find = Config._get_cfg_path
 
+    @functools.cache  # mmengine reads all metafiles of the package each time, which is most of what a config takes
+    def find_in_package(cfg_path):
+        return find(cfg_path, '')
+
     @functools.wraps(find)
     def get_cfg_path(cfg_path, filename):
         if not cfg_path.startswith(PREFIX):
-            return find(cfg_path, filename)
+            return find_in_package(cfg_path) if '::' in cfg_path else find(cfg_path, filename)
         path = HOME / 'configs' / cfg_path.removeprefix(PREFIX)
         if not path.is_file():
             raise FileNotFoundError(

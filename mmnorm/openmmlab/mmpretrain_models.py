@@ -4,7 +4,16 @@
 What they are trained to loads into the twins of mmdet and mmseg of the same name, key by key.
 """
 
-from mmpretrain.models.backbones import MobileNetV2, RegNet, ResNet, ResNetV1c, ResNetV1d, ResNeXt, ShuffleNetV2
+from mmpretrain.models.backbones import (
+    MobileNetV2,
+    RegNet,
+    ResNet,
+    ResNet_CIFAR,
+    ResNetV1c,
+    ResNetV1d,
+    ResNeXt,
+    ShuffleNetV2,
+)
 
 from mmnorm.blocks import GN16
 
@@ -14,6 +23,10 @@ from .xbn import XBN
 
 class XBNResNet(XBN, ResNet):
     """ResNet with XBN blocks (xbn, Tables 1 and A1)."""
+
+
+class XBNResNet_CIFAR(XBN, ResNet_CIFAR):
+    """ResNet for small images with XBN blocks; with ``scope='full'`` and RBN a stage of rbn's Table 4."""
 
 
 class XBNResNetV1c(XBN, ResNetV1c):

@@ -49,6 +49,7 @@ HOST_MODELS = dict(
     mmpretrain={
         'mmnorm.openmmlab.mmpretrain_models': (
             'XBNResNet',
+            'XBNResNet_CIFAR',
             'XBNResNetV1c',
             'XBNResNetV1d',
             'XBNResNeXt',

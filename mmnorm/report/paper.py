@@ -7,11 +7,11 @@ import pandas as pd
 
 from mmnorm.zoo import Published, find_model
 
-from .runs import check_training, evaluated_dataset, load_run
+from .runs import ACCURACY_NAMES, check_training, evaluated_dataset, load_run
 from .tables import collect_results
 
 # What says on which images a network is evaluated; where they lie is the user's own affair
-_DATA_KEYS = ('type', 'ann_file', 'data_prefix', 'metainfo', 'ann_files', 'indices')
+_DATA_KEYS = ('type', 'ann_file', 'data_prefix', 'metainfo', 'ann_files', 'indices', 'split')
 # What else makes a run that of its config, and what there changes no result: where data lie, how they are read, ...
 _TRAINING_KEYS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_dataloader')
 _OWN_KEYS = (
@@ -88,7 +88,8 @@ def summarize(work_dir):
 def _compare(run, results, zoo):
     config_file = run.info.get('config') or run.config_file or ''
     model = find_model(run.find(config_file) or config_file, zoo)
-    if model is None or not model.published or not run.config:
+    rows = [row for row in model.published if row.metrics] if model else []  # of others the paper has only drawings
+    if not rows or not run.config:
         return
     from mmengine.config import Config  # here and not above: it imports torch
 
@@ -99,7 +100,7 @@ def _compare(run, results, zoo):
         )
         return
     differing = []
-    for row in model.published:
+    for row in rows:
         meant = copy.deepcopy(config)
         meant.merge_from_dict(row.options)
         differing = _differences(run.config, meant.to_dict())
@@ -112,13 +113,16 @@ def _compare(run, results, zoo):
         )
         return
     split = row.data.split()[-1]
-    if not all(split in f'{data["ann_file"]} {data["data_prefix"]}' for data, _ in _evaluated_data(run.config)):
+    places = [f'{data["ann_file"]} {data["data_prefix"]} {data["split"]}' for data, _ in _evaluated_data(run.config)]
+    if not all(split in place for place in places):
         run.notes.append(
             f'{row.table} ({row.row}: {row.headline}) was measured on {row.data}, this run on another '
             'split: the two are not compared.'
         )
         return
-    found = results.loc[run.name].reindex(list(row.metrics))
+    found = results.loc[run.name]
+    errors = {f'{name} error': 100 - found[name] for name in ACCURACY_NAMES.values() if name in found}
+    found = pd.concat([found, pd.Series(errors)]).reindex(list(row.metrics))
     if found.isna().all():
         run.notes.append(f'It has none of the figures of {row.table} ({row.row}: {row.headline}).')
         return

@@ -1,4 +1,7 @@
-"""Whether a config is what its entry says: norms counted, one training and one test step, the right layers fixed."""
+"""Whether a config is what its entry says: norms counted, one training and one test step, the right layers fixed.
+
+Of a classification row also the recipe, and where a row says which pretraining it starts from, whether that fits.
+"""
 
 import contextlib
 import copy
@@ -15,9 +18,11 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from mmnorm.blocks import list_norms
+from mmnorm.blocks import list_norms, norm_layers, type_name
 from mmnorm.engine import parse_config
 from mmnorm.openmmlab.configs import dicts
+
+from .rows import HOME
 
 SIDE = 64  # pixels of the synthetic images
 # What keeps a step on synthetic images small: proposals and samples of heads; and anchors larger than them are valid
@@ -41,13 +46,24 @@ class Check:
     seconds: float = 0.0
 
 
-def check_model(model):
+@dataclass
+class Network:
+    """What was found of a network: its norms, the layers that XBN placed in its backbone, what a step has shown."""
+
+    norms: dict
+    placed: list
+    problems: list = field(default_factory=list)
+
+
+def check_model(model, networks=None):
     """Parse and build a config, count its norms, train one step and test one on synthetic images.
 
     Nothing is loaded: weights are random. SyncBN runs as BN where there is no GPU, after it was counted.
 
     Args:
         model (Model): Entry of the metafile.
+        networks (dict or None): What earlier calls found of their networks; gets what this one finds. A network that
+            is in it is not built again: rows may differ in data, batch and schedule alone.
 
     Returns:
         Check: With every problem that was found.
@@ -56,14 +72,14 @@ def check_model(model):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         try:
-            _check(model, check)
+            _check(model, check, {} if networks is None else networks)
         except Exception as error:  # of any class that a config names: the others are to be checked all the same
             check.problems.append(f'{type(error).__name__}: {" ".join(str(error).split())}')
     check.seconds = time.perf_counter() - start
     return check
 
 
-def _check(model, check):
+def _check(model, check, networks):
     torch.manual_seed(0)
     cfg = parse_config(model.path)
     MMLogger.get_instance('mmengine', log_level='ERROR')
@@ -71,35 +87,111 @@ def _check(model, check):
     if not (scale.get('enable') and scale.get('base_batch_size')):
         check.problems.append('auto_scale_lr is not enabled with a base_batch_size')
     _check_start(model, cfg, check.problems)
+    _check_training(model, cfg, check.problems)
     for row in model.published:
         if row.options:
-            _check_options(row, copy.deepcopy(cfg), check.problems)
-    network = build_untrained(cfg)
-    network.train()
-    check.norms = count_norms(network)
+            _check_options(model, row, copy.deepcopy(cfg), check.problems, networks)
+    if model.pretrained.get('From'):
+        _check_pretraining(model, copy.deepcopy(cfg), check.problems, networks)
+    network = _once(networks, 'stepped', cfg, _build_and_step)
+    check.norms = network.norms
+    check.problems += network.problems
     if check.norms != model.norms:
         check.problems.append(f'its norms are {check.norms}, its entry says {model.norms}')
-    placed = getattr(network.backbone, 'xbn_layers', [])
-    if not all(re.fullmatch(model.placed or '.*', name) for name in placed):
-        check.problems.append(f'{", ".join(placed)} are placed, its entry says {model.placed}')
-    network = revert_sync_batchnorm(network)
-    step(network, cfg, check.problems)
+    if not all(re.fullmatch(model.placed or '.*', name) for name in network.placed):
+        check.problems.append(f'{", ".join(network.placed)} are placed, its entry says {model.placed}')
+
+
+def _once(networks, what, cfg, find):
+    """What a function finds of a network, once for all configs (Config) that build and optimize the same one."""
+    key = what, str((cfg.get('default_scope'), cfg.model, cfg.optim_wrapper.get('paramwise_cfg')))
+    if key not in networks:
+        networks[key] = find(cfg)
+    return networks[key]
+
+
+def _build_and_step(cfg):
+    network = build_untrained(cfg)
+    network.train()
+    found = Network(count_norms(network), list(getattr(network.backbone, 'xbn_layers', [])))
+    step(revert_sync_batchnorm(network), cfg, found.problems)
+    return found
 
 
 def _check_start(model, cfg, problems):
     found = (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint') or cfg.model.get('pretrained')
+    found = found or cfg.get('load_from')
     meant = model.pretrained.get('File')
     if found != meant:
         problems.append(f'it starts from {found}, its entry says {meant}')
 
 
-def _check_options(row, cfg, problems):
+def _check_training(model, cfg, problems):
+    """Whether the recipe is the entry's (classification alone: the detectors' are those of their codebases)."""
+    meant = model.training
+    if not meant:
+        return
+    schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
+    steps = [epoch for scheduler in schedulers for epoch in scheduler.get('milestones', [])]
+    cosine = any(scheduler.type == 'CosineAnnealingLR' for scheduler in schedulers)
+    gpus, images = cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size
+    found = dict(
+        Epochs=cfg.train_cfg.max_epochs,
+        # a paper may say only how large the batch is
+        Batch=f'{gpus // images} x {images}' if 'x' in str(meant['Batch']) else gpus,
+        Rate=cfg.optim_wrapper.optimizer.lr,
+        Schedule='cosine' if cosine else steps,
+        Decay=cfg.optim_wrapper.optimizer.weight_decay,
+    )
+    for key, value in found.items():
+        if value != meant[key]:
+            problems.append(f'it trains with {key} {value}, its entry says {meant[key]}')
+
+
+def _check_options(model, row, cfg, problems, networks):
     cfg.merge_from_dict(row.options)
-    norms = count_norms(build_untrained(cfg))
     wanted = {value for path, value in row.options.items() if path.endswith('norm_cfg.type')}
+    wanted = wanted or {kind for kinds in model.norms.values() for kind in kinds}  # only their arguments differ
+    norms = _once(networks, 'norms', cfg, lambda cfg: count_norms(build_untrained(cfg)))
     found = {kind for kinds in norms.values() for kind in kinds}
     if found != wanted:
         problems.append(f'with the options of {row.row} its norms are {", ".join(sorted(found))}')
+
+
+def _check_pretraining(model, cfg, problems, networks):
+    """Whether the pretraining that the entry names makes what the backbone loads, of the same images."""
+    source = model.pretrained['From']
+    pretraining = parse_config(HOME / source)
+    theirs, ours = (_once(networks, 'backbone', one, _describe_backbone) for one in (pretraining, cfg))
+    differing = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
+    if differing:
+        name = differing[0]
+        problems.append(
+            f'its backbone is not that of {source}: {name} is {ours.get(name, "not there")}, there '
+            f'{theirs.get(name, "not there")}{f" ({len(differing)} differ)" * (len(differing) > 1)}'
+        )
+    pixels = [_pixels(one) for one in (cfg, pretraining)]
+    if pixels[0] != pixels[1]:
+        problems.append(f'its images have mean, deviation and RGB {pixels[0]}, those of {source} {pixels[1]}')
+
+
+def _describe_backbone(cfg):
+    """Of each convolution, norm and tensor of a backbone's state what has to be the same for weights to fit."""
+    backbone = build_untrained(cfg).backbone
+    found = {}
+    for name, layer in norm_layers(backbone).items():  # first, since of what differs the first is named
+        groups = f' of {layer.num_groups} groups' if hasattr(layer, 'num_groups') else ''
+        found[name] = type_name(layer).removeprefix('Frozen').removeprefix('Sync') + groups
+    for name, module in backbone.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            found[name] = f'Conv2d of stride {module.stride}, dilation {module.dilation} and {module.groups} groups'
+    return found | {name: f'of shape {tuple(tensor.shape)}' for name, tensor in backbone.state_dict().items()}
+
+
+def _pixels(cfg):
+    """Mean and deviation of the images that a network sees, and whether they are RGB; mmpretrain says to_rgb."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+    return preprocessor.mean, preprocessor.std, preprocessor.get('bgr_to_rgb', preprocessor.get('to_rgb', False))
 
 
 def build_untrained(cfg):
@@ -111,6 +203,8 @@ def build_untrained(cfg):
         part.pop('pretrained', None)
         if 'checkpoint' in (part.get('init_cfg') or {}):
             part['init_cfg'] = None
+    if 'data_preprocessor' not in cfg.model:  # as a Runner does it: mmpretrain has it beside the model
+        cfg.model.data_preprocessor = cfg.get('data_preprocessor') or {}
     if 'size' in cfg.model.data_preprocessor:  # to which mmseg pads
         cfg.model.data_preprocessor.size = (SIDE, SIDE)
     return MODELS.build(cfg.model)
@@ -184,6 +278,8 @@ def synthetic_batch(cfg, batch_size=2):
     """Make a batch (dict) of random images with the annotations that the config's task trains on."""
     if cfg.get('default_scope') == 'mmseg':
         return _segmentation_batch(cfg, batch_size)
+    if cfg.get('default_scope') == 'mmpretrain':
+        return _classification_batch(cfg, batch_size)
     from mmdet.testing import demo_mm_inputs
 
     roi_head = cfg.model.get('roi_head') or {}
@@ -212,3 +308,12 @@ def _segmentation_batch(cfg, batch_size):
         samples.append(sample)
     images = torch.randint(256, (batch_size, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
     return dict(inputs=list(images), data_samples=samples)
+
+
+def _classification_batch(cfg, batch_size):
+    from mmpretrain.structures import DataSample
+
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(cfg.model.head.num_classes, (batch_size,), generator=generator)
+    images = torch.randint(256, (batch_size, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    return dict(inputs=list(images), data_samples=[DataSample().set_gt_label(label) for label in classes])

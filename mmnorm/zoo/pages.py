@@ -2,13 +2,14 @@
 
 import re
 import shlex
+from pathlib import Path
 from textwrap import fill
 
 import pandas as pd
 
 from mmnorm.files import write_text
 
-from .rows import HEADLINE, METAFILE, PAPERS, TASKS, load_papers
+from .rows import HEADLINE, METAFILE, PAPERS, TASKS, load_papers, load_rows_without_config
 
 INDEX = METAFILE.with_name('README.md')
 MARK = '<!-- What follows is written by tools/zoo.py table --write -->\n'
@@ -28,14 +29,15 @@ def make_pages(models):
     """Make the pages of the papers.
 
     Args:
-        models (list[Model]): The configs to show; a paper without any has no page.
+        models (list[Model]): The configs to show; a paper without any has no page. Rows that have no config are shown
+            behind those of their table that have one.
 
     Returns:
         dict[Path, str]: Markdown by the file that it is for.
     """
-    papers = load_papers()
+    papers, more = load_papers(), load_rows_without_config()
     return {
-        INDEX.parent / name / 'README.md': _make_page(name, papers[name], chosen)
+        INDEX.parent / name / 'README.md': _make_page(name, papers[name], chosen, more)
         for name in PAPERS
         if (chosen := [model for model in models if model.paper == name])
     }
@@ -69,15 +71,18 @@ def write_pages(models):
 
 
 def _index_table(models):
-    """A line for each architecture in each section of the papers' pages."""
-    groups = {}
+    """A line for each section of the papers' pages, and for each architecture in it; of classifiers the backbone is."""
+    groups, classify = {}, models[0].task == 'classification'
     for model in models:
         for title in dict.fromkeys(_section(model, row) for row in model.published or [None]):
-            groups.setdefault((_architecture(model), model.paper, title), []).append(model)
+            key = '' if classify else _architecture(model), model.paper, title
+            groups.setdefault(key, []).append(model)
     lines = []
-    for (architecture, paper, title), group in sorted(groups.items(), key=lambda item: item[0][0]):
-        line = {'model': architecture}
-        for column in ('norm', 'mode', 'backbone', 'data'):
+    for (architecture, paper, title), group in sorted(
+        groups.items(), key=lambda item: (item[0][0], PAPERS.index(item[0][1]), *_place(item[0][2]))
+    ):
+        line = {} if classify else {'model': architecture}
+        for column in ('backbone', 'norm', 'mode', 'data') if classify else ('norm', 'mode', 'backbone', 'data'):
             line[column] = ', '.join(dict.fromkeys(getattr(model, column) for model in group))
         short = title if group[0].published else 'more'
         lines.append(line | {'configs': len(group), 'page': f'[{paper}: {short}]({paper}/README.md#{_anchor(title)})'})
@@ -104,18 +109,26 @@ def _anchor(title):
     return re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-')
 
 
-def _make_page(name, paper, models):
+def _make_page(name, paper, models, more):
     sections, weights, notes = {}, {}, {}
-    for model in models:
+    for model in sorted(models, key=lambda model: TASKS.index(model.task)):
         for row in model.published or [None]:
             sections.setdefault(_section(model, row), []).append((model, row))
+    for model in more:
+        for row in model.published:
+            if model.paper == name and (shown := sections.get(_section(model, row))):
+                shown.append((model, row))
+    order = sorted(sections, key=lambda title: (TASKS.index(_task(sections[title])), *_place(title)))
+    tasks = {}
+    for title in order:
+        tasks.setdefault(_task(sections[title]), []).append(f'[{title}](#{_anchor(title)})')
+    listed = ''.join(f'- {task.capitalize()}: {", ".join(titles)}\n' for task, titles in tasks.items())
     parts = [
         f'# {name}\n\n*{paper.title}*:\n<{paper.url}>\n\n'
         "Figures are the paper's, in percent; `tools/zoo.py show NAME` has all of a config. [The README of all\n"
-        'configs](../README.md) says how to use them and what the modes are.\n'
+        f'configs](../README.md) says how to use them and what the modes are.\n\n{listed}'
     ]
-    more = [f'More {task}' for task in TASKS]  # behind the tables
-    for title in sorted(sections, key=lambda title: more.index(title) if title in more else -1):
+    for title in order:
         parts.append(_make_section(title, sections[title], weights, notes))
     if weights:
         parts.append(
@@ -126,6 +139,15 @@ def _make_page(name, paper, models):
     if notes:
         parts.append(f'## Notes\n\n{_to_list(notes)}')
     return '\n'.join(parts)
+
+
+def _task(rows):
+    return rows[0][0].task
+
+
+def _place(title):
+    """By what the sections of a task are sorted: tables, figures, and what has no row in either."""
+    return title.startswith('More '), title.startswith('Figure '), title
 
 
 def _make_section(title, rows, weights, notes):
@@ -145,17 +167,16 @@ def _make_section(title, rows, weights, notes):
 
 def _make_line(model, row, weights, notes):
     """What the table of a section shows; weights and notes (dict[str, int]) are numbered as they come."""
-    path = model.config.removeprefix(f'configs/{model.paper}/').replace('configs/', '../')
     numbers = sorted(_number(note, notes) for note in _notes(model, row))
     metrics = row.metrics if row else {}
     return {
-        'config': f'[{model.name}]({path})',
+        'config': f'[{model.name}]({_link(model.config, model)})' if model.config else '',
         'row': row.row if row else '',
         'norm': model.norm,
         'mode': model.mode,
         'backbone': model.backbone,
         'data': row.data if row else model.data,
-        'weights': str(_number(_describe(model.pretrained), weights)) if model.pretrained else '',
+        'weights': str(_number(_describe(model), weights)) if model.pretrained else '',
         'notes': ', '.join(map(str, numbers)),
         **{key: str(metrics.get(key, '')) for key in HEADLINE},
     }
@@ -165,8 +186,16 @@ def _number(text, numbers):
     return numbers.setdefault(text, len(numbers) + 1)
 
 
-def _describe(pretrained):
-    return f'{pretrained["Source"]}: {pretrained.get("Licence") or pretrained["Instead"]}'
+def _link(config, model):
+    """Where a config is, seen from the page of a model's paper."""
+    return config.removeprefix(f'configs/{model.paper}/').replace('configs/', '../')
+
+
+def _describe(model):
+    found = model.pretrained
+    text = f'{found["Source"]}: {found.get("Licence") or found["Instead"]}'
+    source = found.get('From')
+    return f'{text}; pretraining: [{Path(source).stem}]({_link(source, model)})' if source else text
 
 
 def _notes(model, row):

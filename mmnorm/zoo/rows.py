@@ -8,10 +8,19 @@ import yaml
 HOME = Path(__file__).resolve().parents[1] / '.mim'  # of configs and model-index, in a checkout and installed
 METAFILE = HOME / 'configs/metafile.yml'
 PAPERS = ('xbn', 'evalnorm', 'sn', 'rbn', 'bgn')
-TASKS = ('object detection', 'instance segmentation', 'panoptic segmentation', 'semantic segmentation')
+#: All of them: the first has the papers, detection and segmentation, and says what an entry is
+METAFILES = (METAFILE, *(HOME / f'configs/{paper}/classification/metafile.yml' for paper in PAPERS))
+TASKS = (
+    'object detection',
+    'instance segmentation',
+    'panoptic segmentation',
+    'semantic segmentation',
+    'classification',
+)
 MODES = ('frozen', 'live', 'scratch')
-DATA = ('COCO', 'ADE20K', 'Cityscapes', 'digits')
-HEADLINE = ('AP^bbox', 'AP^mask', 'PQ', 'mIoU', 'mIoU (ms)')  # what a list shows of the metrics: the first of each kind
+DATA = ('COCO', 'ADE20K', 'Cityscapes', 'ImageNet', 'CIFAR-10', 'CIFAR-100', 'digits')
+# What a list shows of the metrics: the first of each kind, and all of classification
+HEADLINE = ('AP^bbox', 'AP^mask', 'PQ', 'mIoU', 'mIoU (ms)', 'top-1', 'top-5', 'top-1 error', 'top-5 error')
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class Published:
         table: Paper and number, 'xbn Table 4, A4'.
         row: What the paper calls it.
         data: What it was measured on, 'COCO val2017'.
-        metrics: Figures in percent under the names that reports use, 'AP^bbox' or 'mIoU (ms)'.
+        metrics: Figures in percent under the names that reports use, 'AP^bbox' or 'mIoU (ms)'; {} if the paper only
+            draws them.
         options: What its test adds to the config by ``--cfg-options``.
     """
 
@@ -48,7 +58,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Model:
-    """One config of the zoo; the header of ``configs/metafile.yml`` says what each value means."""
+    """One config of the zoo; the header of ``configs/metafile.yml`` says what each value means.
+
+    Of a row that has no config (:func:`load_rows_without_config`) name, config and norms are empty.
+    """
 
     name: str
     config: str
@@ -64,6 +77,7 @@ class Model:
     published: tuple = ()
     sweep: dict = field(default_factory=dict)
     note: str = ''
+    training: dict = field(default_factory=dict)
 
     @property
     def path(self):
@@ -71,25 +85,32 @@ class Model:
         return HOME / self.config
 
 
-def load_zoo(path=METAFILE):
-    """Read the metafile.
+def load_zoo(path=None):
+    """Read the metafiles.
 
     Args:
-        path (str or Path): Default: that of this checkout or installation.
+        path (str, Path or None): Of one. Default: all of this checkout or installation.
 
     Returns:
-        dict[str, Model]: By name, in the order of the file.
+        dict[str, Model]: By name, in the order of the files.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: An entry is incomplete or has a key or value that is not known; it is named.
     """
-    models = [_read_model(entry) for entry in _read_metafile(path)['Models']]
+    paths = METAFILES if path is None else [path]
+    models = [_read_model(entry) for path in paths for entry in _read_metafile(path)['Models']]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'{path} has two entries named {double}')
+        raise ValueError(f'{", ".join(map(str, paths))} have two entries named {double}')
     return dict(zip(names, models))
+
+
+def load_rows_without_config():
+    """Read the rows of the papers' tables that have figures and no config yet (list[Model]); ``note`` says why."""
+    entries = [entry for path in METAFILES for entry in _read_metafile(path).get('Without Config', ())]
+    return [_read_model({'Name': '', 'Config': '', 'Norms': {}} | entry) for entry in entries]
 
 
 def load_papers():
@@ -101,11 +122,12 @@ def load_papers():
 def _read_metafile(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path} does not exist: the list of configs comes with mmnorm, install it again')
-    return yaml.safe_load(Path(path).read_text())
+    # an eighth of the time that safe_load takes, where yaml was built with it
+    return yaml.load(Path(path).read_text(), getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
 
 
 def _read_model(entry):
-    name = entry.get('Name', entry)
+    name = entry.get('Name') or entry
     try:
         entry = dict(entry)
         metadata = dict(entry.pop('Metadata'))
@@ -126,6 +148,7 @@ def _read_model(entry):
             ),
             entry.pop('Sweep', {}),
             entry.pop('Note', ''),
+            entry.pop('Training', {}),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f'entry {name} of the metafile is incomplete: {error}') from error
@@ -147,7 +170,7 @@ def find_model(config, zoo=None):
     Args:
         config (str or Path): Its path, wherever the repository is, or only its name. What it inherits from is found
             only if the file is there.
-        zoo (dict[str, Model] or None): Default: :func:`load_zoo`.
+        zoo (dict[str, Model] or None): Default: that of :func:`load_zoo`.
     """
     zoo = load_zoo() if zoo is None else zoo
     name = Path(config).stem

@@ -30,7 +30,7 @@ def inherit(tmp_path):
     return write
 
 
-@pytest.mark.parametrize('name', list(load_zoo())[::8])
+@pytest.mark.parametrize('name', list(load_zoo())[::20])
 def test_mmnorm_parents_are_what_their_files_are(inherit, name):
     config = load_zoo()[name].config.removeprefix('configs/')
     assert inherit(f'mmnorm::{config}').to_dict() == Config.fromfile(CONFIGS / config).to_dict()

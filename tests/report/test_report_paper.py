@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmnorm.report import load_run, summarize, write_report
 from mmnorm.report.paper import _differences, compare_with_papers
+from mmnorm.report.runs import Run, as_metrics
 from mmnorm.zoo import Model, Published, load_zoo
 
 from .conftest import CLASSES, CONFIG
@@ -53,6 +54,27 @@ def test_difference(compare):
     assert comparison.table.loc['difference', 'AP^bbox'] == pytest.approx(1.81)
     assert comparison.table.loc['xbn Table 9', 'AP^mask'] == 34.5 and not run.notes
     assert comparison.table.loc[['run', 'difference'], 'AP^mask'].isna().all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'table', 'figures'),
+    [
+        ('resnet50_xbn_in1k', 'xbn Table 1', {'top-1': 77.4}),
+        ('resnet50_rbn_in1k', 'rbn Table 1', {'top-1 error': 22.64, 'top-5 error': 6.54}),
+        ('resnet50_xbn_d8_in1k', None, {}),  # a bar of Figure 7
+    ],
+)
+def test_classifiers(name, table, figures, tmp_path):
+    """By accuracies, or by errors where the paper has these; where it only draws there is nothing to compare."""
+    model = load_zoo()[name]
+    run = Run('run', tmp_path, config=Config.fromfile(model.path).to_dict(), info=dict(config=str(model.path)))
+    measured = as_metrics({'accuracy/top1': 77.0, 'accuracy/top5': 94.0})
+    comparisons = compare_with_papers([run], pd.DataFrame([measured], index=['run']))
+    assert not run.notes and [comparison.row.table for comparison in comparisons] == [table] * bool(table)
+    for comparison in comparisons:
+        assert comparison.table.loc[table].to_dict() == figures
+        seen = {'top-1': 77.0, 'top-1 error': 23.0, 'top-5 error': 6.0}
+        assert comparison.table.loc['run'].to_dict() == {key: seen[key] for key in figures}
 
 
 def test_test_set_is_never_put_beside_a_validation_set(compare):

@@ -1,4 +1,4 @@
-"""What configs of mmseg inherit from: mmseg's own files, found without mmnorm, and nothing that differs from them."""
+"""What configs of mmseg and mmpretrain inherit from: files of the hosts, found without mmnorm, that do not differ."""
 
 import subprocess
 import sys
@@ -34,14 +34,19 @@ def test_segmentors_are_those_of_mmseg(base, parent):
 
 
 def test_read_without_importing_mmnorm_before():
-    """As by mmseg's own tools, which know mmnorm by the config alone."""
-    paths = [str(model.path) for model in load_zoo().values() if model.task == 'semantic segmentation']
+    """As by mmseg's and mmpretrain's own tools, which know mmnorm by the config alone."""
+    classifiers = ('resnet50_xbn_ls_mixup_cos_in1k', 'mobilenetv2_rbn_in1k', 'resnet50_rbn_cifar100')
+    paths = [
+        str(model.path)
+        for name, model in load_zoo().items()
+        if model.task == 'semantic segmentation' or name in classifiers
+    ]
     script = f"""
 import sys
 from mmengine.config import Config
 for path in {paths!r}:
     cfg = Config.fromfile(path, import_custom_modules=False)
-    assert cfg.default_scope == 'mmseg' and cfg.custom_imports.imports == ['mmnorm'], path
+    assert cfg.default_scope in ('mmseg', 'mmpretrain') and cfg.custom_imports.imports == ['mmnorm'], path
 assert 'mmnorm' not in sys.modules
 """
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=300)

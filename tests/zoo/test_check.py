@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mmnorm.zoo.rows import PAPERS
 from .configs import config
 
 ZOO = load_zoo()
+NETWORKS = {}  # what the checks of all rows have found of networks, each built once
 
 
 def parts(tree, place=''):
@@ -57,11 +59,12 @@ def test_all_configs_are_what_their_entries_say(paper, with_new_parts, monkeypat
         if model.paper != paper:
             continue
         if name in with_new_parts:
-            problems[name] = check_model(model).problems
+            problems[name] = check_model(model, NETWORKS).problems
         else:
             with monkeypatch.context() as patch, torch.device('meta'):
                 patch.setattr(check, 'step', lambda *args: None)
-                problems[name] = check_model(model).problems
+                patch.setattr(torch, 'linspace', partial(torch.linspace, device='cpu'))  # mmpretrain reads its values
+                problems[name] = check_model(model, NETWORKS).problems
     assert problems and not any(problems.values()), problems
 
 
@@ -111,7 +114,8 @@ def test_what_its_entry_says(owners):
     ],
 )
 def test_problems_are_named(owners, tmp_path, text, problem):
-    found = check_model(variant(owners, tmp_path, text)).problems
+    model = replace(owners, pretrained=dict(File=owners.pretrained['File']))  # whose pretraining is another matter
+    found = check_model(variant(model, tmp_path, text)).problems
     assert len(found) == 1
     assert re.search(problem, found[0])
 
@@ -125,6 +129,54 @@ def test_problems_are_named(owners, tmp_path, text, problem):
 )
 def test_entry_that_says_something_else(owners, change, problem):
     (found,) = check_model(replace(owners, **change)).problems
+    assert re.search(problem, found)
+
+
+@pytest.fixture(scope='module')
+def classifier():
+    """The entry of a classification row."""
+    return ZOO['resnet50_xbn_in1k']
+
+
+@pytest.mark.parametrize(
+    ('text', 'problem'),
+    [
+        ('train_cfg = dict(max_epochs=90)', 'trains with Epochs 90, its entry says 100'),
+        ('param_scheduler = dict(milestones=[30, 60])', r'Schedule \[30, 60\], its entry says \[30, 60, 90\]'),
+        ('optim_wrapper = dict(optimizer=dict(weight_decay=1e-5))', 'Decay 1e-05, its entry says 0.0001'),
+        ('auto_scale_lr = dict(base_batch_size=128)', 'Batch 128, its entry says 256'),
+        ('model = dict(head=dict(num_classes=0))', 'num_classes=0'),
+    ],
+)
+def test_recipe_is_that_of_the_entry(classifier, tmp_path, text, problem):
+    found = check_model(variant(classifier, tmp_path, text)).problems
+    assert len(found) == 1
+    assert re.search(problem, found[0])
+
+
+def test_batch_by_gpu_where_the_paper_has_it(tmp_path):
+    model = variant(ZOO['resnet50_sn_8x2_in1k'], tmp_path, 'train_dataloader = dict(batch_size=4)')
+    assert check_model(model).problems == ['it trains with Batch 4 x 4, its entry says 8 x 2']
+
+
+@pytest.mark.parametrize(
+    ('text', 'problem'),
+    [
+        ('model = dict(backbone=dict(xbn=dict(stem=False)))', 'bn1 is GN of 64 groups, there BN'),
+        ('model = dict(backbone=dict(xbn=dict(position=1)))', 'layer1.0.bn1 is BN, there GN of 64 groups'),
+        ('model = dict(backbone=dict(depth=101))', r'layer3.6.* is not there, there'),
+        ('model = dict(backbone=dict(stem_channels=32))', 'bn1 is GN of 64 groups, there GN of 32 groups'),
+        (
+            'model = dict(backbone=dict(xbn=dict(norm_cfg=dict(type="GN", num_groups=32))))',
+            'of 64 groups, there GN of 32 groups',
+        ),
+        ("model = dict(backbone=dict(style='caffe'))", r'conv1 is Conv2d of stride \(1, 1\), .*there .*\(2, 2\)'),
+        ('data_preprocessor = dict(to_rgb=False)', 'images have mean, deviation and RGB'),
+    ],
+)
+def test_pretraining_that_does_not_fit(owners, classifier, tmp_path, text, problem):
+    source = variant(classifier, tmp_path, text).config
+    (found,) = check_model(replace(owners, pretrained=owners.pretrained | {'From': source})).problems
     assert re.search(problem, found)
 
 

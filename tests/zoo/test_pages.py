@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
-from mmnorm.zoo import PAPERS, load_zoo, pages
-from mmnorm.zoo.rows import HEADLINE
+from mmnorm.zoo import PAPERS, TASKS, load_zoo, pages
+from mmnorm.zoo.rows import HEADLINE, load_rows_without_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 FILES = [CONFIGS / 'README.md', *(CONFIGS / paper / 'README.md' for paper in PAPERS)]
@@ -76,17 +76,22 @@ def test_links_lead_somewhere(path):
         if link.startswith('https://'):
             continue
         target, _, anchor = link.partition('#')
-        file = path.parent / target
+        file = path.parent / target if target else path
         assert file.is_file(), link
         if anchor:
             assert anchors(file).count(anchor) == 1, link
+
+
+def name_in(line):
+    """The name of the config of a line of a table; '' if it has none."""
+    return re.match(r'(?:\[(\w+)\]|$)', line['config'])[1] or ''
 
 
 @pytest.mark.parametrize('paper', PAPERS)
 def test_every_row_and_every_config_is_on_its_page(paper):
     shown = [
         (
-            re.match(r'\[(\w+)\]', line['config'])[1],
+            name_in(line),
             line['norm'],
             line.get('row', ''),
             {key: float(line[key]) for key in HEADLINE if line.get(key)},
@@ -100,7 +105,7 @@ def test_every_row_and_every_config_is_on_its_page(paper):
             row.row if row else '',
             {key: value for key, value in row.metrics.items() if key in HEADLINE} if row else {},
         )
-        for model in load_zoo().values()
+        for model in (*load_zoo().values(), *load_rows_without_config())
         if model.paper == paper
         for row in model.published or [None]
     ]
@@ -114,21 +119,38 @@ def test_numbers_lead_to_the_weights_and_the_note_of_a_config(paper):
         if token.type == 'heading_open':
             title = after.content
         elif token.type == 'paragraph_open' and token.hidden:  # of a list
-            items[title].append(' '.join(after.content.split()))
+            items.setdefault(title, []).append(' '.join(after.content.split()))
     for line in table_rows(CONFIGS / paper / 'README.md'):
-        model = zoo[re.match(r'\[(\w+)\]', line['config'])[1]]
+        if not name_in(line):
+            (number,) = line['notes'].split(', ')
+            assert items['Notes'][int(number) - 1].startswith('No config')
+            continue
+        model = zoo[name_in(line)]
         told = [items['Weights'][int(line['weights']) - 1]] if line.get('weights') else []
         assert [text.partition(': ')[0] for text in told] == ([model.pretrained['Source']] if model.pretrained else [])
         notes = [items['Notes'][int(number) - 1] for number in filter(None, line.get('notes', '').split(', '))]
         assert not model.note or ' '.join(model.note.split()) in notes
-        assert any('--cfg-options' in note for note in notes) == line.get('row', '').startswith(
-            tuple(f'({setting}) EMA' for setting in 'abcd')
-        )
+        rows = [row for row in model.published if row.row == line.get('row', '')]
+        assert any('--cfg-options' in note for note in notes) == any(row.options for row in rows)
         assert any('tools/zoo.py sweep' in note for note in notes) == bool(model.sweep)
 
 
 def test_index_counts_every_config():
-    assert sum(int(line['configs']) for line in table_rows(CONFIGS / 'README.md')) == len(load_zoo())
+    tables = {(model.name, row.table) for model in load_zoo().values() for row in model.published}
+    more = [model for model in load_zoo().values() if not model.published]
+    assert sum(int(line['configs']) for line in table_rows(CONFIGS / 'README.md')) == len(tables) + len(more)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.parent.name)
+def test_tables_are_grouped_by_task_and_the_many_of_classification_come_last(path):
+    zoo = load_zoo()
+    if path.parent == CONFIGS:
+        titles = [after.content for token, after in pairwise(parse(path)) if token.type == 'heading_open']
+        shown = [title.lower() for title in titles if title.lower() in TASKS]
+    else:
+        shown = [zoo[name_in(line)].task for line in table_rows(path) if name_in(line)]
+    order = [task for task, _ in groupby(shown)]
+    assert order == [task for task in TASKS if task in shown] and order[-1] == 'classification'
 
 
 def test_a_name_without_an_architecture_is_told():

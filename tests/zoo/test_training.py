@@ -24,7 +24,8 @@ TRAINING = {
     **{f'rbn Table {table} R-{depth}': (0.02, 12, [8, 11], 16, 2) for table in (5, 6, 7) for depth in (50, 101)},
 }
 ZOO = load_zoo()
-ROWS = {name: model for name, model in ZOO.items() if model.published}
+ROWS = {name: model for name, model in ZOO.items() if model.published and model.task != 'classification'}
+CLASSIFIERS = {name: model for name, model in ZOO.items() if model.task == 'classification' and model.published}
 
 
 def training(cfg):
@@ -138,9 +139,117 @@ def test_biases(name, rates):
 
 
 @pytest.mark.parametrize(
-    'name', [name for name, model in ZOO.items() if model.paper == 'bgn' or 'scratch' in name and model.paper == 'sn']
+    'name',
+    [
+        name
+        for name, model in ZOO.items()
+        if model.task != 'classification' and (model.paper == 'bgn' or 'scratch' in name and model.paper == 'sn')
+    ],
 )
 def test_from_scratch_has_no_weights(name):
     cfg = config(ZOO[name].path)
     assert not cfg.model.backbone.get('init_cfg') and cfg.model.backbone.frozen_stages == -1
     assert ZOO[name].paper != 'bgn' or cfg.train_dataloader.batch_size == 2
+
+
+# classification
+
+
+def recipe(cfg):
+    """Epochs, the epochs after which the rate falls or 'cosine', the rate of a batch of 256, and weight decay."""
+    schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
+    optimizer = cfg.optim_wrapper.optimizer
+    assert optimizer.type == 'SGD' and optimizer.momentum == 0.9 and 'paramwise_cfg' not in cfg.optim_wrapper
+    assert cfg.auto_scale_lr.enable
+    return (
+        cfg.train_cfg.max_epochs,
+        schedulers[-1].get('milestones', 'cosine'),
+        pytest.approx(optimizer.lr * 256 / cfg.auto_scale_lr.base_batch_size),
+        optimizer.weight_decay,
+    )
+
+
+def of_paper(paper):
+    return pytest.mark.parametrize('name', [name for name, model in CLASSIFIERS.items() if model.paper == paper])
+
+
+@of_paper('xbn')
+def test_xbn_on_imagenet(name):
+    """Sections 5.2.1 and 5.2.2, Appendix B.1."""
+    cfg, advanced, strategies = config(CLASSIFIERS[name].path), 'advanced' in name, name.split('_')
+    cosine = advanced or 'cos' in strategies
+    assert recipe(cfg) == (
+        150 if advanced else 100,
+        'cosine' if cosine else [30, 60, 90],
+        0.1,
+        4e-5 if advanced else 1e-4,
+    )
+    assert cfg.auto_scale_lr.base_batch_size == 256
+    smooth = 'ls' in strategies or advanced and 'shufflenetv2' in name
+    assert cfg.model.head.loss.get('label_smooth_val') == (0.1 if smooth else None)
+    augments = cfg.model.get('train_cfg', {}).get('augments')
+    assert augments == (dict(type='Mixup', alpha=0.2) if 'mixup' in strategies else None)
+
+
+@pytest.mark.parametrize('name', [name for name in CLASSIFIERS if re.search(r'_\dx\d+_', name)])
+def test_batches_of_so_many_gpus_and_images(name):
+    """Papers sn (Section 4.1.1), bgn (Implementation details) and evalnorm (Section 4.2)."""
+    model, (gpus, images) = CLASSIFIERS[name], map(int, re.search(r'_(\d)x(\d+)_', name).groups())
+    cfg = config(model.path)
+    epochs, schedule = dict(sn=(100, [30, 60, 90]), bgn=(120, [30, 60, 90]), evalnorm=(60, 'cosine'))[model.paper]
+    assert recipe(cfg) == (epochs, schedule, 0.1, 1e-4)
+    assert (cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size) == (gpus * images, images)
+    settings = {'sn': f'({gpus},{images})', 'bgn': f'batch size {images}', 'evalnorm': f'{images} samples/GPU'}
+    assert all(settings[model.paper] in row.row for row in model.published if row.table != 'sn Table III')
+    if model.paper == 'bgn':
+        rates = {128: 0.4, 64: 0.2, 32: 0.1, 16: 0.05, 8: 0.025, 4: 0.0125, 2: 0.00625}
+        assert cfg.optim_wrapper.optimizer.lr == rates[images] and gpus == 8
+    # "initialized as 1": evalnorm does not say
+    assert cfg.model.backbone.get('zero_init_residual', True) == (model.paper == 'evalnorm')
+
+
+@pytest.mark.parametrize('name', [name for name, model in CLASSIFIERS.items() if model.paper == 'bgn'])
+def test_groups_of_bgn(name):
+    """Tables 1 and 2, and the text: 32 groups of GN; LN is GN with one."""
+    norm = config(CLASSIFIERS[name].path).model.backbone.get('norm_cfg') or dict(type='BN')
+    kind, size = CLASSIFIERS[name].norm, int(re.search(r'_8x(\d+)_', name)[1])
+    groups = dict(zip((128, 64, 32, 16, 8, 4, 2), (512, 256, 128, 64, 16, 2, 1)))[size]
+    if kind == 'BGN':
+        assert norm.num_groups == int(re.search(r'_g(\d+)_|$', name)[1] or groups)
+        assert all(f'G={norm.num_groups},' in row.row for row in CLASSIFIERS[name].published if 'Table 1' in row.table)
+    else:
+        known = dict(
+            LN=dict(type='GN', num_groups=1), GN=dict(type='GN', num_groups=32), IN=dict(type='IN', affine=True)
+        )
+        assert norm == known.get(kind, dict(type=kind))
+
+
+@of_paper('rbn')
+def test_rbn(name):
+    """Section 4.1; of CIFAR the paper says nothing."""
+    cfg = config(CLASSIFIERS[name].path)
+    if 'mobilenetv2' in name:
+        assert recipe(cfg) == (200, 'cosine', 0.05, 4e-5)
+        assert [scheduler.end for scheduler in cfg.param_scheduler] == [5, 200]
+    elif 'cifar' not in name:
+        assert recipe(cfg) == (100, [30, 60, 90], 0.1, 1e-4)
+    stats = dict(channel_mean='mu_c', channel_std='sigma_c', spatial_mean='mu_s', spatial_std='sigma_s')
+    norm = cfg.model.backbone.get('norm_cfg') or dict(type='BN')
+    for row in CLASSIFIERS[name].published:
+        if row.table == 'rbn Table 3' and norm['type'] == 'RBN':
+            center, scale = (stats[norm.get(f'{what}_stat', 'channel_mean')] for what in ('center', 'scale'))
+            assert row.row == f'C cal. {center}, S cal. {scale}'
+        elif row.table == 'rbn Table 2' and 'cal.' in row.row:
+            made = dict(Centering=norm.get('center', True), Scaling=norm.get('scale', True))
+            assert made == {kind: kind in row.row for kind in made}
+
+
+@pytest.mark.parametrize('epoch', [30, 60, 90])
+def test_hard_ratios_of_sn(epoch):
+    """Fine-tuned for the rest of the schedule, or from scratch with all of it."""
+    tuned, scratch = (config(ZOO[f'resnet50_sn_hard{epoch}_{how}_in1k'].path) for how in ('finetune', 'scratch'))
+    assert all(cfg.model.backbone.norm_cfg == dict(type='SN', hard=True) for cfg in (tuned, scratch))
+    assert recipe(scratch) == (100, [30, 60, 90], 0.1, 1e-4)
+    left = [step - epoch for step in (30, 60, 90) if step > epoch]
+    assert recipe(tuned) == (100 - epoch, left, 0.1 ** (4 - len(left)), 1e-4)
+    assert tuned.load_from.endswith(f'epoch_{epoch}.pth') and f'ratios_{epoch}e' in scratch.load_from

@@ -1,0 +1,5 @@
+"""ResNet-101, BN, ImageNet: paper rbn, Table 1."""
+
+_base_ = './resnet50_bn_in1k_rbn.py'
+
+model = dict(backbone=dict(depth=101))

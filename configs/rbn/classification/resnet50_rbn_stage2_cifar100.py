@@ -1,0 +1,5 @@
+"""ResNet-50, RBN in stage 2 alone, CIFAR-100: paper rbn, Table 4, column S.2."""
+
+_base_ = './resnet50_bn_cifar100.py'
+
+model = dict(backbone=dict(type='XBNResNet_CIFAR', xbn=dict(scope='full', stages=(1,), norm_cfg=dict(type='RBN'))))

@@ -1,0 +1,3 @@
+"""ResNet-50, BN, 8 images on each of 8 GPUs, ImageNet: paper sn, Table II."""
+
+_base_ = ['../../_base_/resnet50_gamma1.py', '../../_base_/imagenet_8x8.py', '../../_base_/step_100e.py']

@@ -1,0 +1,5 @@
+"""ResNet-50, GN, 8 images on one GPU, ImageNet: paper sn, Table II."""
+
+_base_ = './resnet50_bn_1x8_in1k.py'
+
+model = dict(backbone=dict(norm_cfg=dict(type='GN', num_groups=32)))

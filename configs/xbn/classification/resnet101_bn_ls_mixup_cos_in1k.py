@@ -1,0 +1,6 @@
+"""ResNet-101, BN, label smoothing, mixup and cosine decay, ImageNet: paper xbn, Table A1."""
+
+_base_ = ['./resnet101_bn_in1k.py', '../_base_/advanced.py']
+
+model = dict(_base_.label_smoothing, **_base_.mixup)
+param_scheduler = _base_.cosine

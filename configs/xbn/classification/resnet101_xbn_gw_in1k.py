@@ -1,0 +1,5 @@
+"""ResNet-101, XBN with Group Whitening, ImageNet: paper xbn, Table A2."""
+
+_base_ = './resnet101_xbn_in1k.py'
+
+model = dict(backbone=dict(xbn=dict(norm_cfg=dict(type='GW'))))

@@ -1,0 +1,6 @@
+"""ResNeXt-50 32x4d, BN, label smoothing, mixup and cosine decay, ImageNet: paper xbn, Table A1."""
+
+_base_ = ['./resnext50_32x4d_bn_in1k.py', '../_base_/advanced.py']
+
+model = dict(_base_.label_smoothing, **_base_.mixup)
+param_scheduler = _base_.cosine

@@ -1,0 +1,5 @@
+"""ShuffleNetV2 0.5x, XBN, advanced protocol, ImageNet: paper xbn, Figure A12."""
+
+_base_ = './shufflenetv2_x05_bn_advanced_in1k.py'
+
+model = dict(backbone=dict(type='XBNShuffleNetV2'))

@@ -1,0 +1,5 @@
+"""ShuffleNetV2 1.5x, BN, advanced protocol, ImageNet: paper xbn, Figure A12."""
+
+_base_ = './shufflenetv2_x10_bn_advanced_in1k.py'
+
+model = dict(backbone=dict(widen_factor=1.5))

@@ -1,0 +1,5 @@
+"""ShuffleNetV2 1.5x, XBN, standard protocol, ImageNet: paper xbn, Figure A12."""
+
+_base_ = './shufflenetv2_x15_bn_in1k.py'
+
+model = dict(backbone=dict(type='XBNShuffleNetV2'))
