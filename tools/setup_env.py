@@ -141,7 +141,7 @@ def set_up(args):
         hosts = args.set
         if env.install_torchvision(args.torch):
             hosts += f',{args.set}-pretrain'
-        env.pip('install', '-e', f'.[{hosts},{args.extras}]')
+        env.pip('install', args.torch, '-e', f'.[{hosts},{args.extras}]')  # named again, lest pip take another
         say('[6/6] check that everything imports')
         env.check(mmcv)
         env.write_stamp(dict(stamp, finished=True))

@@ -148,7 +148,7 @@ def test_the_steps_in_order(machine):
     assert kept.endswith(' onedl-mmcv==2.3.6')
     assert compiled.startswith('--no-deps --force-reinstall ') and compiled.endswith('.whl')
     assert torchvision == '--no-deps torchvision==0.16.2'
-    assert mmnorm == '-e .[onedl,onedl-pretrain,demo,test,lint]'
+    assert mmnorm == 'torch==2.13.0 -e .[onedl,onedl-pretrain,demo,test,lint]'
     assert calls[-1].startswith('-c import cv2, mmcv.ops, mmdet')
     steps = [line for line in machine.capsys.readouterr().out.splitlines() if line.startswith('[')]
     assert [step[:5] for step in steps] == [f'[{n}/6]' for n in range(1, 7)]
@@ -158,7 +158,7 @@ def test_arguments_choose_the_packages(machine):
     installs = pip_calls(machine.set_up('--set', 'classic', '--extras', 'report', '--torch', 'torch==2.5.1'), 'install')
     assert installs[0] == 'torch==2.5.1'
     assert installs[2].endswith(' mmcv==2.1.0')
-    assert installs[5] == '-e .[classic,classic-pretrain,report]'
+    assert installs[5] == 'torch==2.5.1 -e .[classic,classic-pretrain,report]'
 
 
 def test_torchvision_is_that_of_the_pytorch_on_a_gpu(machine, monkeypatch):
@@ -168,7 +168,7 @@ def test_torchvision_is_that_of_the_pytorch_on_a_gpu(machine, monkeypatch):
 
 def test_mmpretrain_is_left_out_where_no_torchvision_works(machine):
     machine.fail_at('torchvision', 'ERROR: No matching distribution found for torchvision==0.16.2')
-    assert pip_calls(machine.set_up(), 'install')[-1] == '-e .[onedl,demo,test,lint]'
+    assert pip_calls(machine.set_up(), 'install')[-1] == 'torch==2.13.0 -e .[onedl,demo,test,lint]'
     assert 'mmpretrain, to pretrain with, is left out' in machine.capsys.readouterr().out
     machine.fail_at('torchvision', 'Could not fetch URL: ...\nERROR: ... (from versions: none)')
     assert 'the package index cannot be reached' in machine.error('--extras', 'report')
