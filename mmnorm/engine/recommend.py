@@ -11,7 +11,8 @@ MIN_GAIN = 0.3
 MIN_IMAGES = 30
 #: Of the interval of a gain; all repairs that are tried are within theirs at once so often.
 CONFIDENCE = 0.95
-#: Gain, in points, that must be ruled out before a network is said to need nothing.
+#: Gain, in points, that must be ruled out before a network is said to need nothing. One that has less in all gets no
+#: verdict.
 WORTHWHILE = 1.0
 #: Relative shift between training and test images from which on the domains are called different.
 DIFFERENT = 0.3
@@ -41,7 +42,7 @@ def headline(metrics):
         dict[str, float]: By key.
     """
     figures = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
-    known = {key: value for key, value in figures.items() if key.rpartition('/')[2] in HEADLINES}
+    known = {key: value for key, value in figures.items() if _is_headline(key)}
     # mmdet gives AP as a fraction; all else is in percent, mmpretrain's AP of several labels too
     fractions = [key for key in known if key.endswith('AP') and not key.startswith('multi-label/')]
     return {key: 100 * value if key in fractions else value for key, value in (known or figures).items()}
@@ -74,13 +75,18 @@ def recommend(result, config, checkpoint):
         return advice | dict(verdict='leave', sentence='Leave it as it is: no repair could be tried.')
     confidence = result.get('confidence') or {}
     images = confidence.get('images')
-    if not any(value for figures in (as_it_is, *metrics.values()) for value in figures.values() if value == value):
+    few = images is not None and images < MIN_IMAGES
+    found = [(key, value) for figures in (as_it_is, *metrics.values()) for key, value in figures.items()]
+    found = [(key, value) for key, value in found if value == value]
+    # what has found next to nothing tells as little, but that it was asked of few images matters more
+    if not any(value >= WORTHWHILE if _is_headline(key) and not few else value for key, value in found):
+        least = f'below {WORTHWHILE:.0f}' if any(value for _, value in found) else '0'
         return advice | dict(
-            sentence=f'No verdict: {" and ".join(keys) or "the metric"} is 0 in every row, so it cannot tell a repair '
-            'that helps from one that harms. Needed are weights that were trained for longer, or test images in which '
-            'the network finds something.'
+            sentence=f'No verdict: {" and ".join(keys) or "the metric"} is {least} in every row, so it cannot tell a '
+            'repair that helps from one that harms. Needed are weights that were trained for longer, or test images in '
+            'which the network finds something.'
         )
-    if images is not None and images < MIN_IMAGES:
+    if few:
         return advice | dict(
             sentence=f'No verdict: by {images} test images a gain cannot be told from chance. Needed are at least '
             f'{MIN_IMAGES}, and more for small gains.'
@@ -183,6 +189,10 @@ def recommend_levels(layers, checkpoint):
         'with its norm_cfg for the dots, and recollect the statistics: '
         f'{command}'
     )
+
+
+def _is_headline(key):
+    return key.rpartition('/')[2] in HEADLINES
 
 
 def _statistics(*arguments):

@@ -137,6 +137,8 @@ def judged(gains, error, images=500, base=30.0, keys=('mIoU',)):
         ({'recollect': 5.0}, 0.1, dict(images=8), 'none', 'No verdict: by 8 test images a gain cannot be told'),
         ({'recollect': 0.0, 'evalnorm_rule': 0.0}, 0.0, dict(base=0.0), 'none', 'No verdict: mIoU is 0 in every row'),
         ({'recollect': 0.0}, 0.0, dict(base=0.0, images=8), 'none', 'Needed are weights that were trained for longer'),
+        ({'recollect': 0.1}, 0.1, dict(base=0.8), 'none', 'No verdict: mIoU is below 1 in every row'),
+        ({'recollect': 0.1}, 0.1, dict(base=0.8, images=8), 'none', 'by 8 test images a gain cannot be told'),
         ({'recollect': 0.0}, 0.0, dict(base=math.nan), 'none', 'No verdict: mIoU is 0 in every row'),
         ({'recollect': 5.0}, 0.5, dict(base=0.0), 'repair', 'mIoU 0.0 to 5.0'),
         ({'recollect': 0.0}, 0.0, dict(base=0.0, keys=('box', 'mask')), 'none', 'box and mask is 0'),
