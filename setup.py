@@ -85,8 +85,8 @@ setup(
             'pytest-timeout',
             'pytest-xdist',
             'hypothesis>=6',
-            # compiles and interprets kernels without a card; 3.8.0 was tried, and 3.7.1, which PyTorch 2.13 for CUDA asks
-            # for. NumPy 2.2 warns in the interpreter of 3.6, and kernels.py launches 3.9 by its own dispatch
+            # compiles and interprets kernels without a card; 3.8.0 was tried, and 3.7.1, which PyTorch 2.13 for CUDA
+            # asks for. NumPy 2.2 warns in the interpreter of 3.6, and kernels.py launches 3.9 by its own dispatch
             'triton>=3.7,<3.9; platform_system == "Linux"',
             'psutil',
             'onnx',
