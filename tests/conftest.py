@@ -102,7 +102,7 @@ def digits_config(digits, tmp_path):
     def write(extra='', base='mask_rcnn_xbn_r50_digits', name='project.py'):
         small = tmp_path / f'{base}_small.py'
         small.write_text(f"""
-_base_ = {str(ROOT / 'configs' / base)!r} + '.py'
+_base_ = {str(ROOT / 'configs' / f'{base}.py')!r}
 pipeline = [dict(step, scale=(64, 64)) if step['type'] == 'Resize' else step for step in _base_.pipeline]
 model = dict(train_cfg=dict(rpn_proposal=dict(max_per_img=20)),
              test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(max_per_img=10)))
@@ -133,3 +133,20 @@ def tool(tmp_path):
 def forked_tool(tmp_path):
     """As ``tool``, ten times as quick to start, for tests of what a tool does rather than of how it is started."""
     return partial(run_forked, tmp_path)
+
+
+@pytest.fixture
+def forked_training(forked_tool, monkeypatch):
+    """Have trainings that a command starts in processes of their own be forked."""
+
+    def run(command):
+        assert command[:4] == [sys.executable, '-m', 'mmnorm_door', 'train']
+        config, *args = command[4:]
+        ranks = None
+        if args[0] == '--processes':
+            ranks, args = int(args[1]), args[2:]
+        done = forked_tool('train.py', config, *args, ranks=ranks)
+        print(done.stdout)
+        return done
+
+    monkeypatch.setattr('mmnorm.cli.launch.subprocess.run', run)

@@ -19,6 +19,7 @@ from .mistakes import lost_process, message_of, tell
 TRACEBACK = '--traceback'
 COMMANDS = {
     'train': 'train a config of mmdet, mmseg or mmpretrain',
+    'pretrain': 'make the weights that a detection or segmentation row starts from',
     'test': 'evaluate a checkpoint',
     'report': "report of one or more runs, with the papers' figures",
     'diagnose': 'how well the BN statistics of a trained network fit, and which repair helps',

@@ -84,3 +84,10 @@ def positive_or_0(text):
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'must be 0 or more, got {text}')
     return int(text)
+
+
+def key_value(text):
+    """Return what ``--cfg-options`` takes; a type for argparse."""
+    if not text.partition('=')[1]:
+        raise argparse.ArgumentTypeError(f'{text} is not KEY=VALUE, as in train_cfg.max_iters=1000')
+    return text

@@ -1,6 +1,7 @@
-"""A command on several processes."""
+"""Commands in other processes: one on several, and a training within another command."""
 
 import os
+import subprocess
 import sys
 
 from .light import HOME
@@ -61,3 +62,23 @@ def launch(name, command, args):
             'pytorch',
         ],
     )
+
+
+def train(config, work_dir, processes=None, options=(), more=()):
+    """Train a config in processes of its own, from where an earlier training in the work dir stopped.
+
+    Args:
+        config (str or Path): Its file.
+        work_dir (str or Path): Of the training.
+        processes (int or None): As of ``mmnorm train --processes``.
+        options (Sequence[str]): What overrides values of the config, each KEY=VALUE.
+        more (Sequence[str]): Other arguments of ``mmnorm train``.
+
+    Returns:
+        int: Its exit status.
+    """
+    command = [sys.executable, '-m', 'mmnorm_door', 'train', config]
+    command += ['--processes', processes] if processes else []
+    command += ['--work-dir', work_dir, '--resume', *more]
+    command += ['--cfg-options', *options] if options else []
+    return subprocess.run([str(part) for part in command]).returncode

@@ -4,14 +4,15 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
 from operator import eq
 from pathlib import Path
 
-from .arguments import positive
+from .arguments import key_value, positive
+from .chain import draw_chain, finished
+from .launch import train
 from .light import light
 
 EXAMPLE = 'mmnorm zoo list --norm SN --task semantic'
@@ -106,13 +107,6 @@ def any_case(values, **names):
     return lambda text: known.get(text.lower(), text)
 
 
-def key_value(text):
-    """Return what ``--cfg-options`` takes; a type for argparse."""
-    if not text.partition('=')[1]:
-        raise argparse.ArgumentTypeError(f'{text} is not KEY=VALUE, as in train_cfg.max_iters=1000')
-    return text
-
-
 def find(name, zoo):
     """Return the entry (Model) of a config's name, or of the path of its file; ValueError if the zoo has none."""
     model = zoo.get(Path(name).stem)
@@ -185,10 +179,11 @@ def show_list(models):
 
 
 def show_models(models):
-    """Print all that is known of the configs."""
+    """Print all that is known of the configs, with the commands from weights to report and what is there of them."""
     from dataclasses import asdict
 
-    print(json.dumps([asdict(model) for model in models], indent=1, ensure_ascii=False))
+    known = [asdict(model) | dict(chain=draw_chain(model)) for model in models]
+    print(json.dumps(known, indent=1, ensure_ascii=False))
 
 
 def show_pages(models, write):
@@ -256,23 +251,8 @@ def sweep(model, args):
     work_dirs = {value: folder / f'{option.rpartition(".")[2]}_{value}' for value in values}
     results, failed = {}, {}
     for value, work_dir in work_dirs.items():
-        if not _finished(work_dir):
-            command = [
-                sys.executable,
-                '-m',
-                'mmnorm_door',
-                'train',
-                model.path,
-                '--processes',
-                args.processes,
-                '--work-dir',
-                work_dir,
-                '--resume',
-                '--cfg-options',
-                f'{option}={value}',
-                *args.cfg_options,
-            ]
-            status = subprocess.run([str(part) for part in command]).returncode
+        if not finished(work_dir):
+            status = train(model.path, work_dir, args.processes, [f'{option}={value}', *args.cfg_options])
             if status:  # which says nothing of the other values
                 failed[value] = status
                 continue
@@ -297,18 +277,6 @@ def sweep(model, args):
     if failed:
         print(f'{len(failed)} of {len(values)} trainings failed; the same command continues them', file=sys.stderr)
     return int(bool(failed) or best is None)
-
-
-def _finished(work_dir):
-    from mmnorm.files import read_json
-
-    record = work_dir / 'run.json'
-    if not record.is_file():
-        return False
-    try:
-        return bool(dict(read_json(record)).get('finished'))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{record} cannot be read ({error}): remove it, and its training continues') from error
 
 
 def run(args):

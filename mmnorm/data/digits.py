@@ -1,8 +1,9 @@
-"""Digits on photographs: a small data set for detection and segmentation of all kinds that needs no download.
+"""Digits on photographs: a small data set for classification, detection and segmentation that needs no download.
 
 scikit-learn carries 1,797 handwritten digits (8 x 8 scans) and two photographs. ``make_digits`` enlarges, turns and
 colors the scans, lays them over random crops of the photographs and writes the result in the layouts of COCO
-(instances and panoptic), ADE20K and Cityscapes, so that existing mmdetection and mmsegmentation configs can read it.
+(instances and panoptic), ADE20K and Cityscapes, or, one digit an image, of ImageNet, so that existing configs of
+mmdetection, mmsegmentation and mmpretrain can read it.
 
 From top to bottom: the options, the material of a split, drawing one image, the layouts on disk, ``make_digits``.
 """
@@ -113,7 +114,10 @@ class DigitsPainter:
         photo = int(rng.integers(len(self.photos)))
         image = self._background(rng, self.photos[photo])
         count = rng.integers(*options.digits_per_image, endpoint=True)
-        chosen = rng.integers(len(self.scans), size=count)
+        scans = np.arange(len(self.scans))
+        if 'imagenet' in options.layouts:
+            scans = scans[self.labels == _digit(index + 1)]
+        chosen = scans[rng.integers(len(scans), size=count)]
         masks = np.zeros((0, options.image_size, options.image_size), bool)
         areas = np.zeros(0)
         blended = np.zeros(masks.shape[1:], bool)
@@ -189,9 +193,14 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, rng: np.random.Ge
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-def _path(layout, kind, split, number=0):
+def _path(layout, kind, split, number=1):
     folder = {'train': 'training', 'val': 'validation'}[split]
-    return LAYOUTS[layout][kind].format(split=split, folder=folder, number=number)
+    return LAYOUTS[layout][kind].format(split=split, folder=folder, number=number, digit=_digit(number))
+
+
+def _digit(number):
+    """The class of image ``number`` of a data set whose images have one each: the classes take turns."""
+    return (number - 1) % len(DIGITS)
 
 
 def _numbers(options, split):
@@ -263,7 +272,8 @@ def _write_split(root, options, split):
     painter = DigitsPainter(options, split)
     for layout in options.layouts:
         for kind in LAYOUTS[layout]:
-            (root / _path(layout, kind, split)).parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1 + len(DIGITS)):  # one of each class
+                (root / _path(layout, kind, split, number)).parent.mkdir(parents=True, exist_ok=True)
     images, instances, panoptic, num_segments = [], [], [], 0
     for number in progress(_numbers(options, split), f'digits, {split}'):
         sample = painter.draw(number - 1)
@@ -382,6 +392,8 @@ def make_digits(root: str | Path, options: DigitsOptions | None = None, *, overw
       ``reduce_zero_label=True``, ``metainfo=dict(classes=('background', *'0123456789'))``.
     - ``cityscapes/``: the same maps less one, 255 ignored. mmseg: ``type='BaseSegDataset'``,
       ``img_suffix='_leftImg8bit.png'``, ``seg_map_suffix='_gtFine_labelTrainIds.png'`` and the same metainfo.
+    - ``imagenet``, not with others: classification. ``train/3/`` has the images of digit 3, as many as each other digit
+      has. mmpretrain: ``type='CustomDataset'``, ``data_prefix='train'``.
 
     ``ADE20KDataset`` and ``CityscapesDataset`` read them too, but under the first 11 of their own class names: mmseg
     lets metainfo only select among these. Unlabeled in the maps is the pixel or so around a digit where its soft edge

@@ -11,7 +11,8 @@ CORRUPTIONS = {
     'contrast': (0.4, 0.3, 0.2, 0.1, 0.05),
 }
 
-# Layout -> kind of file -> path of image `number` (counted from 1) of `split`; `folder` is ADE20K's name of the split.
+# Layout -> kind of file -> path of image `number` (counted from 1) of `split`; `folder` is ADE20K's name of the split,
+# `digit` the class of the image where it has one.
 LAYOUTS = {
     'coco': {
         'image': 'coco/{split}2017/{number:012d}.jpg',
@@ -30,7 +31,14 @@ LAYOUTS = {
         'segments': 'coco/annotations/panoptic_{split}2017.json',
         'map': 'coco/annotations/panoptic_{split}2017/{number:012d}.png',
     },
+    'imagenet': {'image': '{split}/{digit}/{number:08d}.jpg'},
 }
+SCENES = tuple(layout for layout in LAYOUTS if layout != 'imagenet')  # of several digits, which share their images
+
+#: The options of a data set for classification, where they are not those of scenes: a digit fills most of its image.
+CLASSIFICATION = dict(
+    num_train=6000, num_val=1000, image_size=32, digits_per_image=(1, 1), digit_size=(20, 30), layouts=('imagenet',)
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class DigitsOptions:
         corruption (str, optional): 'noise', 'blur' or 'contrast', applied to the validation images only. The values
             are ImageNet-C's; the blur scales with ``image_size``.
         severity (int): Severity of the corruption, 0 (none) to 5.
-        layouts (Sequence[str]): Layouts to write, out of 'coco', 'ade', 'cityscapes' and 'panoptic'.
+        layouts (Sequence[str]): Layouts to write, out of 'coco', 'ade', 'cityscapes' and 'panoptic'; or 'imagenet'
+            alone, of single digits, the classes in turn: ``DigitsOptions(**CLASSIFICATION)``.
 
     Raises:
         TypeError: A count or size is not an int, or a range not two of them.
@@ -63,7 +72,7 @@ class DigitsOptions:
     seed: int = 0
     corruption: str | None = None
     severity: int = 0
-    layouts: Sequence[str] = tuple(LAYOUTS)
+    layouts: Sequence[str] = SCENES
 
     def __post_init__(self):
         _check_integer('num_train', self.num_train, 1)
@@ -92,6 +101,11 @@ class DigitsOptions:
         if not self.layouts or not set(self.layouts) <= set(LAYOUTS):
             raise ValueError(f'layouts={self.layouts!r}: choose one or more from {tuple(LAYOUTS)}')
         object.__setattr__(self, 'layouts', tuple(layout for layout in LAYOUTS if layout in self.layouts))
+        if 'imagenet' in self.layouts and (len(self.layouts) > 1 or self.digits_per_image != (1, 1)):
+            raise ValueError(
+                f'layouts={self.layouts} with digits_per_image={self.digits_per_image}: in the layout imagenet an '
+                'image is of one class, so it takes digits_per_image=(1, 1) and no other layout beside it'
+            )
 
 
 def _check_integer(name, value, low, high=None):

@@ -6,8 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from mmengine.registry import MODELS, init_default_scope
 
 from mmnorm.openmmlab.configs import dicts
+from mmnorm.openmmlab.pretrained import describe_misfit
 from mmnorm.openmmlab.xbn import missing_pretrained, missing_pretrained_message
 from mmnorm.terminal import command, config
 
@@ -47,6 +49,7 @@ def problems(cfg, num_processes, splits, initializes=True):
         )
     if initializes and 'train' in splits:  # also when it resumes: mmengine initializes first
         found += missing_weights(cfg.get('model'))
+        found += unfit_weights(cfg)
     return found
 
 
@@ -84,7 +87,7 @@ def missing_weights(model):
         path = missing_pretrained(module.get('init_cfg') or dict(checkpoint=module.get('pretrained') or ''))
         if path:
             kind = module['type']  # a name, or in mmengine's newer configs the class
-            messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path))
+            messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path, _pretrain(path)))
     for cfg in dicts(model, 'checkpoint'):
         norm = _of_authors(str(cfg['checkpoint']))
         if norm:
@@ -96,6 +99,47 @@ def missing_weights(model):
     for message in messages:
         seen.setdefault(message.partition(': ')[2] or message, message)  # a C4 head starts from the backbone's file
     return list(seen.values())
+
+
+def unfit_weights(cfg):
+    """Messages for the pretrained weights on this machine that are those of another backbone than a config's."""
+    messages = []
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    for module in dicts(cfg.get('model'), 'init_cfg'):
+        if 'backbone' in module:  # a whole detector, which may have other classes than its weights
+            continue
+        for init_cfg in module['init_cfg'] if isinstance(module['init_cfg'], list) else [module['init_cfg'] or {}]:
+            misfit = _misfit(module, init_cfg.get('checkpoint'), init_cfg.get('prefix') or '')
+            if misfit:
+                messages.append(
+                    f'{init_cfg["checkpoint"]} is not what {misfit}. Give init_cfg weights that were trained with this '
+                    'backbone, or give the backbone the depth, width and xbn of the weights. '
+                    f'{command("publish")} CHECKPOINT --only backbone takes those of a classifier or detector out of it'
+                )
+    return messages
+
+
+def _misfit(module, path, prefix):
+    """What cannot start from the weights at a path, and why (str); '' if it can, or if that is told elsewhere."""
+    weights = _weights_of(path) if isinstance(path, str) and not _of_authors(path) else {}
+    prefix = prefix and f'{prefix.rstrip(".")}.'
+    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    try:
+        with torch.device('meta'):
+            part = MODELS.build(dict(module, init_cfg=None)) if weights else None
+    except Exception:  # of a class of the host's or the user's: what is wrong with it is told by the training
+        return ''
+    misfit = describe_misfit(part, weights) if part is not None else ''
+    return misfit and f'{type(part).__name__} can start from: {misfit}'
+
+
+def _pretrain(path):
+    """The command (str) that makes the weights that a row of the zoo looks for at a path; '' if there is none."""
+    from mmnorm.zoo.rows import load_zoo  # here and not above: what checks the zoo imports this package
+
+    rows = (row for row in load_zoo().values() if row.pretrained.get('From') and row.pretrained['File'] == path)
+    row = next(rows, None)
+    return f'{command("pretrain")} {row.name}' if row else ''
 
 
 def frozen_from_scratch(model):
@@ -117,19 +161,24 @@ def frozen_from_scratch(model):
 
 def _of_authors(path):
     """The norm (str) in whose authors' layout a file is; None if in none, or if there is no such file."""
-    if not Path(path).is_file():
-        return None
-    try:
-        loaded = read_checkpoint(path)
-    except ValueError:  # told by what loads it
-        return None
-    weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
     return next(
         (
             norm
             for norm, name in _OF_AUTHORS.items()
-            for key, value in weights.items()
+            for key, value in _weights_of(path).items()
             if re.search(name, str(key)) and (norm != 'RBN' or value.dim() > 1)
         ),
         None,
     )
+
+
+def _weights_of(path):
+    """The tensors (dict) of a checkpoint file by name; {} if it cannot be read, which is told by what loads it."""
+    if not Path(path).is_file():
+        return {}
+    try:
+        loaded = read_checkpoint(path)
+    except ValueError:
+        return {}
+    weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
+    return {str(key).removeprefix('module.'): value for key, value in weights.items() if torch.is_tensor(value)}

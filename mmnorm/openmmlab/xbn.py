@@ -108,33 +108,40 @@ def missing_pretrained(init_cfg):
     return None
 
 
-def missing_pretrained_message(backbone, path):
-    """Say that weights are missing and, for an XBN backbone, name the three ways on.
+def missing_pretrained_message(backbone, path, pretrain=''):
+    """Say that weights are missing and, for an XBN backbone, name the ways on.
 
     Args:
         backbone (str): Name of the class that wants them.
         path (str): Where they were looked for.
+        pretrain (str): The command that makes them; '' if none does.
 
     Returns:
         str: The message, of several lines for an XBN backbone.
     """
     message = f'{backbone}: the pretrained weights {path} are missing (looked up from {Path.cwd()}).'
     if not backbone.startswith('XBN'):
+        made = f'{pretrain} trains and publishes them.\n' if pretrain else ''
         return f"""{message}
-For a config of mmnorm `{command('zoo')} show CONFIG` says where they come from; `{command('convert')}` converts
+{made}For a config of mmnorm `{command('zoo')} show CONFIG` says where they come from; `{command('convert')}` converts
 the authors' releases and the files of torchvision and mmdet to the form that is loaded."""
-    source = f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
-     ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}"""
+    ways = [
+        f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
+     ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}""",
+        f'BN weights, with the BNs live, as in {config("mask_rcnn_xbn_r50_bn_init.py")}',
+        f'No pretrained weights, as in {config("mask_rcnn_xbn_r50_scratch.py")}',
+        *([f'A pretraining of your own: {pretrain} trains it, and publishes it there'] if pretrain else []),
+    ]
     if 'ibn_a' in Path(path).name:
-        source = f"""IBN-Net's ImageNet weights, a file of release v1.0 of github.com/XingangPan/IBN-Net, converted:
+        ways[0] = f"""IBN-Net's ImageNet weights, a file of release v1.0 of github.com/XingangPan/IBN-Net, converted:
      {command('convert')} FILE {path} --to IBN"""
     elif Path(path).name != 'resnet50_xbn.pth':
-        source = """Pretrain them: the authors released only those of ResNet-50 and ResNeXt-50 with GN at position 2 and
-     in the stem (pretrained/resnet50_xbn.pth), and these do not fit another placement or depth"""
-    return f"""{message} There are three ways to go on:
-  1. {source}
-  2. BN weights, with the BNs live, as in {config('mask_rcnn_xbn_r50_bn_init.py')}
-  3. No pretrained weights, as in {config('mask_rcnn_xbn_r50_scratch.py')}"""
+        ways[
+            0
+        ] = """Those of somebody who pretrained them: the authors released only those of ResNet-50 and ResNeXt-50 with
+     GN at position 2 and in the stem (pretrained/resnet50_xbn.pth), which do not fit another placement or depth"""
+    listed = '\n'.join(f'  {number}. {way}' for number, way in enumerate(ways, start=1))
+    return f'{message} There are {("three", "four")[len(ways) - 3]} ways to go on:\n{listed}'
 
 
 def _frozen(module):

@@ -72,7 +72,18 @@ def test_help_lists_the_commands(capsys):
     said = help_of(capsys)
     assert all(re.search(f'^  {name} +{re.escape(what)}$', said, flags=re.M) for name, what in cli.COMMANDS.items())
     folder = {path.stem.replace('check_', 'check-') for path in (ROOT / 'mmnorm/cli').glob('*.py')}
-    shared = {'__init__', '__main__', 'arguments', 'first_batch', 'launch', 'light', 'mistakes', 'places', 'ranks'}
+    shared = {
+        '__init__',
+        '__main__',
+        'arguments',
+        'chain',
+        'first_batch',
+        'launch',
+        'light',
+        'mistakes',
+        'places',
+        'ranks',
+    }
     assert folder - set(cli.COMMANDS) == shared
 
 

@@ -127,6 +127,13 @@ CASES = [
     train('model = dict(backbone=dict(init_cfg=5))', must_be('model.backbone.init_cfg', 'a dict or a list of them')),
     train("model = dict(backbone=dict(init_cfg='k.pth'))", must_be('model.backbone.init_cfg', 'a dict or a list of t')),
     train('model = dict(backbone=dict(pretrained=5))', must_be('model.backbone.pretrained', 'a text, True or F')),
+    train(PRETRAINED("checkpoint='base.pth'"), 'base.pth is not what ResNet can start from: none of its names is one'),
+    train(PRETRAINED("checkpoint='base.pth'"), 'but those below backbone. are'),
+    train(
+        "model = dict(backbone=dict(base_channels=8, init_cfg=dict(type='Pretrained', checkpoint='base.pth', "
+        "prefix='backbone.')))",
+        'base.pth is not what ResNet can start from: 102 of its tensors have another shape, as conv1.weight: (4, 3, 7',
+    ),
     train(PRETRAINED("checkpoint='gone.pth'"), 'ResNet: the pretrained weights gone.pth are missing (looked up from'),
     train(NORM("type='GN', num_groups=3"), at('model.backbone.norm_cfg', 'ValueError: num_channels (4) must be divis')),
     train(NORM("type='GN'"), at('model.backbone.norm_cfg', "AssertionError at assert 'num_groups' in cfg_")),
@@ -517,6 +524,25 @@ COMMANDS = [
     ('digits new --corruption fog', "corruption='fog': choose from noise, blur, contrast or None"),
     ('digits new --severity 6 --corruption blur', 'severity=6: must be from 0 to 5'),
     ('digits new --layouts voc', "layouts=['voc']: choose one or more from"),
+    ('digits new --layouts imagenet coco', 'takes digits_per_image=(1, 1) and no other layout beside it'),
+    ('digits new --layouts imagenet --digits-per-image 1 2', 'in the layout imagenet an image is of one class'),
+    # pretrain
+    ('pretrain gone', 'gone is not a config of the zoo'),
+    ('pretrain base.py', 'base.py is not a config of the zoo'),
+    ('pretrain mask_rcnn_frozenbn_r50', 'it starts from weights that are released: torchvision ResNet-50 (BN)'),
+    ('pretrain mask_rcnn_xbn_r50_digits', 'it is trained from scratch'),
+    ('pretrain NAME --cfg-options foo', 'foo is not KEY=VALUE'),
+    ('pretrain NAME --processes 0', 'argument --processes: must be 1 or more, got 0'),
+    *(
+        (f'pretrain mask_rcnn_xbn_r50_digits_pretrained --from {name}', message)
+        for name, message in (
+            ('gone.pth', 'checkpoint gone.pth does not exist'),
+            ('empty.pth', 'empty.pth cannot be loaded as a checkpoint: it is empty'),
+            ('png.pth', 'png.pth cannot be loaded as a checkpoint'),
+            ('no_weights.pth', 'no_weights.pth has no weights'),
+            ('base.pth', 'base.pth is not what mask_rcnn_xbn_r50_digits_pretrained starts from'),
+        )
+    ),
     # check-data
     ('check-data base.py --splits gone', "argument --splits: invalid choice: 'gone'"),
     ('check-data no_model.py --splits val', 'no_model.py has no val_dataloader'),

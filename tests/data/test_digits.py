@@ -2,7 +2,7 @@ import importlib.util
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval  # noqa: E402
 from sklearn.datasets import load_digits, load_sample_images  # noqa: E402
 
 from mmnorm.cli import run_command  # noqa: E402
-from mmnorm.data import DigitsOptions, digits, make_digits  # noqa: E402
+from mmnorm.data import CLASSIFICATION, DigitsOptions, digits, make_digits  # noqa: E402
 from mmnorm.files import WriteError  # noqa: E402
 
 SMALL = DigitsOptions(num_train=6, num_val=4, image_size=64, digits_per_image=(2, 4), digit_size=(12, 30))
@@ -222,6 +222,41 @@ def test_copies_where_there_are_no_hard_links(root, tmp_path, monkeypatch):
     assert tree(tmp_path / 'copied') == tree(root)
 
 
+SINGLE = DigitsOptions(**CLASSIFICATION | dict(num_train=25, num_val=10))
+
+
+def test_imagenets_layout_has_a_digit_an_image_in_the_folder_of_its_class(tmp_path):
+    assert make_digits(tmp_path / 'digits', SINGLE) and not make_digits(tmp_path / 'digits', SINGLE)
+    make_digits(tmp_path / 'again', SINGLE)
+    assert tree(tmp_path / 'digits') == tree(tmp_path / 'again')
+    for split, number in (('train', 25), ('val', 10)):
+        painter = digits.DigitsPainter(SINGLE, split)
+        drawn = [painter.draw(index) for index in range(number)]
+        assert [sample.labels.tolist() for sample in drawn] == [[index % 10] for index in range(number)]
+        folders = sorted((tmp_path / 'digits' / split).iterdir())
+        assert [folder.name for folder in folders] == list('0123456789')
+        for folder in folders:
+            names = [f'{1 + index:08d}.jpg' for index in range(number) if index % 10 == int(folder.name)]
+            assert sorted(path.name for path in folder.iterdir()) == names
+        image = np.asarray(Image.open(tmp_path / f'digits/{split}/3/00000004.jpg'), float)
+        assert image.shape == (32, 32, 3) and np.abs(image - drawn[3].image).mean() < 5
+
+
+def test_mmpretrain_reads_it(tmp_path):
+    CustomDataset = pytest.importorskip('mmpretrain.datasets').CustomDataset
+    make_digits(tmp_path / 'digits', SINGLE)
+    found = CustomDataset(data_root=str(tmp_path / 'digits'), data_prefix='train')
+    assert len(found) == 25 and ''.join(found.CLASSES) == '0123456789'
+    assert all(Path(found[i]['img_path']).parent.name == str(found[i]['gt_label']) for i in range(25))
+
+
+def test_single_digits_are_overwritten_as_scenes_are(tmp_path):
+    make_digits(tmp_path, SINGLE)
+    refuses(tmp_path, replace(SINGLE, seed=1), r'seed=0 \(now 1\): pass overwrite=True')
+    assert make_digits(tmp_path, replace(SINGLE, num_train=12), overwrite=True)
+    assert len(list((tmp_path / 'train').rglob('*.jpg'))) == 12
+
+
 def test_only_the_chosen_layouts_are_written(tmp_path):
     make_digits(tmp_path, replace(SMALL, layouts=['coco']))
     assert {path.name for path in tmp_path.iterdir()} == {'coco', 'digits.json'}
@@ -310,6 +345,12 @@ def test_mmseg_reads_maps(root, name, arguments):
         (dict(corruption='blur', severity=6), ValueError, 'severity=6: must be from 0 to 5'),
         (dict(severity=1), ValueError, 'severity=1 needs a corruption: choose from noise, blur, contrast'),
         (dict(layouts=()), ValueError, 'layouts=.*choose one or more from'),
+        (
+            dict(layouts=('imagenet',)),
+            ValueError,
+            'with digits_per_image=.1, 4.: in the layout imagenet an image is of on',
+        ),
+        (dict(CLASSIFICATION, layouts=('coco', 'imagenet')), ValueError, 'takes digits_per_image=.1, 1. and no other'),
         (dict(layouts=('coco', 'voc')), ValueError, "layouts=.'coco', 'voc'.: choose one or more from"),
     ],
 )
@@ -465,6 +506,12 @@ def test_tool_passes_every_option(run, tmp_path):
         severity=2,
         layouts=['coco', 'ade'],
     )
+
+
+def test_tool_takes_the_options_of_single_digits_where_none_is_given(run, tmp_path):
+    assert run(tmp_path, '--layouts', 'imagenet', '--train', 2, '--val', 1)[0] == 0
+    found = json.loads((tmp_path / 'digits.json').read_text())['options']
+    assert found == json.loads(json.dumps(asdict(DigitsOptions(**CLASSIFICATION | dict(num_train=2, num_val=1)))))
 
 
 def test_tool_overwrites_on_request(run, tmp_path):

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from mmnorm.cli import run_command, zoo
+from mmnorm.cli import launch, run_command, zoo
 from mmnorm.zoo import Model, Published
 from mmnorm.zoo.rows import METAFILE
 from tests.processes import environment
@@ -34,24 +33,13 @@ def searched(path, rates):
     )
 
 
-@pytest.fixture
-def forked_training(forked_tool):
-    """Stands for subprocess.run: train as `mmnorm train CONFIG --processes 1` does, in a fork."""
-
-    def run(command):
-        assert command[:4] == [sys.executable, '-m', 'mmnorm_door', 'train'] and command[5:7] == ['--processes', '1']
-        return forked_tool('train.py', command[4], *command[7:], ranks=1)
-
-    return run
-
-
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('forks', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_best_learning_rate(forked_training, digits_config, tmp_path, capfd, monkeypatch, forks):
+def test_best_learning_rate(request, digits_config, tmp_path, capfd, monkeypatch, forks):
     monkeypatch.setenv('PATH', environment()['PATH'])
     if forks:
-        monkeypatch.setattr(zoo.subprocess, 'run', forked_training)
+        request.getfixturevalue('forked_training')
     path = digits_config('train_cfg = dict(max_epochs=1, val_interval=1)', base='faster_rcnn_en_r50_digits')
     args = argparse.Namespace(work_dir=str(tmp_path / 'sweep'), processes=1, cfg_options=['randomness.seed=3'])
     model = searched(path, RATES)
@@ -62,7 +50,7 @@ def test_best_learning_rate(forked_training, digits_config, tmp_path, capfd, mon
         text = (tmp_path / f'sweep/lr_{rate}/project.py').read_text()
         assert f'lr={rate}' in text.replace(' ', '') and 'seed=3' in text
     capfd.readouterr()
-    monkeypatch.setattr(zoo.subprocess, 'run', None)  # nothing is trained again
+    monkeypatch.setattr(launch.subprocess, 'run', None)  # nothing is trained again
     assert zoo.sweep(model, args) == 0
     assert 'the best' in capfd.readouterr().out
 
@@ -85,7 +73,7 @@ def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(tmp_path, c
         (work_dir / 'run.json').write_text(json.dumps(dict(finished='2025-01-01T12:01:00')))
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(zoo.subprocess, 'run', train)
+    monkeypatch.setattr(launch.subprocess, 'run', train)
     model = searched('project.py', {'optim_wrapper.optimizer.lr': [0.1, 0.04, 0.02, 0.01]})
     args = argparse.Namespace(work_dir=str(tmp_path), processes=1, cfg_options=[])
     assert zoo.sweep(model, args) == 1
@@ -101,7 +89,7 @@ def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(tmp_path, c
 
 
 def test_no_training_has_the_metric(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(zoo.subprocess, 'run', lambda command: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(launch.subprocess, 'run', lambda command: SimpleNamespace(returncode=2))
     args = argparse.Namespace(work_dir=str(tmp_path / 'new'), processes=1, cfg_options=[])
     assert zoo.sweep(searched('project.py', RATES), args) == 1
     assert json.loads((tmp_path / 'new/sweep.json').read_text())['best'] is None
@@ -112,7 +100,7 @@ def test_interruption_ends_the_search(tmp_path, capsys, monkeypatch):
     def interrupt(command):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(zoo.subprocess, 'run', interrupt)
+    monkeypatch.setattr(launch.subprocess, 'run', interrupt)
     assert run_command('zoo', ['sweep', 'faster_rcnn_bn_r50_scratch_8x2', '1', '--work-dir', str(tmp_path)]) == 130
     assert 'interrupted: the same command continues' in capsys.readouterr().err
 
