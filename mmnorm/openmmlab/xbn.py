@@ -11,6 +11,8 @@ from mmnorm.terminal import command, config
 
 from . import mmpretrain_keys
 
+BN_TENSORS = ('weight', 'bias', 'running_mean', 'running_var')
+
 
 class XBN:
     """What turns a host's backbone class into its XBN twin: ``class XBNResNet(XBN, ResNet)``.
@@ -26,9 +28,12 @@ class XBN:
 
     Raises:
         FileNotFoundError: From ``init_weights``, when the pretrained file is missing; it names the ways on.
+        ValueError: From ``init_weights``, when it does not fit, of which mmengine would load what does and log the
+            rest: another depth, width or placement, or a whole network without ``prefix``. Nothing is loaded then.
     """
 
     xbn_norm_cfg = GN64
+    _initialized_by = None
 
     def __init__(self, *args, xbn=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -39,7 +44,11 @@ class XBN:
         missing = missing_pretrained(self.init_cfg)
         if missing:
             raise FileNotFoundError(missing_pretrained_message(type(self).__name__, missing))
-        super().init_weights()
+        self._initialized_by = _local_checkpoint(self.init_cfg)
+        try:
+            super().init_weights()
+        finally:
+            self._initialized_by = None
 
     def train(self, mode=True):
         if mode and self.norm_eval and any(isinstance(m, _BatchNorm) and not _frozen(m) for m in self.modules()):
@@ -89,7 +98,38 @@ class XBN:
                 'placement, and these BNs would have no statistics. Give xbn the arguments that it was trained '
                 "with; the authors' weights have xbn=dict(stem=True)."
             )
+        misfit = _misfit(self, state_dict) if self._initialized_by and not prefix else ''
+        if misfit:
+            raise ValueError(f'{type(self).__name__}: {self._initialized_by} is not its pretraining: {misfit}')
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _misfit(backbone, state_dict):
+    """Why a checkpoint (str; '' if it does) does not fit a backbone; what norms have beside BN may be missing."""
+    own = {name: value for name, value in backbone.state_dict().items() if name.rpartition('.')[2] in BN_TENSORS}
+    missing = [name for name in own if name not in state_dict]
+    if len(missing) == len(own):
+        whole = next((key[: -len(missing[0])] for key in state_dict if key.endswith(f'.{missing[0]}')), None)
+        hint = f'these are below {whole!r}: give init_cfg prefix={whole!r}' if whole else 'it is of another network'
+        return f'it has none of the {len(own)} tensors, such as {missing[0]}; {hint}'
+    others = [name for name in own if name in state_dict and state_dict[name].shape != own[name].shape]
+    if others:
+        shapes = f'{tuple(state_dict[others[0]].shape)} there, {tuple(own[others[0]].shape)} here'
+        return f'{len(others)} tensors are of another shape ({others[0]}: {shapes}): another depth, width or groups'
+    if missing:
+        return (
+            f'it lacks {len(missing)} of {len(own)} tensors ({", ".join(missing[:3])}): another depth, or norms in '
+            'other places. Give depth and xbn what it was trained with'
+        )
+    broken = [name for name in own if not state_dict[name].isfinite().all()]
+    return f'NaN or infinity in {len(broken)} of its tensors ({broken[0]})' if broken else ''
+
+
+def _local_checkpoint(init_cfg):
+    """The path of the file (str) that an ``init_cfg`` loads; None if there is none."""
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
+    paths = [str(cfg['checkpoint']) for cfg in cfgs if cfg.get('type') == 'Pretrained']
+    return next((path for path in paths if '://' not in path), None)
 
 
 def missing_pretrained(init_cfg):
