@@ -2,6 +2,7 @@
 
 from .backends import spelled_out, use_triton
 from .blends import BN, IN, LN, Blend, blend
+from .constant import constant_affine
 from .elements import spread, statistics_dtype
 from .plane import like, moments, normalize, recomputed
 from .positions import normalize_positions
@@ -18,6 +19,7 @@ __all__ = [
     'Renorm',
     'Running',
     'blend',
+    'constant_affine',
     'like',
     'moments',
     'neighbors',

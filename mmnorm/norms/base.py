@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mmnorm.core import Blend, blend, normalize, spelled_out, statistics_dtype
+from mmnorm.core import Blend, blend, constant_affine, normalize, spelled_out, statistics_dtype
 from mmnorm.terminal import config
 
 from .arguments import DEVICE, DTYPE, FLAG, GROUP, NONE, checked, integer, note_stock_arguments, number, one_of
@@ -257,10 +258,21 @@ class PlaneNorm(RunningStatistics):
     def running_affine(self, x: Tensor) -> Tensor:
         """Evaluate as BN: normalize by the running statistics, a constant affine per channel."""
         mean, var = self.running_statistics()
+        if mean is not None and self._is_constant(x):
+            return constant_affine(x, mean, var, self.weight, self.bias, self.eps)
         if torch.is_grad_enabled() and mean is not None:
             # nn.BatchNorm2d leaves its buffers in the graph, whose gradients are wrong once later batches change them
             mean, var = mean.clone(), var.clone()
         return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
+
+    def _is_constant(self, x):
+        """Whether gradients go through to x and nothing else; what reads or changes operations sees those of BN."""
+        return (
+            torch.is_grad_enabled()
+            and x.requires_grad
+            and not (spelled_out() or is_traceable_wrapper_subclass(x) or forward_ad._current_level >= 0)
+            and not any(p is not None and p.requires_grad for p in (self.weight, self.bias))
+        )
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance of each channel, (C,)."""

@@ -130,3 +130,17 @@ def test_norms_that_are_put_in_are_not_held_by_that():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     replace_norms(model, 'EN', batch_size=2)
     assert isinstance(model.eval()[1], EN) and held(model) == {False}
+
+
+def test_what_learns_nothing_keeps_no_activation(cfg):
+    layer = build(cfg)
+    if not isinstance(layer, PlaneNorm):
+        pytest.skip('has no running statistics')
+    layer.eval().requires_grad_(False)
+    x, kept = torch.randn(4, CHANNELS, 32, 32, requires_grad=True), []
+    layer(x)  # EN decides what it is at the first
+    if not layer.is_bn_in_evaluation:
+        pytest.skip('is no affine of its input in evaluation')
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        layer(x)
+    assert max(kept) == CHANNELS
