@@ -126,8 +126,9 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        number = 1 + len(ctx.what.tensors())
-        (x, *tensors), saved = ctx.saved_tensors[:number], ctx.saved_tensors[number:]
+        x, *saved = ctx.saved_tensors  # asked for once: checkpointing gives each tensor once
+        number = len(ctx.what.tensors())
+        tensors, saved = saved[:number], saved[number:]
         what = ctx.what.of(*tensors)
         if torch.is_grad_enabled():
             r, d = saved[-3:-1]
