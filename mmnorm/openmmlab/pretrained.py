@@ -28,7 +28,19 @@ class PretrainedWithoutNorms(PretrainedInit):
 def describe_misfit(backbone, weights):
     """Say how weights are those of another backbone (str; '' if not): mmengine would load what fits, and go on.
 
-    Heads and whole stages that only one of them has are no misfit, nor is one layer of other input channels.
+    As :func:`describe_other_size`; and BNs that stay as they are loaded are where the weights have BNs.
+
+    Args:
+        backbone (nn.Module): On any device, the meta device too.
+        weights (dict[str, Tensor]): As the backbone would load them.
+    """
+    return describe_other_size(backbone, weights) or _describe_other_places(backbone, weights)
+
+
+def describe_other_size(backbone, weights):
+    """Say how weights are those of a backbone of other names, depth or width (str; '' if not).
+
+    Heads and whole stages that only one of them has are no difference, nor is one layer of other input channels.
 
     Args:
         backbone (nn.Module): On any device, the meta device too.
@@ -37,8 +49,9 @@ def describe_misfit(backbone, weights):
     own = backbone.state_dict()
     shared = [key for key in own if key in weights]
     if not shared:
-        below = next((key.partition('.')[0] for key in weights if key.partition('.')[2] in own), '')
-        return 'none of its names is one of the backbone' + (f', but those below {below}. are' if below else '')
+        below = next((key.partition('.')[0] + '.' for key in weights if key.partition('.')[2] in own), '')
+        hint = f', but those below {below!r} are: give init_cfg prefix={below!r}' if below else ''
+        return f'none of its names is one of the backbone{hint}'
     other = [key for key in shared if own[key].shape != weights[key].shape]
     if len({key.rpartition('.')[0] for key in other}) > 1:
         there, here = (tuple(of[other[0]].shape) for of in (weights, own))
@@ -47,7 +60,7 @@ def describe_misfit(backbone, weights):
     for stage in ours:
         if ours[stage] != theirs.get(stage, ours[stage]):
             return f'its {stage} has {theirs[stage]} blocks, that of the backbone {ours[stage]}'
-    return _describe_other_places(backbone, weights)
+    return ''
 
 
 def _blocks(names):

@@ -10,8 +10,9 @@ from mmnorm.norms.checks import warn_once
 from mmnorm.terminal import command, config
 
 from . import mmpretrain_keys
+from .pretrained import describe_other_size
 
-BN_TENSORS = ('weight', 'bias', 'running_mean', 'running_var')
+_BN_TENSORS = ('weight', 'bias', 'running_mean', 'running_var')
 
 
 class XBN:
@@ -106,16 +107,11 @@ class XBN:
 
 def _misfit(backbone, state_dict):
     """Why a checkpoint (str; '' if it does) does not fit a backbone; what norms have beside BN may be missing."""
-    own = {name: value for name, value in backbone.state_dict().items() if name.rpartition('.')[2] in BN_TENSORS}
+    other = describe_other_size(backbone, state_dict)
+    if other:
+        return other
+    own = [name for name in backbone.state_dict() if name.rpartition('.')[2] in _BN_TENSORS]
     missing = [name for name in own if name not in state_dict]
-    if len(missing) == len(own):
-        whole = next((key[: -len(missing[0])] for key in state_dict if key.endswith(f'.{missing[0]}')), None)
-        hint = f'these are below {whole!r}: give init_cfg prefix={whole!r}' if whole else 'it is of another network'
-        return f'it has none of the {len(own)} tensors, such as {missing[0]}; {hint}'
-    others = [name for name in own if name in state_dict and state_dict[name].shape != own[name].shape]
-    if others:
-        shapes = f'{tuple(state_dict[others[0]].shape)} there, {tuple(own[others[0]].shape)} here'
-        return f'{len(others)} tensors are of another shape ({others[0]}: {shapes}): another depth, width or groups'
     if missing:
         return (
             f'it lacks {len(missing)} of {len(own)} tensors ({", ".join(missing[:3])}): another depth, or norms in '

@@ -128,7 +128,7 @@ CASES = [
     train("model = dict(backbone=dict(init_cfg='k.pth'))", must_be('model.backbone.init_cfg', 'a dict or a list of t')),
     train('model = dict(backbone=dict(pretrained=5))', must_be('model.backbone.pretrained', 'a text, True or F')),
     train(PRETRAINED("checkpoint='base.pth'"), 'base.pth is not what ResNet can start from: none of its names is one'),
-    train(PRETRAINED("checkpoint='base.pth'"), 'but those below backbone. are'),
+    train(PRETRAINED("checkpoint='base.pth'"), "but those below 'backbone.' are"),
     train(
         "model = dict(backbone=dict(base_channels=8, init_cfg=dict(type='Pretrained', checkpoint='base.pth', "
         "prefix='backbone.')))",
@@ -498,8 +498,8 @@ COMMANDS = [
     ('zoo list --norm XX', '--norm XX has no config'),
     ('zoo list --paper gone', "argument --paper: invalid choice: 'gone'"),
     (
-        'zoo list --paper xbn --norm SN',
-        'no config matches --paper xbn and --norm SN; there are 34 without --paper xbn, 48 without --norm SN',
+        'zoo list --paper evalnorm --norm SN',
+        'no config matches --paper evalnorm and --norm SN; there are 53 without --paper evalnorm, 31 without --norm SN',
     ),
     ('zoo list mask_rcnn_xbn_r50 --task panoptic', '1 without --task panoptic segmentation'),
     ('zoo table --write --paper bgn', '--write writes the pages of all configs'),

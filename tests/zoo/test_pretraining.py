@@ -116,7 +116,7 @@ def test_a_classifier_with_its_prefix_is_no_backbone(tmp_path):
     classifier(tmp_path / 'classifier.pth')
     cfg = detector(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'classifier.pth')))
     (message,) = unfit_weights(cfg)
-    assert 'but those below backbone. are' in message and 'CHECKPOINT --only backbone' in message
+    assert "but those below 'backbone.' are" in message and 'CHECKPOINT --only backbone' in message
     cfg.model.backbone.init_cfg.prefix = 'backbone.'
     assert unfit_weights(cfg) == []
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(publish(tmp_path / 'classifier.pth').path))
