@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmnorm.norms import NORMS, PlaneNorm
 from mmnorm.norms.base import freeze
+from mmnorm.norms.checks import warn_once
 from mmnorm.norms.groups import cut_channels
 
 #: Other norms that a layer can be made of, by the names that configs call them.
@@ -23,7 +24,6 @@ TORCH_NORMS: dict[str, type[nn.Module]] = {
     'IN': nn.InstanceNorm2d,
 }
 _NAMES = {kind.__name__: name for name, kind in TORCH_NORMS.items()} | {'LayerNorm': 'LN'}
-_TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,26 @@ def replace_norms(
     return list(chosen)
 
 
+def _tensors_for(name, new, old):
+    """The state of a layer as another one may have it: running statistics over groups are given for each channel."""
+    tensors, own = dict(old.state_dict()), new.state_dict()
+    both = isinstance(old, PlaneNorm) and 'running_mean' in tensors and 'running_mean' in own
+    if both and own['running_mean'].shape != tensors['running_mean'].shape:
+        held = old.running_statistics()
+        if old.num_features % len(held[0]):
+            raise ValueError(
+                f'replace_norms: {name} has statistics of {len(held[0])} groups, which are not of whole channels '
+                f'({old.num_features}): no other norm has such'
+            )
+        each = old.num_features // len(held[0])
+        tensors['running_mean'], tensors['running_var'] = (value.repeat_interleave(each) for value in held)
+    return tensors
+
+
+def _learned_beside_bn(layer):
+    return layer.added_to_bn() if isinstance(layer, PlaneNorm) else ()
+
+
 def freeze_norms(
     model: nn.Module, where: Callable[[str, nn.Module], bool] | str | Iterable[str] | None = None
 ) -> list[str]:
@@ -288,11 +308,23 @@ def _twin(name, old, norm, arguments):
     if norm.startswith('Sync') and not {'process_group', 'group_size'}.intersection(arguments):
         cfg.update(_ranks_of(old))
     new = build_norm(cfg, channels_of(old), name)
-    tensors = {key: value for key in _TENSORS if (value := getattr(old, key, None)) is not None}
+    tensors = _tensors_for(name, new, old)
     like = next(iter(tensors.values()), torch.empty(0))
     new.to(like.device, like.dtype)
-    known = new.state_dict().keys()
-    new.load_state_dict({key: value for key, value in tensors.items() if key in known}, strict=False)
+    known = new.state_dict()
+    lost = [
+        key
+        for key in _learned_beside_bn(old)
+        if key in tensors and (key not in known or known[key].shape != tensors[key].shape)
+    ]
+    fitting = {key: value for key, value in tensors.items() if key in known and key not in lost}
+    new.load_state_dict(fitting, strict=False)
+    if lost:
+        warn_once(
+            f'replace_norms: {", ".join(lost)} of {type_name(old)} has no place in {norm}, in {name} and perhaps '
+            'others: what they learned is lost, and the network computes something else until it is trained',
+            key=f'replace_norms {type_name(old)} {norm} {lost}',
+        )
     for key, parameter in old.named_parameters():
         own = new._parameters.get(key)
         if own is not None:

@@ -1,5 +1,6 @@
 """What norms a network has, and putting others in their place."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from mmnorm.blocks import build_norm, freeze_norms, is_norm, list_norms, norm_layers, replace_norms, summarize_norms
-from mmnorm.norms import NORMS, SYNC_TWINS, FrozenBN
+from mmnorm.norms import NORMS, SYNC_TWINS, FrozenBN, checks
 
 from ..norms.cases import CHANNELS, EVERY, build, described, randomized
 
@@ -105,6 +106,50 @@ def test_evaluates_as_the_bn_that_it_replaces(name):
     expected = model(x)
     replace_norms(model, name)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def learned(name, **arguments):
+    """A network whose norms have learned something."""
+    model = network().eval()
+    replace_norms(model, name, **arguments)
+    for parameter in model.parameters():
+        parameter.normal_()
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', NORMS)
+def test_what_a_norm_learned_is_kept_in_one_of_its_kind(name):
+    model, x = learned(name), torch.randn(2, 3, 12, 12)
+    expected = model(x)
+    plain = name.removeprefix('Sync')
+    for other in (name, *(twin for twin in (f'Sync{plain}', plain) if twin in NORMS)):
+        replace_norms(model, other, '*')
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['SN', 'RBN', 'EN', 'BGN'])
+def test_what_has_no_place_in_the_new_norm_is_said(name, monkeypatch):
+    monkeypatch.setattr(checks, '_warned', set())
+    model = learned(name, **dict(num_groups=2) if name == 'BGN' else {})
+    layer = model[1]
+    lost = list(layer.added_to_bn())
+    running = [value.repeat_interleave(8 // len(value)) for value in (layer.running_mean, layer.running_var)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        replace_norms(model, 'BN', '*')
+    said = [str(warning.message) for warning in told if 'has no place in BN, in 1' in str(warning.message)]
+    assert len(said) == bool(lost) and all(key in said[0] for key in lost)
+    assert torch.equal(model[1].running_mean, running[0]) and torch.equal(model[1].running_var, running[1])
+
+
+def test_statistics_of_groups_of_elements_fit_no_other_norm():
+    model = learned('BGN', num_groups=3)
+    with pytest.raises(ValueError, match='replace_norms: 1 has statistics of 3 groups, which are not of whole'):
+        replace_norms(model, 'BN', '*')
+    assert all(layer.type == 'BGN' for layer in list_norms(model))
 
 
 def test_where_chooses_by_pattern_names_or_function():
