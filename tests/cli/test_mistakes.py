@@ -132,7 +132,7 @@ CASES = [
     train(
         "model = dict(backbone=dict(base_channels=8, init_cfg=dict(type='Pretrained', checkpoint='base.pth', "
         "prefix='backbone.')))",
-        'base.pth is not what ResNet can start from: 102 of its tensors have another shape, as conv1.weight: (4, 3, 7',
+        'base.pth is not what ResNet can start from: 100 of its tensors have another shape, as conv1.weight: (4, 3, 7',
     ),
     train(PRETRAINED("checkpoint='gone.pth'"), 'ResNet: the pretrained weights gone.pth are missing (looked up from'),
     train(NORM("type='GN', num_groups=3"), at('model.backbone.norm_cfg', 'ValueError: num_channels (4) must be divis')),
