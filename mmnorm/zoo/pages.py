@@ -122,7 +122,7 @@ def _make_page(name, paper, models, more):
     tasks = {}
     for title in order:
         tasks.setdefault(_task(sections[title]), []).append(f'[{title}](#{_anchor(title)})')
-    listed = ''.join(f'- {task.capitalize()}: {", ".join(titles)}\n' for task, titles in tasks.items())
+    listed = ''.join(_to_item('-', f'{task.capitalize()}: {", ".join(titles)}') for task, titles in tasks.items())
     parts = [
         f'# {name}\n\n*{paper.title}*:\n<{paper.url}>\n\n'
         "Figures are the paper's, in percent; `tools/zoo.py show NAME` has all of a config. [The README of all\n"
@@ -212,17 +212,14 @@ def _notes(model, row):
 
 
 def _to_list(numbers):
-    items = [
-        fill(
-            f'{number}. {text}',
-            120,
-            subsequent_indent=' ' * len(f'{number}. '),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for text, number in numbers.items()
-    ]
-    return '\n'.join(items) + '\n'
+    return ''.join(_to_item(f'{number}.', text) for text, number in numbers.items())
+
+
+def _to_item(mark, text):
+    """A line of a list, or several."""
+    indent = ' ' * (len(mark) + 1)
+    lines = fill(f'{mark} {text}', 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return f'{lines}\n'
 
 
 def _to_markdown(table):
