@@ -214,26 +214,6 @@ def replace_norms(
     return list(chosen)
 
 
-def _tensors_for(name, new, old):
-    """The state of a layer as another one may have it: running statistics over groups are given for each channel."""
-    tensors, own = dict(old.state_dict()), new.state_dict()
-    both = isinstance(old, PlaneNorm) and 'running_mean' in tensors and 'running_mean' in own
-    if both and own['running_mean'].shape != tensors['running_mean'].shape:
-        held = old.running_statistics()
-        if old.num_features % len(held[0]):
-            raise ValueError(
-                f'replace_norms: {name} has statistics of {len(held[0])} groups, which are not of whole channels '
-                f'({old.num_features}): no other norm has such'
-            )
-        each = old.num_features // len(held[0])
-        tensors['running_mean'], tensors['running_var'] = (value.repeat_interleave(each) for value in held)
-    return tensors
-
-
-def _learned_beside_bn(layer):
-    return layer.added_to_bn() if isinstance(layer, PlaneNorm) else ()
-
-
 def freeze_norms(
     model: nn.Module, where: Callable[[str, nn.Module], bool] | str | Iterable[str] | None = None
 ) -> list[str]:
@@ -314,7 +294,7 @@ def _twin(name, old, norm, arguments):
     known = new.state_dict()
     lost = [
         key
-        for key in _learned_beside_bn(old)
+        for key in (old.added_to_bn() if isinstance(old, PlaneNorm) else ())
         if key in tensors and (key not in known or known[key].shape != tensors[key].shape)
     ]
     fitting = {key: value for key, value in tensors.items() if key in known and key not in lost}
@@ -334,3 +314,19 @@ def _twin(name, old, norm, arguments):
     # train() would say that the network is about to train, and EN would take an eval() after it for norm_eval's
     new.training = old.training and not getattr(new, 'frozen', False)
     return new
+
+
+def _tensors_for(name, new, old):
+    """The state of a layer as another one may have it: running statistics over groups are given for each channel."""
+    tensors, own = dict(old.state_dict()), new.state_dict()
+    both = isinstance(old, PlaneNorm) and 'running_mean' in tensors and 'running_mean' in own
+    if both and own['running_mean'].shape != tensors['running_mean'].shape:
+        held = old.running_statistics()
+        if old.num_features % len(held[0]):
+            raise ValueError(
+                f'replace_norms: {name} has statistics of {len(held[0])} groups, which are not of whole channels '
+                f'({old.num_features}): no other norm has such'
+            )
+        each = old.num_features // len(held[0])
+        tensors['running_mean'], tensors['running_var'] = (value.repeat_interleave(each) for value in held)
+    return tensors

@@ -184,6 +184,15 @@ def _at(channels, channel, exists):
     return tl.load(channels + channel, exists, other=0.0)[None, :]
 
 
+@triton.jit
+def _shifted(means, exists, center, channel, column_exists):
+    """What BN pools of a tile: means, as they are centered."""
+    own = tl.load(means, exists, other=0.0)
+    if center is not None:
+        own += _at(center, channel, column_exists) * own
+    return own
+
+
 @jit
 def _over_channels(m, v, batches, mean, var, width, correction, COLUMNS: tl.constexpr):
     """Mean and variance of so many channels that follow each other; the number of batches counts on."""
@@ -223,17 +232,13 @@ def _blend(
         total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
         for start in range(0, samples, SAMPLES):
             _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
-            own = tl.load(grouped_m + at, exists, other=0.0)
-            if center is not None:
-                own += _at(center, channel, column_exists) * own
+            own = _shifted(grouped_m + at, exists, center, channel, column_exists)
             total += own
         pooled_mean = tl.sum(total, 0) / samples
         total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
         for start in range(0, samples, SAMPLES):
             _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
-            own = tl.load(grouped_m + at, exists, other=0.0)
-            if center is not None:
-                own += _at(center, channel, column_exists) * own
+            own = _shifted(grouped_m + at, exists, center, channel, column_exists)
             distance = own - pooled_mean[None, :]
             own_var = tl.load(grouped_v + at, exists, other=0.0) * correction
             total += tl.where(exists, own_var + distance * distance, 0.0)

@@ -161,21 +161,24 @@ def missing_pretrained_message(backbone, path, pretrain=''):
         return f"""{message}
 {made}For a config of mmnorm `{command('zoo')} show CONFIG` says where they come from; `{command('convert')}` converts
 the authors' releases and the files of torchvision and mmdet to the form that is loaded."""
-    ways = [
-        f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
-     ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}""",
-        f'BN weights, with the BNs live, as in {config("mask_rcnn_xbn_r50_bn_init.py")}',
-        f'No pretrained weights, as in {config("mask_rcnn_xbn_r50_scratch.py")}',
-        *([f'A pretraining of your own: {pretrain} trains it, and publishes it there'] if pretrain else []),
-    ]
+    source = f"""The authors' ImageNet weights: follow the link "ImageNet pre-trained ResNet-50 with XBNBlock" in
+     ObjectDetection/README.md of github.com/huangleiBuaa/XBNBlock, save the file as {path}"""
     if 'ibn_a' in Path(path).name:
-        ways[0] = f"""IBN-Net's ImageNet weights, a file of release v1.0 of github.com/XingangPan/IBN-Net, converted:
+        source = f"""IBN-Net's ImageNet weights, a file of release v1.0 of github.com/XingangPan/IBN-Net, converted:
      {command('convert')} FILE {path} --to IBN"""
     elif Path(path).name != 'resnet50_xbn.pth':
-        ways[
-            0
-        ] = """Those of somebody who pretrained them: the authors released only those of ResNet-50 and ResNeXt-50 with
-     GN at position 2 and in the stem (pretrained/resnet50_xbn.pth), which do not fit another placement or depth"""
+        source = (
+            'Those of somebody who pretrained them: the authors released only those of ResNet-50 and ResNeXt-50 with\n'
+            '     GN at position 2 and in the stem (pretrained/resnet50_xbn.pth), which do not fit another '
+            'placement or depth'
+        )
+    ways = [
+        source,
+        f'BN weights, with the BNs live, as in {config("mask_rcnn_xbn_r50_bn_init.py")}',
+        f'No pretrained weights, as in {config("mask_rcnn_xbn_r50_scratch.py")}',
+    ]
+    if pretrain:
+        ways.append(f'A pretraining of your own: {pretrain} trains it, and publishes it there')
     listed = '\n'.join(f'  {number}. {way}' for number, way in enumerate(ways, start=1))
     return f'{message} There are {("three", "four")[len(ways) - 3]} ways to go on:\n{listed}'
 
