@@ -89,7 +89,7 @@ def missing_weights(model):
             kind = module['type']  # a name, or in mmengine's newer configs the class
             messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path, _pretrain(path)))
     for cfg in dicts(model, 'checkpoint'):
-        norm = _of_authors(str(cfg['checkpoint']))
+        norm = _of_authors(_weights_of(str(cfg['checkpoint'])))
         if norm:
             messages.append(
                 f"{cfg['checkpoint']} is in the layout of {norm}'s authors, and its norms would not be "
@@ -121,7 +121,9 @@ def unfit_weights(cfg):
 
 def _misfit(module, path, prefix):
     """What cannot start from the weights at a path, and why (str); '' if it can, or if that is told elsewhere."""
-    weights = _weights_of(path) if isinstance(path, str) and not _of_authors(path) else {}
+    weights = _weights_of(path) if isinstance(path, str) else {}
+    if _of_authors(weights):
+        return ''
     prefix = prefix and f'{prefix.rstrip(".")}.'
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     try:
@@ -159,14 +161,14 @@ def frozen_from_scratch(model):
     ]
 
 
-def _of_authors(path):
-    """The norm (str) in whose authors' layout a file is; None if in none, or if there is no such file."""
+def _of_authors(weights):
+    """The norm (str) in whose authors' layout weights (dict) are; None if in none."""
     return next(
         (
             norm
             for norm, name in _OF_AUTHORS.items()
-            for key, value in _weights_of(path).items()
-            if re.search(name, str(key)) and (norm != 'RBN' or value.dim() > 1)
+            for key, value in weights.items()
+            if re.search(name, key) and (norm != 'RBN' or value.dim() > 1)
         ),
         None,
     )
