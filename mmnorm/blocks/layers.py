@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from mmnorm.norms import NORMS, PlaneNorm
+from mmnorm.norms import NORMS, BatchFreeNorm, PlaneNorm
 from mmnorm.norms.base import freeze
 from mmnorm.norms.checks import warn_once
 from mmnorm.norms.groups import cut_channels
@@ -294,7 +294,7 @@ def _twin(name, old, norm, arguments):
     known = new.state_dict()
     lost = [
         key
-        for key in (old.added_to_bn() if isinstance(old, PlaneNorm) else ())
+        for key in (old.added_to_bn() if isinstance(old, (PlaneNorm, BatchFreeNorm)) else ())
         if key in tensors and (key not in known or known[key].shape != tensors[key].shape)
     ]
     fitting = {key: value for key, value in tensors.items() if key in known and key not in lost}

@@ -6,6 +6,7 @@ from .bgn import BGN, SyncBGN
 from .brn import BRN
 from .estimate import estimate_offline
 from .evalnorm import EN, SyncEN
+from .frn import FRN, TLU
 from .frozen_bn import FrozenBN
 from .gbgn import GBGN
 from .gw import GW
@@ -19,21 +20,20 @@ from .sn import SN, SyncSN
 #: Every normalizer by its name, which is that of its class.
 NORMS = {
     norm.__name__: norm
-    for norm in (FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN)
+    for norm in (FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN, FRN)
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
 SYNC_TWINS = {NORMS[name.removeprefix('Sync')]: twin for name, twin in NORMS.items() if name.startswith('Sync')}
 #: Marks in state dicts (:mod:`mmnorm.norms.marks`) to the first norm that has them.
 MARKS = {mark: name for name, norm in reversed(NORMS.items()) for mark in norm(1).marks()}
 #: What norms keep in a state dict beside the tensors of BN and GN, to the first norm that does.
-OWN_TENSORS = MARKS | {
-    leaf: name for name, norm in reversed(NORMS.items()) for leaf in getattr(norm, 'added_to_bn', dict)()
-}
+OWN_TENSORS = MARKS | {leaf: name for name, norm in reversed(NORMS.items()) for leaf in norm.added_to_bn()}
 
 __all__ = [
     'BGN',
     'BRN',
     'EN',
+    'FRN',
     'GBGN',
     'GW',
     'IBN',
@@ -45,6 +45,7 @@ __all__ = [
     'RBN',
     'SN',
     'SYNC_TWINS',
+    'TLU',
     'BatchFreeNorm',
     'FrozenBN',
     'PlaneNorm',

@@ -14,6 +14,7 @@ from mmnorm.terminal import config
 
 from .arguments import DEVICE, DTYPE, FLAG, GROUP, NONE, checked, integer, note_stock_arguments, number, one_of
 from .checks import called, check_input, refuse_script, warn_once
+from .controls import Controls
 from .levels import PerLevel, refuse_levels
 from .marks import compare_marks, put_marks, reset_marks
 from .passes import beside_saving_hooks
@@ -22,7 +23,7 @@ from .running import RunningStatistics
 _BN_KEYS = frozenset(nn.BatchNorm2d(1).state_dict())
 
 
-class PlaneNorm(RunningStatistics):
+class PlaneNorm(Controls, RunningStatistics):
     """Base of the normalizers that keep BN statistics.
 
     A subclass defines ``statistics(mean, var, count)`` on the moment plane (see :func:`mmnorm.core.normalize`) and
@@ -62,10 +63,6 @@ class PlaneNorm(RunningStatistics):
     """
 
     _abbr_ = 'bn'  # mmcv's attribute prefix: a BN checkpoint fits key by key
-    #: What the layer learns beside gamma and beta: name to initial value.
-    control_parameters: dict[str, float] = {}
-    #: What it keeps beside BN's statistics: name to initial value.
-    control_buffers: dict[str, float] = {}
     #: Where a mark's number is the index of a name: these names.
     mark_values: dict[str, tuple[str, ...]] = {}
     #: What evaluation mode means for this norm while the network trains (stock configs carry norm_eval=True).
@@ -76,8 +73,8 @@ class PlaneNorm(RunningStatistics):
     held: bool | None = None
     #: Whether eps may be 0: only where no variance of 0 can come.
     takes_eps_0 = False
-    weight: Any
-    bias: Any
+    #: The paper's eps, where it is not BN's 1e-5, which hosts put into every norm_cfg that has none.
+    own_eps: float | None = None
     # Whether no forward pass followed the last train(True), and whether the layer was put in evaluation mode then; here
     # for layers that were pickled when there were no such attributes
     _fresh = False
@@ -134,14 +131,7 @@ class PlaneNorm(RunningStatistics):
         if track_running_stats and self.statistics_shape != (num_features,):
             self.running_mean = self.running_mean.new_zeros(self.statistics_shape)
             self.running_var = self.running_var.new_ones(self.statistics_shape)
-        for name, value in self.added_to_bn().items():
-            shape = self.control_shape(name)
-            if shape is not None:
-                tensor = torch.full(shape, value, device=device, dtype=dtype)
-                if name in self.control_parameters:
-                    self.register_parameter(name, nn.Parameter(tensor))
-                else:
-                    self.register_buffer(name, tensor)
+        self.put_controls(device, dtype)
         put_marks(self, device)
         self.single_value = single_value
         if single_value == 'running' and not track_running_stats:
@@ -164,13 +154,7 @@ class PlaneNorm(RunningStatistics):
         """Whether evaluation takes statistics over positions, those that pad an image to its batch's size included."""
         return not self.is_bn_in_evaluation or self.running_mean is None
 
-    @classmethod
-    def added_to_bn(cls) -> dict[str, float]:
-        """What the layer's state dict has beside BN's: name to initial value."""
-        return {**cls.control_parameters, **cls.control_buffers}
-
     def control_shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a control parameter or buffer; None if this layer has no such one."""
         return (self.num_features,)
 
     def marks(self) -> dict[str, float]:
@@ -251,10 +235,6 @@ class PlaneNorm(RunningStatistics):
             and all(p is None or p.dtype == dtype for p in self.learned())
         )
 
-    def learned(self) -> list[Tensor | None]:
-        """Gamma, beta and the control parameters, or what was put in their place, such as a hypernetwork's tensors."""
-        return [getattr(self, name, None) for name in ('weight', 'bias', *self.control_parameters)]
-
     def running_affine(self, x: Tensor) -> Tensor:
         """Evaluate as BN: normalize by the running statistics, a constant affine per channel."""
         mean, var = self.running_statistics()
@@ -277,11 +257,6 @@ class PlaneNorm(RunningStatistics):
     def running_statistics(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance of each channel, (C,)."""
         return self.running_mean, self.running_var
-
-    @property
-    def gamma_beta(self) -> tuple[Any, Any]:
-        """Weight and bias, (C,) each; 1 and 0 where there are none."""
-        return 1.0 if self.weight is None else self.weight, 0.0 if self.bias is None else self.bias
 
     @property
     def is_held(self) -> bool:
@@ -311,11 +286,7 @@ class PlaneNorm(RunningStatistics):
         for value, start in ((self.weight, 1.0), (self.bias, 0.0)):
             if value is not None:
                 value.fill_(start)
-        own = {**self._parameters, **self._buffers}
-        for name, start in self.added_to_bn().items():
-            value = own.get(name)
-            if value is not None:  # torch's constructor comes here before there are any
-                value.fill_(start)
+        self.reset_controls()
         reset_marks(self)
 
     def from_bn(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

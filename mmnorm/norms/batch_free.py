@@ -1,7 +1,5 @@
 """The layer that normalizers without running statistics are."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from mmnorm.core import like
@@ -9,10 +7,11 @@ from mmnorm.core import like
 from .arguments import DEVICE, DTYPE, FLAG, NONE, checked, note_no_effect, note_stock_arguments, number
 from .base import check_eps_0, freeze
 from .checks import check_input, refuse_script
+from .controls import Controls
 from .marks import compare_marks, put_marks, reset_marks
 
 
-class BatchFreeNorm(nn.GroupNorm):
+class BatchFreeNorm(Controls, nn.GroupNorm):
     """Base of the normalizers that keep no running statistics: training and evaluation are the same.
 
     A subclass defines ``normalize(x)``. It is an ``nn.GroupNorm``, so that norm_decay_mult finds it.
@@ -32,9 +31,9 @@ class BatchFreeNorm(nn.GroupNorm):
         Input and output (N, C, *S); N may be 0.
     """
 
-    mark_values: dict[str, tuple[str, ...]] = {}  # as of PlaneNorm
-    takes_eps_0 = False  # as of PlaneNorm
-    bias: Any
+    mark_values: dict[str, tuple[str, ...]] = {}  # this and the next ones: as of PlaneNorm
+    takes_eps_0 = False
+    own_eps: float | None = None
 
     @checked(
         eps=number(least=0),
@@ -69,6 +68,7 @@ class BatchFreeNorm(nn.GroupNorm):
         super().__init__(1, num_features, eps, affine, device, dtype)
         if not bias:
             self.bias = None
+        self.put_controls(device, dtype)
         put_marks(self, device)
         if frozen:
             freeze(self)
@@ -79,6 +79,9 @@ class BatchFreeNorm(nn.GroupNorm):
     def marks(self) -> dict[str, float]:
         """What the layer computes and no other tensor shows, name to number (:mod:`mmnorm.norms.marks`)."""
         return {}
+
+    def control_shape(self, name: str) -> tuple[int, ...] | None:
+        return (self.num_channels,)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalize x, which is checked; a contiguous tensor of as many elements."""
@@ -94,6 +97,7 @@ class BatchFreeNorm(nn.GroupNorm):
 
     def reset_parameters(self):
         super().reset_parameters()
+        self.reset_controls()
         reset_marks(self)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

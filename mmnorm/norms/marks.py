@@ -36,8 +36,9 @@ def compare_marks(layer: nn.Module, state_dict: dict[str, Tensor], prefix: str) 
         prefix (str): Of the layer's names in it.
     """
     name, norm = prefix[:-1] or 'the layer', type(layer).__name__
-    # whatever has none of what the layer learns beside gamma and beta is for from_bn
-    leaves = tuple(getattr(layer, 'control_parameters', ())) or ('weight', 'bias', 'running_mean')
+    # whatever has none of what the layer learns beside gamma and beta is for from_bn, where there is one
+    controls = tuple(layer.control_parameters) if hasattr(layer, 'from_bn') else ()  # type: ignore[arg-type]
+    leaves = controls or ('weight', 'bias', 'running_mean')
     loads = any(prefix + leaf in state_dict for leaf in leaves)
     for mark, own in layer.marks().items():  # type: ignore[operator]
         theirs = state_dict.pop(prefix + mark, None)

@@ -15,6 +15,8 @@ those of torch are by :mod:`mmnorm.blocks.guards`:
   model that has one is left alone.
 - mmdet's ``FrozenBatchNorm2d.convert_frozen_batchnorm`` would make frozen BNs of them: they become frozen themselves,
   and stay what they are.
+- ``build_norm_layer`` of mmcv and mmpretrain gives every norm an eps of 1e-5 where norm_cfg says none: one whose paper
+  has another keeps that.
 - mmengine's optimizer constructor takes the parameters of each module for its own: with ``paramwise_cfg`` the levels of
   a PerLevel, which share theirs, would end in torch's error that a parameter is in several groups.
 
@@ -22,6 +24,7 @@ Each says once what it did.
 """
 
 import functools
+import sys
 from importlib.util import find_spec
 
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
@@ -31,7 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import freeze_norms, fuse_conv_norm
 from mmnorm.blocks.guards import leave_ours_alone, rebind, retype_ours
-from mmnorm.norms import SYNC_TWINS, FrozenBN, PerLevel, PlaneNorm
+from mmnorm.norms import SYNC_TWINS, BatchFreeNorm, FrozenBN, PerLevel, PlaneNorm
 from mmnorm.norms.checks import warn_once
 from mmnorm.norms.modes import keeping_modes
 
@@ -48,6 +51,7 @@ def install():
         return
     from mmcv.cnn import ConvModule, fuse_conv_bn
 
+    guard_norm_builders()
     rebind(fuse_conv_bn, _fold_by_our_rules(fuse_conv_bn))
     ConvModule.turn_on_efficient_conv_bn_eval = _not_for_ours(ConvModule.turn_on_efficient_conv_bn_eval)
 
@@ -56,6 +60,27 @@ def guard_frozen_batchnorm(kind):
     """Wrap ``convert_frozen_batchnorm`` of mmdet's class, which is not imported before it is used."""
     if not hasattr(kind.convert_frozen_batchnorm, '__wrapped__'):
         kind.convert_frozen_batchnorm = classmethod(_freeze_ours(kind.convert_frozen_batchnorm.__func__))
+
+
+def guard_norm_builders():
+    """Wrap ``build_norm_layer`` of the hosts that are imported."""
+    for name in ('mmcv.cnn.bricks.norm', 'mmpretrain.models.utils.norm'):
+        build = getattr(sys.modules.get(name), 'build_norm_layer', None)
+        if build is not None and not hasattr(build, '__wrapped__'):
+            rebind(build, _with_own_eps(build))
+
+
+def _with_own_eps(build):
+
+    @functools.wraps(build)
+    def guarded(cfg, *args, **kwargs):
+        built = build(cfg, *args, **kwargs)
+        layer = built[1] if isinstance(built, tuple) else built  # mmcv's name and layer, mmpretrain's layer
+        if isinstance(layer, (PlaneNorm, BatchFreeNorm)) and layer.own_eps is not None and 'eps' not in cfg:
+            layer.eps = layer.own_eps
+        return built
+
+    return guarded
 
 
 def _freeze_ours(convert):

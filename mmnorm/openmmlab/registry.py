@@ -102,6 +102,7 @@ def _count_levels(registry):
 def register_host(host: str) -> None:
     """Register our models for a host; called by the import locations that :func:`install` has added."""
     registry = import_module(f'{host}.registry').MODELS
+    guards.guard_norm_builders()
     try:
         models = [getattr(import_module(module), name) for module, names in HOST_MODELS[host].items() for name in names]
     except (ImportError, AssertionError) as error:

@@ -61,6 +61,8 @@ BAD = dict(
     warmup=[*NO_INTEGER, -1, math.inf],
     method=NO_WORD,
     iterations=[*NO_INTEGER, -1, 0],
+    learnable_eps=NO_FLAG,
+    tlu=NO_FLAG,
 )
 ARGUMENTS = [(name, argument) for name, norm in NORMS.items() for argument in known_arguments(norm)]
 

@@ -22,6 +22,10 @@ def spatial(x):
     return tuple(range(2, x.dim()))
 
 
+def instance_mean(x):
+    return x.reshape(*x.shape[:2], -1).mean(2).view(*x.shape[:2], *[1] * (x.dim() - 2))
+
+
 def running(layer, x):
     return spread(layer.running_mean, x), spread(layer.running_var, x)
 
@@ -30,8 +34,12 @@ def bn_statistics(layer, x, training):
     return over(x, 0, *spatial(x)) if training else running(layer, x)
 
 
+def affine_of(layer, x):
+    return x * spread(layer.weight, x) + spread(layer.bias, x)
+
+
 def affine(layer, x, mean, var):
-    return (x - mean) / (var + layer.eps).sqrt() * spread(layer.weight, x) + spread(layer.bias, x)
+    return affine_of(layer, (x - mean) / (var + layer.eps).sqrt())
 
 
 def bn(layer, x, training):
@@ -145,6 +153,12 @@ def gw(layer, x, training):
     return torch.stack(out) * spread(layer.weight, x) + spread(layer.bias, x)
 
 
+def frn(layer, x, training):
+    eps = layer.eps + (layer.eps_l.abs() if layer.learnable_eps else 0)
+    y = affine_of(layer, x / (instance_mean(x.square()) + eps).sqrt())
+    return torch.maximum(y, spread(layer.tau, x)) if layer.tlu else y
+
+
 def evalnorm(layer, x, training):
     mean, var = bn_statistics(layer, x, training)
     if not training:
@@ -163,6 +177,7 @@ REFERENCES = dict(
     BRN=brn,
     IBN=ibn,
     GW=gw,
+    FRN=frn,
     FrozenBN=lambda layer, x, training: bn(layer, x, False),
 )
 

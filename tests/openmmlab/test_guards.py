@@ -160,3 +160,14 @@ def test_convert_frozen_batchnorm_says_so_once():
     assert len(warned) == 1 and isinstance(model[1][2], FrozenBatchNorm2d)
     plain = FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(8))
     assert isinstance(plain, FrozenBatchNorm2d)
+
+
+def test_hosts_leave_a_norm_the_eps_of_its_paper():
+    from mmpretrain.models import utils
+    from mmpretrain.registry import MODELS
+
+    assert MODELS.get('XBNResNet')  # its first use is what guards
+    builders = build, lambda cfg: utils.build_norm_layer(cfg, 8), lambda cfg: MODELS.build(dict(cfg, num_features=8))
+    for build_norm in builders:
+        assert build_norm(dict(type='FRN')).eps == norms.FRN(8).eps != build_norm(dict(type='SN')).eps
+        assert build_norm(dict(type='FRN', eps=1e-5)).eps == 1e-5
