@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from math import prod
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def or_kernel(x_at: int = 0, module: str = 'kernels') -> Callable[[_Function], _
     Args:
         x_at (int): Which of the arguments is x, (N, C, *S), or a plane, (N, C).
         module (str): Of the kernels. It has a function ``variant(x, args)`` that tells apart what is compiled, and
-            checked, by itself; None is what there is no kernel for.
+            checked, by itself; None is what there is no kernel for. Its other functions take the variant first.
     """
 
     def decorate(aten):
@@ -55,32 +55,32 @@ def or_kernel(x_at: int = 0, module: str = 'kernels') -> Callable[[_Function], _
 
         @functools.wraps(aten)
         def run(*args):
-            kernels = kernels_for(aten, module, args[x_at], args)
-            return aten(*args) if kernels is None else getattr(kernels, name)(*args)
+            kernels, variant = kernels_for(aten, module, args[x_at], args)
+            return aten(*args) if variant is None else getattr(kernels, name)(variant, *args)
 
         return run
 
     return decorate
 
 
-def kernels_for(aten: Callable, module: str, x: Tensor, args: tuple) -> ModuleType | None:
-    """The module whose function is to be used in the place of ``aten(*args)``, or None: ATen.
+def kernels_for(aten: Callable, module: str, x: Tensor, args: tuple) -> tuple[ModuleType | None, Any]:
+    """The module whose function is to be used in the place of ``aten(*args)``, with the variant, or None: ATen.
 
     Raises:
         RuntimeError: This card gives other results than ATen; that is looked at before the first use.
     """
     if not (_has_card(x) and _enabled and x.dtype in _DTYPES and x.numel()) or _is_traced(x):
-        return None
+        return None, None
     kernels = _load(module)
     variant = None if kernels is None else kernels.variant(x, args)
     if variant is None:
-        return None
+        return None, None
     key = aten.__name__, x.get_device(), x.dtype, variant
     if key not in _checked:
-        if _is_capturing(x) or not _works(kernels, aten, x, args):
-            return None
+        if _is_capturing(x) or not _works(kernels, aten, x, args, variant):
+            return None, None
         _checked.add(key)
-    return kernels
+    return kernels, variant
 
 
 def _has_card(x):
@@ -123,13 +123,13 @@ def _give_up(error):
 
 
 @torch.no_grad()
-def _works(kernels, aten, x, args):
+def _works(kernels, aten, x, args, variant):
     """Whether a kernel can be compiled for such arguments; an error if it then computes something else than ATen."""
-    name, variant = aten.__name__, kernels.variant(x, args)
+    name = aten.__name__
     try:
         for _ in range(2):  # first by Triton's own dispatch, then as all later calls are launched
             ours = _made_up(aten, x, args, variant)
-            found = getattr(kernels, name)(*ours)
+            found = getattr(kernels, name)(variant, *ours)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no C compiler, no folder for the cache, a card that the compiler does not know ...

@@ -85,7 +85,8 @@ class Blend(NamedTuple):
     def of(self, mean_ratio, var_ratio, weight, bias, center, a, b) -> 'Blend':
         """The same, of other :meth:`tensors`."""
         ratios, gate = (None if pair[0] is None else pair for pair in ((mean_ratio, var_ratio), (a, b)))
-        return self._replace(ratios=ratios, weight=weight, bias=bias, center=center, gate=gate)
+        # not by _replace, which takes longer
+        return Blend(self.scopes, self.batch, self.groups, ratios, weight, bias, center, gate, *self[-3:])
 
 
 def blend(x: Tensor, what: Blend, eps: float) -> Tensor:
@@ -101,7 +102,7 @@ def blend(x: Tensor, what: Blend, eps: float) -> Tensor:
     """
     tensors = what.tensors()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors)):
-        return like(_Blend.apply(x, what.of(*[None] * len(tensors)), eps, *tensors), x)
+        return like(_Blend.apply(x, what, eps, *tensors), x)
     if what.takes_var:
         return like(_forward(x, what, eps)[0], x)
     m = elements.take_means(x)
@@ -119,8 +120,9 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, what, eps, *tensors):
-        y, saved = _forward(x, what.of(*tensors), eps)
-        ctx.what, ctx.eps = what._replace(renorm=None), eps
+        y, saved = _forward(x, what, eps)
+        # what is saved for the backward pass is kept there alone
+        ctx.what, ctx.eps = what.of(*[None] * len(tensors))._replace(renorm=None), eps
         ctx.save_for_backward(x, *tensors, *saved)
         return y
 

@@ -27,6 +27,9 @@ _SHORT = 256
 # Up to so many elements, which stay in the caches, two plain passes in place are faster than the one of a batch norm
 _CACHED = 2**21
 
+# By the number of axes
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 _batch_norm: Callable = torch.native_batch_norm
 _batch_norm_out = torch.ops.aten.native_batch_norm.out
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
@@ -45,8 +48,10 @@ def spread(plane: Any, x: Tensor) -> Any:
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """The format that results have: that of x, contiguous or channels last; contiguous for others."""
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
-    return torch.contiguous_format if x.is_contiguous() or not x.is_contiguous(memory_format=layout) else layout
+    layout = _CHANNELS_LAST.get(x.dim())
+    if layout is None or x.is_contiguous() or not x.is_contiguous(memory_format=layout):
+        return torch.contiguous_format
+    return layout
 
 
 @or_kernel()

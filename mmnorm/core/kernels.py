@@ -10,7 +10,7 @@ What is a constant of a kernel is in :class:`Tiling` alone, so that images of al
 
 import inspect
 from collections.abc import Iterable
-from itertools import chain
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 from triton.compiler import CompiledKernel
+from triton.runtime import driver
 
 from .elements import memory_format
 
@@ -29,6 +31,7 @@ _ROWS_JOINED = 8  # by a program
 _ALIGNMENT = 16  # bytes, the most that a thread loads at once
 # Rows and positions, which kernels count in 32 bits, are at most so many
 _LARGEST_AXIS = 2**30
+_SHAPES_KEPT = 4096  # of tensors, whose cut is not thought about again
 
 # Versions of Triton whose compiled kernels are known to be launched as here; others dispatch each call themselves
 _KNOWN = (3, 6) <= tuple(int(part) for part in triton.__version__.split('.')[:2]) <= (3, 8)
@@ -51,137 +54,179 @@ class Tiling(NamedTuple):
 
 def tiling(x: Tensor) -> Tiling:
     """The tiling of x, (N, C, *S), or of its contiguous copy where it is neither contiguous nor channels last."""
-    channels, length = x.shape[1], prod(x.shape[2:])
     last = memory_format(x) != torch.contiguous_format
+    is_copied = not last and not x.is_contiguous()
+    return _tiling(x.shape, _ALIGNMENT // x.itemsize, last, is_copied or x.data_ptr() % _ALIGNMENT == 0)
+
+
+@lru_cache(_SHAPES_KEPT)
+def _tiling(shape, unit, last, is_aligned):
+    channels, length = shape[1], prod(shape[2:])
     # contiguous: long rows; rows of some hundreds; many of, say, 7 x 7 positions share a program
     rows = (64 if channels > 32 else 32) if last else 1 if length > 1024 else 8 if length > 64 else 32
-    is_copied = not last and not x.is_contiguous()
-    unit = _ALIGNMENT // x.itemsize
-    aligned = (is_copied or x.data_ptr() % _ALIGNMENT == 0) and (channels if last else length) % unit == 0
-    return Tiling(last, unit if aligned else 1, rows, _TILE // rows)
+    is_aligned = is_aligned and (channels if last else length) % unit == 0
+    return Tiling(last, unit if is_aligned else 1, rows, _TILE // rows)
 
 
 def variant(x: Tensor, args: tuple) -> Tiling | None:
     """The tiling of x where the kernels are for it."""
-    too_large = x.dim() <= 2 or max(x.shape[0] * x.shape[1], prod(x.shape[2:])) > _LARGEST_AXIS
-    return None if too_large else tiling(x)
+    return tiling(x) if _is_for(x.shape) else None
 
 
-def take_moments(x: Tensor) -> tuple[None, Tensor, Tensor, None]:
+@lru_cache(_SHAPES_KEPT)
+def _is_for(shape):
+    return len(shape) > 2 and max(shape[0] * shape[1], prod(shape[2:])) <= _LARGEST_AXIS
+
+
+def take_moments(tiles: Tiling, x: Tensor) -> tuple[None, Tensor, Tensor, None]:
     """Mean and biased variance of each channel of each sample, (N, C) in float32, among what ATen's needs beside."""
-    return None, *_summed(_moments, x, (x,)), None
+    return None, *_summed(_moments, tiles, (x,)), None
 
 
-def take_means(x: Tensor) -> Tensor:
+def take_means(tiles: Tiling, x: Tensor) -> Tensor:
     """The means alone, (N, C)."""
-    return take_moments(x)[1]
+    return take_moments(tiles, x)[1]
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def affine(tiles: Tiling, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``scale * x + shift``, both broadcasting to (N, C), rounded once."""
-    return complete(x, (), 0.0, scale, shift)
+    return complete(tiles, x, (), 0.0, scale, shift)
 
 
-def complete(x: Tensor, moments: tuple, mean: Any, scale: Any, bias: Any) -> Tensor:
+def complete(tiles: Tiling, x: Tensor, moments: tuple, mean: Any, scale: Any, bias: Any) -> Tensor:
     """``scale * (x - mean) + bias``, planes broadcasting to (N, C) or numbers, rounded once."""
-    return _mapped(_affine, x, (x,), (mean, scale, bias))
+    return _mapped(_affine, tiles, (x,), (mean, scale, bias))
 
 
-def reduce(grad: Tensor, x: Tensor, own_mean: Tensor) -> tuple[Tensor, Tensor]:
+def reduce(tiles: Tiling, grad: Tensor, x: Tensor, own_mean: Tensor) -> tuple[Tensor, Tensor]:
     """``sum(grad)`` and ``sum(grad * (x - own_mean))`` over the positions, (N, C) each."""
-    return _summed(_reduce, x, (x, grad), (own_mean,))
+    return _summed(_reduce, tiles, (x, grad), (own_mean,))
 
 
-def input_gradient(grad: Tensor, x: Tensor, own_mean: Any, scale: Any, dmean: Any, dvar: Any) -> Tensor:
+def input_gradient(tiles: Tiling, grad: Tensor, x: Tensor, own_mean: Any, scale: Any, dmean: Any, dvar: Any) -> Tensor:
     """``scale * grad + dmean / L + 2 * dvar * (x - own_mean) / L``, all planes broadcasting to (N, C), rounded once."""
-    return _mapped(_input_gradient, x, (x, grad), (own_mean, scale, dmean, dvar))
+    return _mapped(_input_gradient, tiles, (x, grad), (own_mean, scale, dmean, dvar))
 
 
-def _summed(kernel, x, elements, planes=()):
+def _summed(kernel, tiles, elements, planes=()):
     """Two planes of sums over the positions."""
-    tiles, elements = _laid_out(*elements)
-    programs, sizes = _sizes(x, tiles, sums=True)
+    x, *_ = elements = _laid_out(tiles, elements)
+    programs, sizes = _sizes(x.shape, tiles, True)
     *_, length, _, splits, count = sizes
-    rows = x.shape[0] * x.shape[1]
-    found = [torch.empty((splits, *x.shape[:2]), dtype=torch.float32, device=x.device) for _ in range(2)]
-    launch(kernel, x, tiles, programs, *elements, *chain(*_strided(planes, x)), *found, *sizes)
+    plane = x.shape[:2]
+    found = _planes(x, plane if splits == 1 else (splits, *plane))
+    launch(kernel, x, tiles, programs, *elements, *_strided(planes, x), *found, *sizes)
     if splits == 1:
-        return found[0][0], found[1][0]
-    joined = [torch.empty_like(part[0]) for part in found]
+        return found
+    joined = _planes(x, plane)
     constants = kernel is _moments, _ROWS_JOINED, _MOST_SPLITS
-    programs, chunk = triton.cdiv(rows, _ROWS_JOINED), count * tiles.columns
-    launch(_join, x, constants, programs, *found, *joined, rows, length, splits, chunk)
-    return joined[0], joined[1]
+    rows, chunk = prod(plane), count * tiles.columns
+    launch(_join, x, constants, divided(rows, _ROWS_JOINED), *found, *joined, rows, length, splits, chunk)
+    return joined
 
 
-def _mapped(kernel, x, elements, planes):
+def _mapped(kernel, tiles, elements, planes):
     """A tensor like x, computed element by element."""
-    tiles, elements = _laid_out(*elements)
-    out = torch.empty_like(elements[0])
-    programs, sizes = _sizes(x, tiles)
-    launch(kernel, x, tiles, programs, *elements, out, *chain(*_strided(planes, x)), *sizes)
+    x, *_ = elements = _laid_out(tiles, elements)
+    out = torch.empty_like(x)
+    programs, sizes = _sizes(x.shape, tiles, False)
+    launch(kernel, x, tiles, programs, *elements, out, *_strided(planes, x), *sizes)
     return out
 
 
-def _laid_out(x, *others):
-    """The tiling of x, with x and the others of its type and memory format, aligned as it is: copies where not."""
-    tiles, layout = tiling(x), memory_format(x)
+def _planes(x, shape):
+    plane = torch.empty(shape, dtype=torch.float32, device=x.device)
+    return plane, torch.empty_like(plane)
+
+
+def _laid_out(tiles, elements):
+    """Tensors in the type and the memory format of the first, aligned as its tiling has it: copies where they are not.
+
+    As they are where they can be: each call that does nothing costs as much as a launch.
+    """
+    dtype, layout = elements[0].dtype, memory_format(elements[0]) if tiles.last else torch.contiguous_format
     tensors = [
-        # as it is where it can be: each call that does nothing costs as much as a launch
         t
-        if t.dtype == x.dtype and not t.is_neg() and t.is_contiguous(memory_format=layout)
-        else t.resolve_neg().to(x.dtype).contiguous(memory_format=layout)
-        for t in (x, *others)
+        if t.dtype == dtype and not t.is_neg() and t.is_contiguous(memory_format=layout)
+        else t.resolve_neg().to(dtype).contiguous(memory_format=layout)
+        for t in elements
     ]
-    return tiles, [t.clone() if tiles.unit > 1 and t.data_ptr() % _ALIGNMENT else t for t in tensors]
+    return [t.clone() if tiles.unit > 1 and t.data_ptr() % _ALIGNMENT else t for t in tensors]
 
 
 def _strided(planes, x):
     """Of each plane what kernels take: it, and how far its next sample and its next channel are."""
+    given: list[Any] = []
+    shape = x.shape[:2]
     for plane in planes:
         if not torch.is_tensor(plane):
             plane = torch.full((), plane, dtype=torch.float32, device=x.device)
-        check_devices(x, (plane,))
-        if plane.dtype != torch.float32 or plane.shape != x.shape[:2]:
-            plane = plane.to(torch.float32).expand(x.shape[:2])
-        yield plane, *plane.stride()
+        if plane.dtype != torch.float32:
+            plane = plane.to(torch.float32)
+        given += plane, *_expanded(plane.shape, plane.stride(), shape)
+    check_devices(x, given[::3])
+    return given
+
+
+@lru_cache(_SHAPES_KEPT)
+def _expanded(sizes, strides, shape):
+    """The strides that a plane has if it is expanded."""
+    return torch.empty_strided(sizes, strides, device='meta').expand(shape).stride()
 
 
 def check_devices(x: Tensor, tensors: Iterable[Tensor | None]) -> None:
     """Raise a RuntimeError if one is not where x is: a kernel would read whatever is at its address there."""
+    device = x.device
     for tensor in tensors:
-        if tensor is not None and tensor.device != x.device:
+        if tensor is not None and tensor.device != device:
             raise RuntimeError(
                 f'Expected all tensors to be on the same device: a tensor of shape {tuple(x.shape)} to normalize is on '
-                f'{x.device}, and statistics or parameters to normalize it with are on {tensor.device}. Move the '
+                f'{device}, and statistics or parameters to normalize it with are on {tensor.device}. Move the '
                 'layer or the input'
             )
 
 
-def _sizes(x, tiles, sums=False):
+@lru_cache(_SHAPES_KEPT)
+def _sizes(shape, tiles, sums):
     """The number of programs, and the sizes that kernels take: the rule by which work is split."""
-    (samples, channels), length = x.shape[:2], prod(x.shape[2:])
+    (samples, channels), length = shape[:2], prod(shape[2:])
     samples, rows = (samples, channels) if tiles.last else (1, samples * channels)
-    blocks, splits, count = triton.cdiv(rows, tiles.rows), triton.cdiv(length, tiles.columns), 1
+    blocks, splits, count = divided(rows, tiles.rows), divided(length, tiles.columns), 1
     if sums:
-        wanted = min(splits, _MOST_SPLITS, triton.cdiv(_PROGRAMS, samples * blocks))
-        count = triton.cdiv(splits, wanted)
-        splits = triton.cdiv(splits, count)
+        wanted = min(splits, _MOST_SPLITS, divided(_PROGRAMS, samples * blocks))
+        count = divided(splits, wanted)
+        splits = divided(splits, count)
     return samples * blocks * splits, (channels, rows, length, blocks, splits, count)
 
 
+def divided(number: int, by: int) -> int:
+    """How many parts of a size it takes; ``triton.cdiv`` unwraps its arguments first, for 2 microseconds."""
+    return -(-number // by)
+
+
 def launch(kernel, x, constants, programs, *args, given=None):
-    """Launch a kernel on the device and the current stream of x; ``given``: which of its arguments are not None."""
-    key = kernel.__name__, x.get_device(), x.dtype, constants, given
+    """Launch a kernel on the device and the current stream of x; ``given`` tells which of its arguments are None."""
+    device = x.get_device()
+    key = kernel.__name__, device, x.dtype, constants, given
     with torch.cuda.device_of(x):
         compiled = _compiled.get(key)
-        if compiled is not None:  # a sixth of the host time of Triton's own dispatch, which would find the same
+        if compiled is None:
+            # scalar loads need more threads, for the registers that addresses take
+            compiled = kernel[(programs,)](*args, *constants, num_warps=8 if getattr(constants, 'unit', 0) == 1 else 4)
+            if _KNOWN and isinstance(compiled, CompiledKernel):
+                _compiled[key] = compiled
+        elif _is_watched():
             compiled[programs, 1, 1](*args, *constants)
-            return
-        # scalar loads need more threads, for the registers that addresses take
-        compiled = kernel[(programs,)](*args, *constants, num_warps=8 if getattr(constants, 'unit', 0) == 1 else 4)
-    if _KNOWN and isinstance(compiled, CompiledKernel):
-        _compiled[key] = compiled
+        else:  # a tenth of the host time of Triton's own dispatch, which would find the same and do no more
+            stream = driver.active.get_current_stream(device)
+            kept = compiled.function, compiled.packed_metadata
+            compiled.run(programs, 1, 1, stream, *kept, None, None, None, *args, *constants)
+
+
+def _is_watched():
+    """Whether somebody, such as Triton's profiler, is to be told of each launch."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return not (type(enter) is type(leave) is knobs.HookChain) or enter.calls or leave.calls
 
 
 def jit(function):

@@ -5,8 +5,8 @@ the channels of a sample, or of each group of them, where there is something to 
 with all samples: it sums over these, and computes all else. Planes are float32 and contiguous.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,137 +22,136 @@ _SAMPLES, _CHANNELS = 64, 8  # of a tile: 8 neighbors are what a card reads at l
 _ROW = 512  # channels of a tile that has one sample
 
 
-def variant(m: Tensor, args: tuple) -> tuple | None:
-    """What is compiled by itself: which of its parts a blend has. None where the kernels are not for such a blend."""
-    what = next(value for value in args if isinstance(value, Blend))
-    if what.ratios is not None and what.ratios[0].dim() > 1:
-        return None
-    if what.groups is not None and (len(what.scopes) > 1 or what.center is not None or what.correction != 1):
-        return None
-    if what.renorm is not None and not (_is_plain(what.renorm, Renorm) and _pools(what) and what.groups is None):
-        return None
-    parts = *what.tensors(), what.groups, what.renorm, _running(what), *args
-    return (*_scopes(what), _pools(what), *(part is not None for part in parts))
+class Parts(NamedTuple):
+    """What is compiled by itself: which of its parts a blend has.
+
+    ``scopes``: whether IN, LN and BN take part. ``pooled``: BN's part is that of the batch. ``tracked``: its running
+    statistics are such that a kernel can move them on; others are told what it finds. ``absent``: of all other parts.
+    """
+
+    scopes: tuple[bool, bool, bool]
+    pooled: bool
+    tracked: bool
+    absent: tuple[bool, ...]
 
 
-def coefficients(m: Tensor, v: Tensor | None, what: Blend, count: int, eps: float) -> tuple:
+def variant(m: Tensor, args: tuple) -> Parts | None:
+    """The parts of a blend; None where the kernels are not for such a one."""
+    what: Blend = args[2]
+    scopes, groups, ratios, renorm, batch = what.scopes, what.groups, what.ratios, what.renorm, what.batch
+    pooled = BN in scopes and callable(batch)
+    if ratios is not None and ratios[0].dim() > 1:
+        return None
+    if groups is not None and (len(scopes) > 1 or what.center is not None or what.correction != 1):
+        return None
+    if renorm is not None and not (_is_plain(renorm, Renorm) and pooled and groups is None):
+        return None
+    tracked: Any = pooled and _is_plain(batch, Running) and batch.momentum is not None  # type: ignore[union-attr]
+    counts = batch.batches if tracked else None, renorm and renorm.batches  # type: ignore[union-attr]
+    absent = [part is None or part is False for part in (*what.tensors(), groups, renorm, *counts, *args)]
+    return Parts((IN in scopes, LN in scopes, BN in scopes), pooled, tracked, tuple(absent))
+
+
+def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: int, eps: float) -> tuple:
     """What to normalize by; see :func:`mmnorm.core.blends.coefficients`. Planes are (N, C) here."""
     samples, channels = m.shape
     groups, width = (channels, 1) if what.groups is None else (what.groups, channels // what.groups)
-    pooled, running = _pools(what), _running(what)
-    renorm: Any = what.renorm
+    pooled, tracked = parts.pooled, parts.tracked
     batch: Any = what.batch
-    m, v, *tensors = _prepared(m, m, v, *what.tensors())
-    mean_buffer, var_buffer, batches = _prepared(m, *(running[:3] if running else (None, None, None)))
-
-    def planes(*shape):
-        return torch.empty(shape, dtype=m.dtype, device=m.device).unbind()
-
+    renorm: Any = what.renorm or (None, None, None, 0, 0, 0.0, 0.0)
+    m, v, *inputs, mean_buffer, var_buffer, batches = _prepared(
+        m, (m, v, *what.tensors(), *renorm[:3], *(batch[:3] if tracked else (None, None, None)))
+    )
     ln: Any = (None, None)
     bn: Any = (None, None)
     corrected: Any = (None, None, None)
-    grouped, counted = (m, v), None
+    grouped, uncounted = (m, v), batches
     if LN in what.scopes or (pooled and what.groups is not None):
         rows, columns = (samples, channels) if LN in what.scopes else (samples * groups, width)
-        sums, counted = planes(2, rows, 1), batches
-        _launch(_over_channels, m, (_ROW,), rows, m, v, batches, *sums, columns, what.correction)
+        sums, uncounted = (m.new_empty((rows, 1)), m.new_empty((rows, 1))), None
+        args = m, v, batches, *sums, columns, what.correction
+        kernels.launch(_over_channels, m, (_ROW,), rows, *args, given=parts)
         ln, grouped = (sums, grouped) if LN in what.scopes else (ln, sums)
-    mean, rstd, scale = planes(3, samples, channels)
     if pooled:
-        bn = planes(2, 1, channels)
+        bn = m.new_empty((1, channels)), m.new_empty((1, channels))
     elif BN in what.scopes:
-        bn = [plane.unsqueeze(0) for plane in _prepared(m, *batch)]
-    if renorm is not None:
-        corrected = planes(3, channels)
-    shares = None if what.ratios is None else torch.empty((2, len(what.scopes)), dtype=m.dtype, device=m.device)
-    _launch(
-        _blend, m, (*_scopes(what), pooled, _SAMPLES, _CHANNELS), triton.cdiv(channels, _CHANNELS),
-        m, v, *grouped, *ln, *bn, *tensors, shares, mean, rstd, scale, *corrected,
-        *_prepared(m, *(renorm[:3] if renorm else (None, None, None))), mean_buffer, var_buffer,
+        bn = [plane.unsqueeze(0) for plane in _prepared(m, batch)]
+    if what.renorm is not None:
+        # counted at the end, since each program looks at the count
+        corrected, uncounted = [m.new_empty(channels) for _ in range(3)], None
+    shares = None if what.ratios is None else m.new_empty((2, len(what.scopes)))
+    mean, rstd, scale = torch.empty_like(m), torch.empty_like(m), torch.empty_like(m)
+    kernels.launch(
+        _blend, m, (*parts.scopes, pooled, _SAMPLES, _CHANNELS), kernels.divided(channels, _CHANNELS),
+        m, v, *inputs, mean_buffer, var_buffer, uncounted, *grouped, *ln, *bn, shares, mean, rstd, scale, *corrected,
         samples, channels, width, what.instances, eps, what.correction,
-        running.momentum if running else 0.0, count / (count - 1) if running and running.bessel else 1.0,
-        *(renorm[3:] if renorm else (0, 0, 0.0, 0.0)),
+        batch.momentum if tracked else 0.0, count / (count - 1) if tracked and batch.bessel else 1.0, *renorm[3:],
+        given=parts,
     )  # fmt: skip
-    if batches is not None and counted is None:
+    if what.renorm is not None and batches is not None:
         batches.add_(1)
-    if pooled and running is None:
+    if pooled and not tracked:
         batch(*(plane.view(groups, width)[:, 0] for plane in bn), count)
     r, d, bias = corrected
-    if renorm is None:
+    if what.renorm is None:
         bias = 0.0 if what.bias is None else what.bias
     return mean, rstd, scale, bias, *ln, *bn, r, d, shares
 
 
 def coefficient_gradients(
-    total: Tensor, centered: Tensor, what: Blend, needs_ratios: bool, m: Tensor, v: Tensor | None, mean: Tensor,
-    rstd: Tensor, scale: Tensor, ln_mean: Any, ln_var: Any, bn_mean: Any, bn_var: Any, r: Any, d: Any, shares: Any,
+    parts: Parts, total: Tensor, centered: Tensor, what: Blend, needs_ratios: bool, m: Tensor, v: Tensor | None,
+    mean: Tensor, rstd: Tensor, scale: Tensor, ln_mean: Any, ln_var: Any, bn_mean: Any, bn_var: Any, r: Any, d: Any,
+    shares: Any,
 ) -> tuple:  # fmt: skip
     """The gradients of the moments and of a blend's tensors; see :func:`mmnorm.core.blends.coefficient_gradients`."""
     samples, channels = m.shape
     groups, width = (1, channels) if what.groups is None else (what.groups, channels // what.groups)
-    pooled = _pools(what)
-    grouped = pooled and what.groups is not None
-    # of ATen they may be of fewer samples
-    elementwise = _prepared(m, *(plane.expand_as(m) for plane in (total, centered, m, mean, rstd, scale)))
-    v, weight, center, *gate = _prepared(m, v, what.weight, what.center, *(what.gate or (None, None)))
-
-    def planes(*shape):
-        return torch.empty(shape, dtype=m.dtype, device=m.device)
-
+    grouped = parts.pooled and what.groups is not None
+    elementwise: Any = total, centered, m, mean, rstd, scale
+    if not all(plane.shape == m.shape for plane in elementwise):  # of ATen they may be of fewer samples
+        elementwise = [plane.expand_as(m) for plane in elementwise]
+    *prepared, v, weight, bias, center, gate_weight, gate_bias = _prepared(m, (*elementwise, v, *what.tensors()[2:]))
     sums: Any = (None, None)
-    dshares = dratios = None
+    dratios: Any = (None, None)
+    dshares = None
     if LN in what.scopes or grouped or needs_ratios:
-        sums = planes(2, samples * groups).unbind()
-        if needs_ratios:
-            dshares, dratios = planes(2, len(what.scopes), samples), planes(2, len(what.scopes))
-        _launch(
-            _gradients_over_channels, m, (*_scopes(what), _ROW), samples * groups, *elementwise, v, weight, *gate,
-            ln_mean, ln_var, bn_mean, bn_var, *sums, dshares, samples, channels, width, what.correction,
+        sums = m.new_empty(samples * groups), m.new_empty(samples * groups)
+        if needs_ratios and what.ratios:
+            dshares, dratios = m.new_empty((2, len(what.scopes), samples)), [torch.empty_like(t) for t in what.ratios]
+        kernels.launch(
+            _gradients_over_channels, m, (*parts.scopes, _ROW), samples * groups,
+            *prepared, v, weight, gate_weight, gate_bias, ln_mean, ln_var, bn_mean, bn_var, *sums, dshares,
+            samples, channels, width, what.correction, given=parts,
         )  # fmt: skip
-    (dm, dv), of_channels = planes(2, samples, channels).unbind(), planes(5, channels)
-    _launch(
-        _gradients, m, (*_scopes(what), pooled, grouped, _SAMPLES, _CHANNELS), triton.cdiv(channels, _CHANNELS),
-        *elementwise, weight, center, *gate, ln_mean, bn_mean, r, d, shares, *sums, dshares, dm, dv,
-        of_channels, dratios, samples, channels, width, what.instances, what.correction,
+    dm, dv = torch.empty_like(prepared[0]), torch.empty_like(prepared[0])
+    vectors = weight, bias, center, gate_weight, gate_bias
+    dvectors = [None if vector is None else torch.empty_like(vector) for vector in vectors]
+    kernels.launch(
+        _gradients, m, (*parts.scopes, parts.pooled, grouped, _SAMPLES, _CHANNELS),
+        kernels.divided(channels, _CHANNELS),
+        *prepared, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares, *sums, dshares,
+        dm, dv, *dvectors, *dratios, samples, channels, width, what.instances, what.correction, given=parts,
     )  # fmt: skip
-    of_ratios: Any = (None, None) if dratios is None else dratios.unbind()
-    vectors = zip(what.tensors()[2:], of_channels.unbind())
-    return dm, dv, *of_ratios, *(None if tensor is None else gradient for tensor, gradient in vectors)
-
-
-def _pools(what: Blend) -> bool:
-    """Whether BN's part is that of the batch."""
-    return BN in what.scopes and callable(what.batch)
-
-
-def _running(what: Blend) -> Any:
-    """Running statistics that a kernel can move on; others are told what it finds."""
-    is_plain = _pools(what) and _is_plain(what.batch, Running) and what.batch.momentum is not None  # type: ignore
-    return what.batch if is_plain else None
+    return dm, dv, *dratios, *dvectors
 
 
 def _is_plain(buffers: Any, kind: type) -> bool:
     """Whether it is of a kind, and a kernel can read and write its mean and variance and its number of batches."""
     if not isinstance(buffers, kind):
         return False
-    *planes, batches = buffers[:3]  # type: ignore[index]
-    return all(t.dtype == torch.float32 and t.is_contiguous() for t in planes) and (
-        batches is None or batches.dtype == torch.int64
+    mean, var, batches = buffers[:3]  # type: ignore[index]
+    return (
+        mean.dtype == var.dtype == torch.float32
+        and mean.is_contiguous()
+        and var.is_contiguous()
+        and (batches is None or batches.dtype == torch.int64)
     )
 
 
-def _prepared(m: Tensor, *tensors: Any) -> list:
+def _prepared(m: Tensor, tensors: Sequence[Any]) -> list:
     """Tensors as the kernels read them, which see no strides; a RuntimeError if they are on another device."""
     kernels.check_devices(m, tensors)
     return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
-
-
-def _scopes(what):
-    return IN in what.scopes, LN in what.scopes, BN in what.scopes
-
-
-def _launch(kernel: Callable, m: Tensor, constants: tuple, programs: int, *args: Any) -> None:
-    kernels.launch(kernel, m, constants, programs, *args, given=tuple(arg is not None for arg in args))
 
 
 @triton.jit
@@ -211,15 +210,15 @@ def _over_channels(m, v, batches, mean, var, width, correction, COLUMNS: tl.cons
     tl.store(mean + program, pooled)
     tl.store(var + program, tl.sum(total, 0) / width)
     if batches is not None:  # noqa: SIM102
-        if program == 0:  # not `and`: only the compiler's constants decide what there is
+        if program == 0:
             tl.store(batches, tl.load(batches) + 1)
 
 
 @jit
 def _blend(
-    m, v, grouped_m, grouped_v, ln_mean, ln_var, bn_mean, bn_var,
-    mean_ratios, var_ratios, weight, bias, center, gate_weight, gate_bias, shares, mean, rstd, scale, r, d, shift,
-    renorm_mean, renorm_var, renorm_batches, running_mean, running_var,
+    m, v, mean_ratios, var_ratios, weight, bias, center, gate_weight, gate_bias,
+    renorm_mean, renorm_var, renorm_batches, running_mean, running_var, running_batches,
+    grouped_m, grouped_v, ln_mean, ln_var, bn_mean, bn_var, shares, mean, rstd, scale, r, d, shift,
     samples, channels, width, instances, eps, correction, momentum, bessel, warmup, since, r_max, d_max,
     IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr,
     SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -278,6 +277,9 @@ def _blend(
         tl.store(running_mean + channel // width, held + momentum * (pooled_mean - held), first)
         held = tl.load(running_var + channel // width, first, other=0.0)
         tl.store(running_var + channel // width, held + momentum * (pooled_var * bessel - held), first)
+    if running_batches is not None:  # noqa: SIM102
+        if tl.program_id(0) == 0:  # not `and`: only the compiler's constants decide what there is
+            tl.store(running_batches, tl.load(running_batches) + 1)
     if mean_ratios is not None:
         k = tl.arange(0, 4)
         of_mean, of_var = _softmax(mean_ratios, IN + LN + BN), _softmax(var_ratios, IN + LN + BN)
@@ -396,10 +398,25 @@ def _gradients_over_channels(
             tl.store(of_var + (IN + LN) * samples, tl.sum(var_bn, 0))
 
 
+@triton.jit
+def _gradient_of_softmax(dshares, shares, dratios, samples, SCOPES: tl.constexpr, SAMPLES: tl.constexpr):
+    """From each sample's part of the gradients of the shares."""
+    k = tl.arange(0, 4)
+    sums = tl.zeros([SAMPLES, 4], tl.float32)
+    for start in range(0, samples, SAMPLES):
+        sample = start + tl.arange(0, SAMPLES)
+        exists = (sample < samples)[:, None] & (k < SCOPES)[None, :]
+        sums += tl.load(dshares + k[None, :] * samples + sample[:, None], exists, other=0.0)
+    share = tl.load(shares + k, k < SCOPES, other=0.0)
+    product = share * tl.sum(sums, 0)
+    tl.store(dratios + k, product - share * tl.sum(product, 0), k < SCOPES)
+
+
 @jit
 def _gradients(
     total, centered, m, mean, rstd, scale, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares,
-    dmeans, dvars, dshares, dm, dv, of_channels, dratios, samples, channels, width, instances, correction,
+    dmeans, dvars, dshares, dm, dv, dweight, dbias, dcenter, dgate_weight, dgate_bias, dmean_ratios, dvar_ratios,
+    samples, channels, width, instances, correction,
     IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr, GROUPED: tl.constexpr,
     SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -411,10 +428,10 @@ def _gradients(
     sum_mean, sum_var, sum_own = 0.0 * sum_bias, 0.0 * sum_bias, 0.0 * sum_bias
     for start in range(0, samples, SAMPLES):
         _, exists, at = _tile(start, samples, channel, channels, channels, channel, SAMPLES)
-        t, own, _, dweight, dmean, dvar, k, argument, _ = _gradients_at(
+        t, own, _, of_weight, dmean, dvar, k, argument, _ = _gradients_at(
             at, channel[None, :], exists, total, centered, m, mean, rstd, scale, weight, gate_weight, gate_bias
         )
-        sum_weight += dweight
+        sum_weight += of_weight
         sum_bias += t
         sum_product += argument * k
         sum_argument += argument
@@ -428,11 +445,13 @@ def _gradients(
     if r is not None:
         dgamma *= tl.load(r + channel, column_exists, other=0.0)
         dgamma += tl.load(d + channel, column_exists, other=0.0) * dbeta
-    tl.store(of_channels + channel, dgamma, column_exists)
-    tl.store(of_channels + channels + channel, dbeta, column_exists)
+    if dweight is not None:
+        tl.store(dweight + channel, dgamma, column_exists)
+    if dbias is not None:
+        tl.store(dbias + channel, dbeta, column_exists)
     if gate_weight is not None:
-        tl.store(of_channels + 3 * channels + channel, tl.sum(sum_product, 0), column_exists)
-        tl.store(of_channels + 4 * channels + channel, tl.sum(sum_argument, 0), column_exists)
+        tl.store(dgate_weight + channel, tl.sum(sum_product, 0), column_exists)
+        tl.store(dgate_bias + channel, tl.sum(sum_argument, 0), column_exists)
     pooled_mean, pooled_var = (tl.sum(sum_mean, 0) / samples)[None, :], (tl.sum(sum_var, 0) / samples)[None, :]
     own_mean = (tl.sum(sum_own, 0) / samples)[None, :]
     sum_center = 0.0 * sum_bias
@@ -479,16 +498,9 @@ def _gradients(
         tl.store(dm + at, of_m, exists)
         tl.store(dv + at, of_v * correction, exists)
     if center is not None:
-        tl.store(of_channels + 2 * channels + channel, tl.sum(sum_center, 0), column_exists)
+        tl.store(dcenter + channel, tl.sum(sum_center, 0), column_exists)
     if dshares is not None:  # noqa: SIM102
         if tl.program_id(0) == 0:
-            k = tl.arange(0, 4)
-            for row in range(0, 2 * (IN + LN + BN), IN + LN + BN):
-                sums = tl.zeros([SAMPLES, 4], tl.float32)
-                for start in range(0, samples, SAMPLES):
-                    sample = start + tl.arange(0, SAMPLES)
-                    exists = (sample < samples)[:, None] & (k < IN + LN + BN)[None, :]
-                    sums += tl.load(dshares + (row + k)[None, :] * samples + sample[:, None], exists, other=0.0)
-                share = tl.load(shares + row + k, k < IN + LN + BN, other=0.0)
-                product = share * tl.sum(sums, 0)
-                tl.store(dratios + row + k, product - share * tl.sum(product, 0), k < IN + LN + BN)
+            _gradient_of_softmax(dshares, shares, dmean_ratios, samples, IN + LN + BN, SAMPLES)
+            dshares += (IN + LN + BN) * samples
+            _gradient_of_softmax(dshares, shares + IN + LN + BN, dvar_ratios, samples, IN + LN + BN, SAMPLES)

@@ -172,8 +172,7 @@ def test_views_and_gradients_of_any_strides(everywhere, make):
 
 def test_a_gradient_of_another_type_is_taken_in_that_of_the_tensor(everywhere):
     x, grad = tensor((2, 4, 4, 4), torch.bfloat16), torch.randn(2, 4, 4, 4)
-    kernels.reduce(tensor((2, 4, 4, 4), torch.bfloat16), x, torch.zeros(2, 4))
-    total, _ = kernels.reduce(grad, x, torch.zeros(2, 4))
+    total, _ = kernels.reduce(kernels.tiling(x), grad, x, torch.zeros(2, 4))
     torch.testing.assert_close(total, grad.bfloat16().float().sum((2, 3)))
 
 
@@ -188,8 +187,9 @@ def test_doubles_and_integers_of_the_plane(launched):
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     moments(x)
     assert not launched
-    y = kernels.complete(x.float(), (), torch.zeros(3, dtype=torch.float64), torch.ones(2, 3), 1)
-    torch.testing.assert_close(y, x.float() + 1)
+    x = x.float()
+    y = kernels.complete(kernels.tiling(x), x, (), torch.zeros(3, dtype=torch.float64), torch.ones(2, 3), 1)
+    torch.testing.assert_close(y, x + 1)
 
 
 def test_the_same_bits_each_time(everywhere):
@@ -200,7 +200,7 @@ def test_the_same_bits_each_time(everywhere):
 
 def test_two_devices_are_a_clear_error(everywhere):
     with pytest.raises(RuntimeError, match=r'same device: .*\(2, 3, 4, 4\).* on cpu, .* on meta'):
-        kernels.complete(torch.randn(2, 3, 4, 4), (), 0.0, torch.ones(3, device='meta'), 0.0)
+        elements.complete(torch.randn(2, 3, 4, 4), (), 0.0, torch.ones(3, device='meta'), 0.0)
 
 
 # the plane, and every norm
@@ -424,12 +424,17 @@ def test_what_is_checked_is_cut_as_the_tensor_is(shape, last, shift):
     'name, wrong',
     [
         ('coefficients', lambda *args: (1.001 * blend(*args)[0], *blend(*args)[1:])),
-        ('coefficients', lambda m, v, what, *args: blend(m, v, what._replace(batch=lambda *_: None), *args)),
+        (
+            'coefficients',
+            lambda parts, m, v, what, *args: blend(
+                parts, m, v, what._replace(batch=tree_map_only(torch.Tensor, torch.clone, what.batch)), *args
+            ),
+        ),
         ('coefficient_gradients', lambda *args: (*gradients(*args)[:-1], torch.zeros(8))),
-        ('take_moments', lambda x: (None, *(m * 1.001 for m in take_moments(x)[1:3]), None)),
-        ('complete', lambda x, *args: torch.full_like(x, float('nan'))),
-        ('reduce', lambda grad, x, own_mean: (grad.float().sum((2, 3)), (grad * x).float().sum((2, 3)))),
-        ('input_gradient', lambda grad, x, own_mean, scale, *args: grad * elements.spread(scale, x)),
+        ('take_moments', lambda tiles, x: (None, *(m * 1.001 for m in take_moments(tiles, x)[1:3]), None)),
+        ('complete', lambda _, x, *args: torch.full_like(x, float('nan'))),
+        ('reduce', lambda _, grad, x, own_mean: (grad.float().sum((2, 3)), (grad * x).float().sum((2, 3)))),
+        ('input_gradient', lambda _, grad, x, own_mean, scale, *args: grad * elements.spread(scale, x)),
     ],
 )
 def test_a_kernel_that_is_wrong_is_an_error(unchecked, monkeypatch, name, wrong):
