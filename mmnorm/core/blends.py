@@ -82,6 +82,10 @@ class Blend(NamedTuple):
         """All that may need a gradient."""
         return *(self.ratios or (None, None)), self.weight, self.bias, self.center, *(self.gate or (None, None))
 
+    def is_of(self, dtype: torch.dtype) -> bool:
+        """Whether all these are of a type."""
+        return all(tensor is None or tensor.dtype == dtype for tensor in self.tensors())
+
     def of(self, mean_ratio, var_ratio, weight, bias, center, a, b) -> 'Blend':
         """The same, of other :meth:`tensors`."""
         ratios, gate = (None if pair[0] is None else pair for pair in ((mean_ratio, var_ratio), (a, b)))

@@ -52,8 +52,11 @@ class Tiling(NamedTuple):
     columns: int
 
 
-def tiling(x: Tensor) -> Tiling:
-    """The tiling of x, (N, C, *S), or of its contiguous copy where it is neither contiguous nor channels last."""
+def tiling(x: Tensor) -> Tiling | None:
+    """The tiling of x, (N, C, *S), or of its contiguous copy where it is neither contiguous nor channels last.
+
+    None where the kernels are not for it: it has no positions, or too many.
+    """
     last = memory_format(x) != torch.contiguous_format
     is_copied = not last and not x.is_contiguous()
     return _tiling(x.shape, _ALIGNMENT // x.itemsize, last, is_copied or x.data_ptr() % _ALIGNMENT == 0)
@@ -62,20 +65,17 @@ def tiling(x: Tensor) -> Tiling:
 @lru_cache(_SHAPES_KEPT)
 def _tiling(shape, unit, last, is_aligned):
     channels, length = shape[1], prod(shape[2:])
+    if len(shape) <= 2 or max(shape[0] * channels, length) > _LARGEST_AXIS:
+        return None
     # contiguous: long rows; rows of some hundreds; many of, say, 7 x 7 positions share a program
     rows = (64 if channels > 32 else 32) if last else 1 if length > 1024 else 8 if length > 64 else 32
     is_aligned = is_aligned and (channels if last else length) % unit == 0
     return Tiling(last, unit if is_aligned else 1, rows, _TILE // rows)
 
 
-def variant(x: Tensor, args: tuple) -> Tiling | None:
-    """The tiling of x where the kernels are for it."""
-    return tiling(x) if _is_for(x.shape) else None
-
-
-@lru_cache(_SHAPES_KEPT)
-def _is_for(shape):
-    return len(shape) > 2 and max(shape[0] * shape[1], prod(shape[2:])) <= _LARGEST_AXIS
+def variant(x: Tensor, _: tuple) -> Tiling | None:
+    """What the kernels are compiled for: the tiling of x."""
+    return tiling(x)
 
 
 def take_moments(tiles: Tiling, x: Tensor) -> tuple[None, Tensor, Tensor, None]:
@@ -135,7 +135,8 @@ def _mapped(kernel, tiles, elements, planes):
 
 
 def _planes(x, shape):
-    plane = torch.empty(shape, dtype=torch.float32, device=x.device)
+    # sizes one by one, which takes less time than as one argument
+    plane = torch.empty(*shape, dtype=torch.float32, device=x.device)
     return plane, torch.empty_like(plane)
 
 
@@ -163,7 +164,8 @@ def _strided(planes, x):
             plane = torch.full((), plane, dtype=torch.float32, device=x.device)
         if plane.dtype != torch.float32:
             plane = plane.to(torch.float32)
-        given += plane, *_expanded(plane.shape, plane.stride(), shape)
+        strides = plane.stride()
+        given += plane, *(strides if plane.shape == shape else _expanded(plane.shape, strides, shape))
     check_devices(x, given[::3])
     return given
 

@@ -68,18 +68,18 @@ def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: 
     grouped, uncounted = (m, v), batches
     if LN in what.scopes or (pooled and what.groups is not None):
         rows, columns = (samples, channels) if LN in what.scopes else (samples * groups, width)
-        sums, uncounted = (m.new_empty((rows, 1)), m.new_empty((rows, 1))), None
+        sums, uncounted = (m.new_empty(rows, 1), m.new_empty(rows, 1)), None
         args = m, v, batches, *sums, columns, what.correction
         kernels.launch(_over_channels, m, (_ROW,), rows, *args, given=parts)
         ln, grouped = (sums, grouped) if LN in what.scopes else (ln, sums)
     if pooled:
-        bn = m.new_empty((1, channels)), m.new_empty((1, channels))
+        bn = m.new_empty(1, channels), m.new_empty(1, channels)
     elif BN in what.scopes:
         bn = [plane.unsqueeze(0) for plane in _prepared(m, batch)]
     if what.renorm is not None:
         # counted at the end, since each program looks at the count
         corrected, uncounted = [m.new_empty(channels) for _ in range(3)], None
-    shares = None if what.ratios is None else m.new_empty((2, len(what.scopes)))
+    shares = None if what.ratios is None else m.new_empty(2, len(what.scopes))
     mean, rstd, scale = torch.empty_like(m), torch.empty_like(m), torch.empty_like(m)
     kernels.launch(
         _blend, m, (*parts.scopes, pooled, _SAMPLES, _CHANNELS), kernels.divided(channels, _CHANNELS),
@@ -110,14 +110,16 @@ def coefficient_gradients(
     elementwise: Any = total, centered, m, mean, rstd, scale
     if not all(plane.shape == m.shape for plane in elementwise):  # of ATen they may be of fewer samples
         elementwise = [plane.expand_as(m) for plane in elementwise]
-    *prepared, v, weight, bias, center, gate_weight, gate_bias = _prepared(m, (*elementwise, v, *what.tensors()[2:]))
+    *prepared, v, weight, bias, center, gate_weight, gate_bias = map(
+        _contiguous, (*elementwise, v, *what.tensors()[2:])
+    )
     sums: Any = (None, None)
     dratios: Any = (None, None)
     dshares = None
     if LN in what.scopes or grouped or needs_ratios:
         sums = m.new_empty(samples * groups), m.new_empty(samples * groups)
         if needs_ratios and what.ratios:
-            dshares, dratios = m.new_empty((2, len(what.scopes), samples)), [torch.empty_like(t) for t in what.ratios]
+            dshares, dratios = m.new_empty(2, len(what.scopes), samples), [torch.empty_like(t) for t in what.ratios]
         kernels.launch(
             _gradients_over_channels, m, (*parts.scopes, _ROW), samples * groups,
             *prepared, v, weight, gate_weight, gate_bias, ln_mean, ln_var, bn_mean, bn_var, *sums, dshares,
@@ -151,7 +153,11 @@ def _is_plain(buffers: Any, kind: type) -> bool:
 def _prepared(m: Tensor, tensors: Sequence[Any]) -> list:
     """Tensors as the kernels read them, which see no strides; a RuntimeError if they are on another device."""
     kernels.check_devices(m, tensors)
-    return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
+    return [_contiguous(t) for t in tensors]
+
+
+def _contiguous(tensor):
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
 
 
 @triton.jit

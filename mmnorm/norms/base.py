@@ -212,7 +212,8 @@ class PlaneNorm(Controls, RunningStatistics):
             takes_var (bool): Whether the statistics use the variance; a blend knows.
         """
         what = as_blend(x) if as_blend and self._may_blend(x) else None
-        if what is not None:
+        # parameters of another type are converted by autograd
+        if what is not None and what.is_of(statistics_dtype(x)):
             return blend(x, what, self.eps)
         return normalize(x, beside_saving_hooks(statistics), self.eps, self.learned(), takes_var)
 
@@ -226,14 +227,8 @@ class PlaneNorm(Controls, RunningStatistics):
         return Blend(scopes, batch, **dict(dict(weight=self.weight, bias=self.bias), **parts))
 
     def _may_blend(self, x):
-        # parameters of another type are converted by autograd, subclasses of Tensor (DTensor) have rules of their own,
-        # and ranks have an exchange of their own
-        dtype = statistics_dtype(x)
-        return (
-            x.numel() > 0
-            and not (spelled_out() or is_traceable_wrapper_subclass(x) or self.spans_ranks())
-            and all(p is None or p.dtype == dtype for p in self.learned())
-        )
+        # subclasses of Tensor (DTensor) have rules of their own, and ranks an exchange of their own
+        return x.numel() > 0 and not (spelled_out() or is_traceable_wrapper_subclass(x) or self.spans_ranks())
 
     def running_affine(self, x: Tensor) -> Tensor:
         """Evaluate as BN: normalize by the running statistics, a constant affine per channel."""

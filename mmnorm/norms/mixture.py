@@ -189,9 +189,6 @@ class Mixture(PlaneNorm):
         """The variance of each instance, (N, C), that those of all scopes are made of, from the biased one."""
         return var * (count / (count - 1)) if self.unbiased else var
 
-    def _running(self):
-        return super()._running()._replace(bessel=not self.unbiased)
-
     def tracked_moments(self, x):
         mean, var, elements = super().tracked_moments(x)
         # what Bessel's correction makes the variance of

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class RunningStatistics(nn.BatchNorm2d):
     group_size: int | None = None
     #: Normalize each run of so many samples of a batch by itself (int or None).
     virtual_batch_size: int | None = None
+    #: Whether the variances that running ones follow are unbiased already.
+    unbiased: bool = False
 
     @property
     def used_statistics(self) -> slice:
@@ -162,9 +164,7 @@ class RunningStatistics(nn.BatchNorm2d):
 
     def tracker(self, samples: int) -> Callable:
         """What :meth:`track` does for batches of so many samples; a :class:`Running` where it does nothing else."""
-        if any(
-            getattr(type(self), name) is not getattr(RunningStatistics, name) for name in ('track', 'see_batch_size')
-        ):
+        if not _only_tracks(type(self)):  # type: ignore[arg-type]
             return partial(self.track, samples=samples)
         return self._running() if self._tracks() else _track_nothing
 
@@ -172,7 +172,8 @@ class RunningStatistics(nn.BatchNorm2d):
         return self.training and self.track_running_stats and self.running_mean is not None and not recomputing()
 
     def _running(self):
-        return Running(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum, self.averaged_from)
+        buffers = self.running_mean, self.running_var, self.num_batches_tracked
+        return Running(*buffers, self.momentum, self.averaged_from, not self.unbiased)
 
     def see_batch_size(self, samples: int | Tensor) -> None:
         """Take note of how many samples, of all ranks if ``sync``, were normalized together; only EN does."""
@@ -233,6 +234,12 @@ class RunningStatistics(nn.BatchNorm2d):
         copied = memo[id(self)] = self.__class__.__new__(self.__class__)
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))
         return copied
+
+
+@cache
+def _only_tracks(kind: type) -> bool:
+    """Whether what layers of a class do with a batch's statistics is to move the running ones on."""
+    return all(getattr(kind, name) is getattr(RunningStatistics, name) for name in ('track', 'see_batch_size'))
 
 
 def _called_with_width(layer):
