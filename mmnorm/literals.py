@@ -2,6 +2,7 @@
 
 import ast
 import math
+from importlib.util import find_spec
 
 _FLOATS = dict(inf=math.inf, nan=math.nan)  # as Python, and so a dumped config, writes them
 
@@ -36,23 +37,47 @@ def read_dump(text):
 
 
 def read_bases(text):
-    """What a config in Python inherits from, as far as that is written in it as a literal.
+    """What a config in Python inherits from, as far as that can be told without running it.
 
     Args:
         text (str): Of a Python file.
 
     Returns:
-        The value of its last ``_base_``; () if there is none, it has to be computed, or the text is no Python.
+        list[str]: Of its last ``_base_``, the texts that are literals or begin with the folder of an installed
+        package, ``f"{__import__('mmnorm').__path__[0]}/..."``; [] if there is none, or the text is no Python.
     """
     try:
         bases = [
-            ast.literal_eval(statement.value)
+            statement.value
             for statement in ast.parse(text.removeprefix('\ufeff')).body
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == '_base_'
         ]
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return ()
-    return bases[-1] if bases else ()
+        nodes = bases[-1:] and getattr(bases[-1], 'elts', bases[-1:])
+        return [base for base in map(_read_base, nodes) if base]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of no Python, or of a package without a place
+        return []
+
+
+def _read_base(node):
+    """A path (str) to inherit from; '' if it has to be computed in another way."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+            return _read_base(value)
+        case ast.JoinedStr(values=parts):
+            read = [_read_base(part) for part in parts]
+            return ''.join(read) if all(read) else ''
+        case ast.Subscript(
+            value=ast.Attribute(
+                value=ast.Call(func=ast.Name(id='__import__'), args=[ast.Constant(value=str(name))], keywords=[]),
+                attr='__path__',
+            ),
+            slice=ast.Constant(value=0),
+        ) if name.isidentifier():  # not NAME.PART, of which NAME would be imported
+            found = find_spec(name)
+            return found.submodule_search_locations[0] if found and found.submodule_search_locations else ''
+    return ''
 
 
 def _read(node):

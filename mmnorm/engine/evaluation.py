@@ -12,7 +12,6 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
-from mmengine.model import is_model_wrapper
 from mmengine.runner.amp import autocast
 
 from mmnorm.files import check_writable, write_together
@@ -20,6 +19,7 @@ from mmnorm.openmmlab.batches import training_batches
 from mmnorm.openmmlab.configs import SYNC_TYPES, replace_norm_types
 from mmnorm.openmmlab.padding import ValidRegionHook, normalize_valid_regions
 from mmnorm.openmmlab.resampling import recorded
+from mmnorm.statistics import unwrapped
 from mmnorm.terminal import command, on_first_rank, progress, working
 
 from .checkpoint import CheckpointError, check_exists, forbid_running_checkpoints, origin_of, read_checkpoint, write_sum
@@ -116,7 +116,7 @@ class Evaluation:
         self.model = self._runner.model
         if any(ValidRegionHook.__name__ in str(kind) for kind in kinds):  # which is a matter of evaluation
             normalize_valid_regions(self.model)
-        self.network = self.model.module if is_model_wrapper(self.model) else self.model
+        self.network = unwrapped(self.model)
         self.loaded = read_checkpoint(checkpoint)
         load_weights(self.network, self.loaded, checkpoint)
         self.model.eval()

@@ -14,11 +14,11 @@ import mmengine
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 import mmnorm
 from mmnorm.blocks import norm_layers
 from mmnorm.files import read_json, write_json
+from mmnorm.statistics import unwrapped
 
 
 class RunRecordHook(Hook):
@@ -32,7 +32,7 @@ class RunRecordHook(Hook):
     priority = 'VERY_LOW'
 
     def before_train(self, runner):
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         self._path = Path(runner.work_dir, 'run.json')
         self._start = time.monotonic()
         self._earlier = self._earlier_seconds(runner)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import broadcast_object_list, get_rank, master_only
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as _Runner
 
 from mmnorm.files import replacing
+from mmnorm.statistics import unwrapped
 
 from .checkpoint import CheckpointError, forget_sum, log_history_allowed, read_checkpoint, write_sum
 from .positions import SeedStepsHook
@@ -63,7 +63,7 @@ class Runner(_Runner):
     def load_checkpoint(self, filename, *args, **kwargs):
         with log_history_allowed():
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
-        network = self.model.module if is_model_wrapper(self.model) else self.model
+        network = unwrapped(self.model)
         theirs = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
         if self._keep and theirs.isdisjoint(network.state_dict()):  # else a training would start from nothing
             raise CheckpointError(

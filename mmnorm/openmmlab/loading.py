@@ -11,13 +11,13 @@ import logging
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 
 from mmnorm.blocks import norm_layers
 from mmnorm.blocks.guards import rebind
 from mmnorm.norms import MARKS, OWN_TENSORS
+from mmnorm.statistics import unwrapped
 from mmnorm.terminal import command
 
 _OF_NORMS = {'running_mean', 'running_var', 'num_batches_tracked', *OWN_TENSORS}
@@ -83,7 +83,7 @@ class _CheckResumed(Hook):
         self.path = path
 
     def after_load_checkpoint(self, runner, checkpoint):
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         what = describe_other_norms(model, checkpoint.get('state_dict', checkpoint))
         what = what or describe_other_groups(runner.optim_wrapper, checkpoint.get('optimizer'))
         if not what and not {'epoch', 'iter'} <= set(checkpoint.get('meta') or ()):

@@ -169,7 +169,7 @@ def find_model(config, zoo=None):
 
     Args:
         config (str or Path): Its path, wherever the repository is, or only its name. What it inherits from is found
-            only if the file is there.
+            only if the file is there; nothing of it is run.
         zoo (dict[str, Model] or None): Default: that of :func:`load_zoo`.
     """
     zoo = load_zoo() if zoo is None else zoo

@@ -76,13 +76,13 @@ def test_missing_data_set_is_told(forked_tool, tmp_path):
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):
     args = script.parse_args(SMALL)
-    results = script.read_results(args, tmp_path / 'evalnorm.json')
+    results = script.read(args, tmp_path / 'evalnorm.json')
     assert results['trainings'] == [] and results['initial'] is None
     (tmp_path / 'evalnorm.json').write_text(json.dumps(results))
-    assert script.read_results(args, tmp_path / 'evalnorm.json') == results
+    assert script.read(args, tmp_path / 'evalnorm.json') == results
     args.epochs = 3
     with pytest.raises(SystemExit, match='Give another --out'):
-        script.read_results(args, tmp_path / 'evalnorm.json')
+        script.read(args, tmp_path / 'evalnorm.json')
 
 
 def test_spreads_are_of_what_a_training_has_over_its_own_ema():

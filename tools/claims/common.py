@@ -1,8 +1,10 @@
 """What scripts that show a paper's claim at small scale share: the digits, the results' header, JSON and plots."""
 
+import contextlib
 import datetime
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from mmnorm.engine import stop  # noqa: E402
 from mmnorm.engine.record import describe_device, versions  # noqa: E402
 from mmnorm.files import replacing, write_text  # noqa: E402
 from mmnorm.report.plots import STYLE  # noqa: E402
@@ -76,6 +79,37 @@ def header(script, argv, seeds):
         device=describe_device(),
         versions=versions(),
     )
+
+
+def read_results(path, args, settings, empty):
+    """What the results of a script hold already, or what those of a new run start with.
+
+    Args:
+        path (Path): The JSON file, of the script's name.
+        args (Namespace): Of the script.
+        settings (Sequence[str]): Names of the arguments that all of its figures depend on.
+        empty (dict): What a new run has beside its header.
+
+    Raises:
+        SystemExit: The file was made with other settings.
+    """
+    settings = {name: getattr(args, name) for name in settings}
+    if not path.is_file():
+        return dict(about=dict(header(path.stem, sys.argv[1:], args.seeds), settings=settings), **empty)
+    results = json.loads(path.read_text())
+    if results['about']['settings'] != settings:
+        stop(
+            f'{path} was made with {results["about"]["settings"]}, which is not what was asked for now: '
+            f'{settings}. Give another --out, or the same settings.'
+        )
+    return results
+
+
+@contextlib.contextmanager
+def silence():
+    """Keep pycocotools' tables off the screen."""
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def significant(values):

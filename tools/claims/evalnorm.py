@@ -16,11 +16,8 @@ A training that the results already hold is not run again: what was interrupted 
 """
 
 import argparse
-import contextlib
-import datetime
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -30,7 +27,7 @@ from pathlib import Path
 from matplotlib.container import BarContainer
 
 # first of ours: it puts the checkout on the path
-from common import RESULTS, ROOT, THREADS, write_png
+from common import RESULTS, ROOT, THREADS, read_results, silence, write_png
 from mmnorm.report.plots import COLORS
 
 CONFIG = ROOT / 'configs/faster_rcnn_en_r50_digits.py'
@@ -227,37 +224,9 @@ def extract_features(model, batch):
     model.extract_feat(model.data_preprocessor(batch)['inputs'])
 
 
-def read_results(args, path):
-    """What the file holds already, or a new header.
-
-    Raises:
-        SystemExit: It was made with other settings.
-    """
-    from mmnorm import engine
-    from mmnorm.engine.record import describe_device, versions
-
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    if not path.is_file():
-        return dict(
-            about=dict(
-                date=str(datetime.date.today()),
-                command=' '.join(['tools/claims/evalnorm.py', *sys.argv[1:]]),
-                device=describe_device(),
-                threads=THREADS,
-                versions=versions(),
-                config=str(CONFIG.relative_to(ROOT)),
-                settings=settings,
-            ),
-            initial=None,
-            trainings=[],
-        )
-    results = json.loads(path.read_text())
-    if results['about']['settings'] != settings:
-        engine.stop(
-            f'{path} was made with {results["about"]["settings"]}, which is not what was asked for now: '
-            f'{settings}. Give another --out, or the same settings.'
-        )
-    return results
+def read(args, path):
+    """What the results hold already (:func:`common.read_results`)."""
+    return read_results(path, args, SETTINGS, dict(initial=None, trainings=[]))
 
 
 def mean_and_spread(values):
@@ -378,13 +347,6 @@ def draw(trainings, folder):
     write_png(folder / 'evalnorm_layers.png', (9, 5.4), lambda figure: draw_layers(figure, trainings))
 
 
-@contextlib.contextmanager
-def silence():
-    """Keep pycocotools' tables off the screen."""
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-
-
 def main():
     args = parse_args(sys.argv[1:])
     path = args.out / 'evalnorm.json'
@@ -403,7 +365,7 @@ def main():
     if found:
         engine.stop('\n\n'.join(found))
     args.out.mkdir(parents=True, exist_ok=True)
-    results = read_results(args, path)
+    results = read(args, path)
     there = {(row['arm'], row['seed']) for row in results['trainings']}
     pending = [(arm, seed) for seed, arm in itertools.product(args.seeds, args.arms) if (arm, seed) not in there]
     if pending and not (results['initial'] and initial_checkpoint(args).is_file()):

@@ -13,10 +13,8 @@ What the results already hold is not run again: what was interrupted goes on, an
 """
 
 import argparse
-import contextlib
 import fcntl
 import json
-import os
 import sys
 import time
 import warnings
@@ -25,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 # first of ours: it puts the checkout on the path
-from common import RESULTS, ROOT, THREADS, header, mean_and_std, write_png, write_results
+from common import RESULTS, ROOT, THREADS, mean_and_std, read_results, silence, write_png, write_results
 from mmnorm.report.plots import COLORS
 
 CLASSIFIERS = {'bn': 'resnet50_bn_digits', 'xbn': 'resnet50_xbn_digits'}
@@ -160,25 +158,9 @@ def row_of(runner, start, metrics):
     )
 
 
-def read_results(args, path):
-    """What the file holds already, or a new header.
-
-    Raises:
-        SystemExit: It was made with other settings.
-    """
-    from mmnorm import engine
-
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    if not path.is_file():
-        about = header('pretraining', sys.argv[1:], args.seeds)
-        return dict(about=dict(about, settings=settings), pretrainings=[], trainings=[])
-    results = json.loads(path.read_text())
-    if results['about']['settings'] != settings:
-        engine.stop(
-            f'{path} was made with {results["about"]["settings"]}, which is not what was asked for now: '
-            f'{settings}. Give another --out, or the same settings.'
-        )
-    return results
+def read(args, path):
+    """What the results hold already (:func:`common.read_results`)."""
+    return read_results(path, args, SETTINGS, dict(pretrainings=[], trainings=[]))
 
 
 def over_seeds(results, arm, metric):
@@ -220,13 +202,6 @@ def draw(results, folder):
     write_png(folder / 'pretraining.png', (9, 3.6), panels, note='points: seeds; bars: their means')
 
 
-@contextlib.contextmanager
-def silence():
-    """Keep pycocotools' tables off the screen."""
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-
-
 def run_seed(args, seed, path):
     """Run what the results lack of a seed, in a process of its own."""
     import torch
@@ -237,7 +212,7 @@ def run_seed(args, seed, path):
         norm, _, start = arm.partition('_')
         steps = [('pretrainings', norm, pretrain)] * (start == 'frozen') + [('trainings', arm, train)]
         for kind, name, run in steps:
-            there = any((row['arm'], row['seed']) == (name, seed) for row in read_results(args, path)[kind])
+            there = any((row['arm'], row['seed']) == (name, seed) for row in read(args, path)[kind])
             if there and (kind == 'trainings' or weights_of(args, norm, seed).is_file()):
                 continue
             with silence():
@@ -250,7 +225,7 @@ def record(args, path, kind, row):
     """Write a row to the results, which processes of other seeds write to as well."""
     with open(args.work_dir / 'results.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        results = read_results(args, path)
+        results = read(args, path)
         others = [other for other in results[kind] if (other['arm'], other['seed']) != (row['arm'], row['seed'])]
         results[kind] = sorted([*others, row], key=lambda row: (row['seed'], row['arm']))
         write_results(path, results)
@@ -272,10 +247,10 @@ def main():
         engine.stop('\n\n'.join(found))
     args.out.mkdir(parents=True, exist_ok=True)
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    write_results(path, read_results(args, path))
+    write_results(path, read(args, path))
     with ProcessPoolExecutor(args.jobs, get_context('spawn')) as pool:
         list(pool.map(run_seed, [args] * len(args.seeds), args.seeds, [path] * len(args.seeds)))
-    results = read_results(args, path)
+    results = read(args, path)
     print_table(results)
     draw(results, args.out)
 
