@@ -10,6 +10,8 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
+#: Environment variable: the id of the command of ours that started this process, which is not to outlive it
+PARENT = 'MMNORM_PARENT'
 INTERVAL = 10  # seconds between lines that say how far long work is
 HOME = Path(__file__).resolve().parent
 TOOLS = HOME.with_name('tools')  # of a checkout

@@ -139,7 +139,7 @@ def forked_tool(tmp_path):
 def forked_training(forked_tool, monkeypatch):
     """Have trainings that a command starts in processes of their own be forked."""
 
-    def run(command):
+    def run(command, env):
         assert command[:4] == [sys.executable, '-m', 'mmnorm_door', 'train']
         config, *args = command[4:]
         ranks = None

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from .light import HOME
+from .light import HOME, light
 
 
 def launch(name, command, args):
@@ -81,4 +81,5 @@ def train(config, work_dir, processes=None, options=(), more=()):
     command += ['--processes', processes] if processes else []
     command += ['--work-dir', work_dir, '--resume', *more]
     command += ['--cfg-options', *options] if options else []
-    return subprocess.run([str(part) for part in command]).returncode
+    environment = {**os.environ, light('terminal').PARENT: str(os.getpid())}  # also of a parent that is killed
+    return subprocess.run([str(part) for part in command], env=environment).returncode

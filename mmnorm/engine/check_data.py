@@ -412,7 +412,9 @@ def _check_heads(checks, model):
             classes = check.classes or len(check.labels or ())
             if number < classes:
                 check.findings.tell(
-                    ERROR, f'it has {classes} of the classes of the config, and {key}.num_classes is {number}'
+                    ERROR,
+                    f'it has {classes} {"classes" if of_images else "of the classes of the config"}, and '
+                    f'{key}.num_classes is {number}',
                 )
             elif of_images and number > classes:
                 check.findings.tell(

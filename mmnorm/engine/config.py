@@ -16,7 +16,7 @@ from mmnorm.terminal import command, on_first_rank
 
 from .check_data import check_data, lines
 from .findings import ERROR, WARNING
-from .preflight import frozen_from_scratch, problems
+from .preflight import frozen_from_scratch, problems, unseen_weights
 from .settings import merge_options, wrong_settings
 
 
@@ -47,9 +47,12 @@ def load_config(args, splits, initializes=True):
     if args.timeout:
         cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': args.timeout})
     found = problems(cfg, args.check or 1, splits, initializes)
-    if initializes and 'train' in splits and not cfg.get('load_from') and not cfg.get('resume'):
-        for message in frozen_from_scratch(cfg.get('model')):
+    if initializes and 'train' in splits:
+        for message in unseen_weights(cfg.get('model')):
             warn_once(message)
+        if not cfg.get('load_from') and not cfg.get('resume'):
+            for message in frozen_from_scratch(cfg.get('model')):
+                warn_once(message)
     if args.check and not torch.cuda.is_available():
         print(f'no GPU found: {args.check} process(es) on the CPU, with {os.cpu_count()} cores', flush=True)
     if found:

@@ -2,14 +2,13 @@
 
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from mmnorm.openmmlab.configs import dicts
-from mmnorm.openmmlab.pretrained import describe_misfit
+from mmnorm.openmmlab.pretrained import describe_misfit, loads_in_a_way_of_its_own, place_of, pretrained_cfgs
 from mmnorm.openmmlab.xbn import missing_pretrained, missing_pretrained_message
 from mmnorm.terminal import command, config
 
@@ -77,28 +76,43 @@ def missing_data(dataloader):
 
 def missing_weights(model):
     """Messages for the pretrained weights of a model config that this machine cannot load."""
-    messages = [
-        f'{cfg["checkpoint"]} needs torchvision, which is not installed: install the one that fits your PyTorch, or '
-        'give init_cfg a file of these weights.'
-        for cfg in dicts(model, 'checkpoint')
-        if str(cfg['checkpoint']).startswith('torchvision://') and find_spec('torchvision') is None
-    ]
+    messages = []
+    for name in _pretrained(model):
+        try:
+            place_of(name)
+        except ValueError as error:  # a name that mmengine does not know
+            messages.append(f'{error}. Give init_cfg one of these, an address or a file.')
+        except ImportError as error:
+            messages.append(
+                f'{name} needs torchvision, which cannot be imported ({error}): install the one that fits your '
+                'PyTorch, or give init_cfg a file of these weights.'
+            )
     for module in dicts(model, 'type'):
         path = missing_pretrained(module.get('init_cfg') or dict(checkpoint=module.get('pretrained') or ''))
         if path:
             kind = module['type']  # a name, or in mmengine's newer configs the class
             messages.append(missing_pretrained_message(getattr(kind, '__name__', kind), path, _pretrain(path)))
-    for cfg in dicts(model, 'checkpoint'):
-        norm = _of_authors(_weights_of(str(cfg['checkpoint'])))
+    for name in _pretrained(model):
+        norm = _of_authors(_weights_of(name))
         if norm:
             messages.append(
-                f"{cfg['checkpoint']} is in the layout of {norm}'s authors, and its norms would not be "
+                f"{name} is in the layout of {norm}'s authors, and its norms would not be "
                 f'loaded: convert it with {command("convert")} SOURCE OUT --to {norm}'
             )
     seen = {}
     for message in messages:
         seen.setdefault(message.partition(': ')[2] or message, message)  # a C4 head starts from the backbone's file
     return list(seen.values())
+
+
+def unseen_weights(model):
+    """Sentences (list[str]) on the pretrained weights of a model config that are not on this machine yet."""
+    return [
+        f'{name} is not on this machine: it is read when the training starts, and whether the network can start from '
+        'it is not known before'
+        for name in _pretrained(model)
+        if '://' in name and _file_of(name) is None
+    ]
 
 
 def unfit_weights(cfg):
@@ -108,8 +122,8 @@ def unfit_weights(cfg):
     for module in dicts(cfg.get('model'), 'init_cfg'):
         if 'backbone' in module:  # a whole detector, which may have other classes than its weights
             continue
-        for init_cfg in module['init_cfg'] if isinstance(module['init_cfg'], list) else [module['init_cfg'] or {}]:
-            misfit = _misfit(module, init_cfg.get('checkpoint'), init_cfg.get('prefix') or '')
+        for init_cfg in pretrained_cfgs(module['init_cfg']):
+            misfit = _misfit(module, str(init_cfg['checkpoint']), init_cfg.get('prefix') or '')
             if misfit:
                 messages.append(
                     f'{init_cfg["checkpoint"]} is not what {misfit}. Give init_cfg weights that were trained with this '
@@ -119,9 +133,9 @@ def unfit_weights(cfg):
     return messages
 
 
-def _misfit(module, path, prefix):
-    """What cannot start from the weights at a path, and why (str); '' if it can, or if that is told elsewhere."""
-    weights = _weights_of(path) if isinstance(path, str) else {}
+def _misfit(module, name, prefix):
+    """What cannot start from weights of a name, and why (str); '' if it can, or if that is told elsewhere."""
+    weights = _weights_of(name)
     if _of_authors(weights):
         return ''
     prefix = prefix and f'{prefix.rstrip(".")}.'
@@ -129,9 +143,10 @@ def _misfit(module, path, prefix):
     try:
         with torch.device('meta'):
             part = MODELS.build(dict(module, init_cfg=None)) if weights else None
+            judged = part is not None and not loads_in_a_way_of_its_own(part)
     except Exception:  # of a class of the host's or the user's: what is wrong with it is told by the training
         return ''
-    misfit = describe_misfit(part, weights) if part is not None else ''
+    misfit = describe_misfit(part, weights) if judged else ''
     return misfit and f'{type(part).__name__} can start from: {misfit}'
 
 
@@ -174,13 +189,29 @@ def _of_authors(weights):
     )
 
 
-def _weights_of(path):
-    """The tensors (dict) of a checkpoint file by name; {} if it cannot be read, which is told by what loads it."""
-    if not Path(path).is_file():
-        return {}
+def _pretrained(model):
+    """The names (list[str]) of the checkpoints that a model config is initialized from."""
+    return [str(cfg['checkpoint']) for cfg in dicts(model, 'checkpoint') if cfg['checkpoint']]
+
+
+def _file_of(name):
+    """The file (Path) of a checkpoint of this name on this machine; None if there is none."""
     try:
-        loaded = read_checkpoint(path)
+        place = place_of(name)
+    except (ValueError, ImportError):
+        return None
+    return place if place and place.is_file() else None
+
+
+def _weights_of(name):
+    """The tensors (dict) of a checkpoint by name; {} if it cannot be read, which is told by what loads it."""
+    path = _file_of(name)
+    try:
+        loaded = read_checkpoint(path) if path else {}
     except ValueError:
         return {}
     weights = loaded.get('state_dict', loaded.get('model', loaded)) if isinstance(loaded, dict) else {}
-    return {str(key).removeprefix('module.'): value for key, value in weights.items() if torch.is_tensor(value)}
+    weights = {str(key).removeprefix('module.'): value for key, value in weights.items() if torch.is_tensor(value)}
+    if name.startswith('mmcls://'):  # of which mmengine takes the backbone
+        weights = {key.removeprefix('backbone.'): weights[key] for key in weights if key.startswith('backbone.')}
+    return weights

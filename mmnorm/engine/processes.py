@@ -10,22 +10,25 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from mmnorm.terminal import on_first_rank
+from mmnorm.terminal import PARENT, on_first_rank
 
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_LOCAL_RANK')  # by the launchers that set them
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent():
-    """Have the kernel end this process, if torchrun started it, and those it forks, when their parent dies.
+    """Have the kernel end this process, if torchrun or a command of ours started it, and its forks with their parents.
 
     torchrun ends its ranks when it can; after a kill -9 it cannot, and a killed rank leaves its data loader workers,
     which hold the sockets that the other ranks wait on. Does nothing outside Linux.
     """
     if sys.platform != 'linux':
         return
-    if 'TORCHELASTIC_RUN_ID' in os.environ:  # not when started from a shell, which may be closed meanwhile
+    parent = os.environ.pop(PARENT, None)  # so that no other process that this one starts takes it for its parent
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
         end_with_parent()
+    elif parent:  # not when started from a shell, which may be closed meanwhile
+        end_with_parent(int(parent))
     prctl = ctypes.CDLL(None).prctl
     os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
 

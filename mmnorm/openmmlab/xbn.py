@@ -10,7 +10,7 @@ from mmnorm.norms.checks import warn_once
 from mmnorm.terminal import command, config
 
 from . import mmpretrain_keys
-from .pretrained import describe_other_size
+from .pretrained import PretrainedWithoutNorms, describe_other_size, place_of, pretrained_cfgs
 
 _BN_TENSORS = ('weight', 'bias', 'running_mean', 'running_var')
 
@@ -45,7 +45,14 @@ class XBN:
         missing = missing_pretrained(self.init_cfg)
         if missing:
             raise FileNotFoundError(missing_pretrained_message(type(self).__name__, missing))
-        self._initialized_by = _local_checkpoint(self.init_cfg)
+        self._initialized_by = next(
+            (
+                cfg['checkpoint']
+                for cfg in pretrained_cfgs(self.init_cfg)
+                if cfg.get('type') not in ('PretrainedWithoutNorms', PretrainedWithoutNorms)
+            ),
+            None,
+        )
         try:
             super().init_weights()
         finally:
@@ -121,13 +128,6 @@ def _misfit(backbone, state_dict):
     return f'NaN or infinity in {len(broken)} of its tensors ({broken[0]})' if broken else ''
 
 
-def _local_checkpoint(init_cfg):
-    """The path of the file (str) that an ``init_cfg`` loads; None if there is none."""
-    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
-    paths = [str(cfg['checkpoint']) for cfg in cfgs if cfg.get('type') == 'Pretrained']
-    return next((path for path in paths if '://' not in path), None)
-
-
 def missing_pretrained(init_cfg):
     """Find the local checkpoint that an ``init_cfg`` names and that does not exist.
 
@@ -135,13 +135,10 @@ def missing_pretrained(init_cfg):
         init_cfg (dict, list[dict] or None): As mmengine takes it.
 
     Returns:
-        str or None: Its path; None when nothing is missing or the checkpoint is not a local path.
+        str or None: Its path; None when nothing is missing or what is named is no path.
     """
-    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]:
-        path = cfg.get('checkpoint') or ''
-        if isinstance(path, str) and path and '://' not in path and not Path(path).is_file():
-            return path
-    return None
+    paths = [str(cfg['checkpoint']) for cfg in pretrained_cfgs(init_cfg)]
+    return next((path for path in paths if '://' not in path and not place_of(path).is_file()), None)
 
 
 def missing_pretrained_message(backbone, path, pretrain=''):

@@ -1,14 +1,18 @@
 """One chain in short: a classifier is trained, its backbone published, and a detector fine-tuned from it."""
 
 import json
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 from mmnorm.cli import launch, main
 from mmnorm.data import CLASSIFICATION, DigitsOptions, make_digits
 from mmnorm.engine import read_checkpoint
+from tests.processes import command, environment
 
 pytest.importorskip('mmpretrain', reason='pretraining needs mmpretrain')
 
@@ -63,17 +67,46 @@ def test_an_interrupted_pretraining_publishes_nothing_and_goes_on(options, tmp_p
     monkeypatch.chdir(tmp_path)
     commands = []
 
-    def interrupt(command):
+    def interrupt(command, env):
         commands.append(command)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch.subprocess, 'run', interrupt)
     assert main(['pretrain', ROW, *options]) == 130
     assert 'interrupted: the same command continues' in capsys.readouterr().err
-    monkeypatch.setattr(launch.subprocess, 'run', lambda command: SimpleNamespace(returncode=1))
+    monkeypatch.setattr(launch.subprocess, 'run', lambda command, env: SimpleNamespace(returncode=1))
     assert main(['pretrain', ROW, *options, '--processes', '2']) == 1
     assert 'nothing is published; the same command continues' in capsys.readouterr().err
     assert not any(tmp_path.iterdir()) and '--resume' in commands[0] and '--work-dir' in commands[0]
+
+
+@pytest.mark.e2e
+def test_a_killed_pretraining_leaves_nothing_behind_and_goes_on(
+    options, forked_training, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    more = ['train_cfg.max_epochs=5', 'train_cfg.val_interval=5', 'default_hooks.checkpoint.max_keep_ckpts=5']
+    arguments = [ROW, *(option for option in options if 'max_epochs' not in option), *more]
+    work_dir = tmp_path / 'work_dirs/resnet50_xbn_digits'
+    with open('log', 'w') as log:
+        process = psutil.Popen(command('pretrain.py', *arguments), env=environment(), stdout=log, stderr=log)
+    while not (work_dir / 'epoch_1.pth').exists():
+        assert process.poll() is None, Path('log').read_text()[-3000:]
+        time.sleep(0.02)
+    everyone = [process, *process.children(recursive=True)]
+    process.kill()
+    _, alive = psutil.wait_procs(everyone, timeout=60)
+    assert not alive and len(everyone) > 1
+    assert not (work_dir / 'epoch_5.pth').exists() and not Path('pretrained').exists()
+    newest = max(int(path.stem.removeprefix('epoch_')) for path in work_dir.glob('epoch_*.pth'))
+
+    assert main(['pretrain', *arguments]) == 0, capsys.readouterr().out[-3000:]
+    assert f'resumed epoch: {newest}' in capsys.readouterr().out
+    published = torch.load(WEIGHTS, weights_only=True)
+    assert published['meta']['epoch'] == 5
+    trained = read_checkpoint(work_dir / 'epoch_5.pth')['state_dict']
+    assert all(torch.equal(value, trained[f'backbone.{key}']) for key, value in published['state_dict'].items())
+    assert [path.name for path in Path('pretrained').iterdir()] == [Path(WEIGHTS).name]
 
 
 def test_show_draws_the_chain(tmp_path, monkeypatch, capsys):

@@ -80,7 +80,7 @@ def test_folders_that_are_no_classes(data):
     hidden = 'hidden folders, each of which counts as a class and shifts the labels of others: 1 (.cache)'
     assert errors[:2] == [
         f'train: {hidden}',
-        'train: it has 4 of the classes of the config, and model.head.num_classes is 3',
+        'train: it has 4 classes, and model.head.num_classes is 3',
     ]
     assert warnings == [
         'train: class folders without an image: 2 (.cache, cat)',
@@ -128,7 +128,7 @@ def test_lists(data):
     ]
     assert errors()[1:] == [
         'train.txt: images that are not in train: 1 (train/bee/away.png)',
-        'train.txt: it has 4 of the classes of the config, and model.head.num_classes is 3',
+        'train.txt: it has 4 classes, and model.head.num_classes is 3',
     ]
 
 

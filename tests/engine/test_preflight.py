@@ -1,4 +1,5 @@
 import argparse
+import sys
 import warnings
 from datetime import timedelta
 from unittest import mock
@@ -6,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from mmcv.cnn import build_norm_layer
+from mmdet.registry import MODELS as DET
 from mmengine.config import Config
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import nn
@@ -13,12 +15,21 @@ from torch.distributed import ProcessGroup
 
 from mmnorm.cli.arguments import add_run_arguments
 from mmnorm.engine.config import fit_to_cpu, load_config, parse_config
-from mmnorm.engine.preflight import missing_weights, problems
+from mmnorm.engine.preflight import missing_weights, problems, unfit_weights, unseen_weights
 from mmnorm.engine.processes import start_distributed
 from mmnorm.norms import SyncEN, checks
+from mmnorm.openmmlab import pretrained
 from mmnorm.openmmlab.configs import replace_norm_types
+from mmnorm.openmmlab.pretrained import place_of
 from tests.conftest import ROOT
 
+DOWNLOADED = (
+    'https://host/folder/weights-12345678.pth?download=1',
+    'open-mmlab://detectron/resnet50_gn',
+    'openmmlab://resnet50_caffe',  # a name of before
+    'mmcls://shufflenet_v2',
+    'torchvision://resnet50',
+)
 TABLE_4 = str(ROOT / 'configs' / 'mask_rcnn_xbn_r50.py')
 
 
@@ -127,10 +138,65 @@ def test_two_parts_that_start_from_one_file_are_one_problem():
 
 @pytest.mark.parametrize('installed', [True, False])
 def test_torchvision_weights_need_torchvision(installed, monkeypatch):
-    monkeypatch.setattr('mmnorm.engine.preflight.find_spec', lambda name: name if installed else None)
+    if installed:
+        monkeypatch.setattr(f'{pretrained.__name__}._listed', lambda scheme: dict(resnet50='https://host/r50.pth'))
+    else:
+        pretrained._listed.cache_clear()
+        monkeypatch.setitem(sys.modules, 'torchvision', None)
     found = missing_weights(Config.fromfile(ROOT / 'configs/mask_rcnn_xbn_r50_bn_init.py').model)
-    expected = [] if installed else ['torchvision://resnet50 needs torchvision']
-    assert [line.split(',')[0] for line in found] == expected
+    expected = [] if installed else ['torchvision://resnet50 needs torchvision, which cannot be imported']
+    assert [line.split(' (')[0] for line in found] == expected
+
+
+@pytest.mark.parametrize('name', DOWNLOADED)
+def test_weights_that_were_downloaded_are_checked_and_others_are_said(tmp_path, monkeypatch, name):
+    if name.startswith('torchvision'):
+        pytest.importorskip('torchvision', exc_type=ImportError)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    backbone = dict(type='ResNet', depth=18, base_channels=4, init_cfg=dict(type='Pretrained', checkpoint=name))
+    cfg = Config(dict(default_scope='mmdet', model=dict(backbone=backbone)))
+    assert problems(cfg, 1, ('train',)) == []
+    (said,) = unseen_weights(cfg.model)
+    assert said.startswith(f'{name} is not on this machine')
+
+    weights = DET.build(dict(backbone, init_cfg=None, depth=34)).state_dict()
+    if name.startswith('mmcls'):  # of whose classifiers mmengine takes the backbones
+        weights = {f'backbone.{key}': value for key, value in weights.items()}
+    path = place_of(name)
+    path.parent.mkdir(parents=True)
+    torch.save(dict(state_dict=weights), path)
+    assert unseen_weights(cfg.model) == []
+    (found,) = problems(cfg, 1, ('train',))
+    assert found.startswith(f'{name} is not what ResNet can start from: its layer1 has 3 blocks')
+    backbone['depth'] = 34
+    assert problems(Config(dict(default_scope='mmdet', model=dict(backbone=backbone))), 1, ('train',)) == []
+    loaded = DET.build(backbone)
+    with mock.patch('torch.hub.download_url_to_file', side_effect=AssertionError('it is not the file')):
+        loaded.init_weights()
+    assert torch.equal(loaded.conv1.weight, next(iter(weights.values())))
+
+
+def test_names_that_no_list_has(tmp_path, monkeypatch):
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    (tmp_path / 'open_mmlab.json').write_text('{"mine": "mine.pth"}')
+    pretrained._listed.cache_clear()
+    model = dict(backbone=dict(type='ResNet', init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet5O')))
+    (message,) = missing_weights(model)
+    assert 'open-mmlab://resnet5O is none of the' in message and 'weights that mmengine knows' in message
+    assert place_of('open-mmlab://mine') == tmp_path / 'mine.pth' and place_of('s3://bucket/weights.pth') is None
+    pretrained._listed.cache_clear()
+
+
+@pytest.mark.parametrize('kind', ['SwinTransformer', 'PyramidVisionTransformer'])
+def test_backbones_that_read_their_weights_themselves_are_not_judged(tmp_path, kind):
+    """They rename and resize what they read."""
+    torch.save({'patch_embed.proj.weight': torch.zeros(1)}, tmp_path / 'weights.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
+    cfg = Config(dict(default_scope='mmdet', model=dict(backbone=dict(type=kind, init_cfg=init_cfg))))
+    assert unfit_weights(cfg) == []
+    cfg.model.backbone.type = 'ResNet'
+    cfg.model.backbone.depth = 18
+    assert len(unfit_weights(cfg)) == 1
 
 
 def test_data_and_weights_that_are_there_are_no_problem(tmp_path):

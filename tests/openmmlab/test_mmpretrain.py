@@ -1,15 +1,20 @@
 """mmpretrain as host: norms by one key, and twins of XBN backbones whose weights those of mmdet and mmseg take."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmdet.registry import MODELS as DET
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS as ROOT
 from mmseg.registry import MODELS as SEG
 
 from mmnorm import norms
+from mmnorm.engine.preflight import unfit_weights
 from mmnorm.norms import checks
+from mmnorm.openmmlab.pretrained import place_of
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.registry import MODELS as PRE
@@ -147,6 +152,46 @@ def test_a_pretraining_of_another_network_is_not_loaded_in_part(other, message, 
         twin.init_weights()
     assert f'XBNResNet: {checkpoint} is not its pretraining' in str(raised.value)
     assert all(torch.equal(value, before[name]) for name, value in twin.state_dict().items())
+
+
+def test_a_pretraining_that_is_downloaded_has_to_fit_too(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    address = 'https://host/xbn-12345678.pth'
+    place_of(address).parent.mkdir(parents=True)
+    torch.save(PRE.build(dict(RESNET, depth=101)).state_dict(), place_of(address))
+    twin = DET.build(dict(RESNET, init_cfg=dict(type='Pretrained', checkpoint=address)))
+    with pytest.raises(ValueError, match=f'XBNResNet: {address} is not its pretraining: its layer3 has 23 blocks'):
+        twin.init_weights()
+
+
+@pytest.mark.parametrize('host', HOSTS)
+def test_a_pretraining_of_averages_or_of_half_precision_is_loaded_as_such(host, tmp_path):
+    """As mmengine's EMAHook saves it, whose averages are the weights; in float32, with the values of the halves."""
+    classifier = torch.nn.ModuleDict(dict(backbone=PRE.build(RESNET)))
+    runner = SimpleNamespace(model=classifier, iter=0, epoch=0)
+    ema = EMAHook(momentum=0.5)
+    ema.before_run(runner)
+    ema.after_train_iter(runner, 0)  # which takes the weights as they are
+    for parameter in classifier.parameters():
+        parameter.data += 1
+    ema.after_train_iter(runner, 1)
+    checkpoint = dict(state_dict=classifier.state_dict())
+    ema.before_save_checkpoint(runner, checkpoint)
+    averages = {key.removeprefix('backbone.'): value for key, value in checkpoint['state_dict'].items()}
+    last = classifier.state_dict()['backbone.conv1.weight']
+    assert not torch.allclose(averages['conv1.weight'], last) and 'ema_state_dict' in checkpoint
+
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'classifier.pth'), prefix='backbone.')
+    for dtype in (torch.float32, torch.float16):
+        stored = {f'backbone.{key}': v.to(dtype) if v.is_floating_point() else v for key, v in averages.items()}
+        torch.save(dict(checkpoint, state_dict=stored), tmp_path / 'classifier.pth')
+        twin = HOSTS[host].build(dict(RESNET, init_cfg=init_cfg))
+        twin.init_weights()
+        for key, value in twin.state_dict().items():
+            assert value.dtype == averages[key].dtype, key
+            assert torch.equal(value, stored[f'backbone.{key}'].to(value.dtype)), key
+        cfg = Config(dict(default_scope=host, model=dict(backbone=dict(RESNET, init_cfg=init_cfg))))
+        assert unfit_weights(cfg) == []
 
 
 def test_a_whole_classifier_needs_a_prefix_and_weights_must_be_finite(tmp_path):

@@ -59,7 +59,7 @@ def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(tmp_path, c
     """One fails, one diverges, so that mmdet logs a validation without metrics, one logs none, and the last is well."""
     trained = []
 
-    def train(command):
+    def train(command, env):
         work_dir = Path(command[command.index('--work-dir') + 1])
         trained.append(work_dir.name)
         if work_dir.name == 'lr_0.1':
@@ -89,7 +89,7 @@ def test_trainings_that_fail_or_detect_nothing_do_not_end_the_search(tmp_path, c
 
 
 def test_no_training_has_the_metric(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(launch.subprocess, 'run', lambda command: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(launch.subprocess, 'run', lambda command, env: SimpleNamespace(returncode=2))
     args = argparse.Namespace(work_dir=str(tmp_path / 'new'), processes=1, cfg_options=[])
     assert zoo.sweep(searched('project.py', RATES), args) == 1
     assert json.loads((tmp_path / 'new/sweep.json').read_text())['best'] is None
@@ -97,7 +97,7 @@ def test_no_training_has_the_metric(tmp_path, capsys, monkeypatch):
 
 
 def test_interruption_ends_the_search(tmp_path, capsys, monkeypatch):
-    def interrupt(command):
+    def interrupt(command, env):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch.subprocess, 'run', interrupt)
