@@ -108,6 +108,8 @@ class EN(BatchSizeRule):
         on_plane = self.spans_ranks() or self.virtual_batch_size
         if not on_plane:
             self.see_batch_size(len(x))
+        elif self.spans_ranks() and len(x) and self.learns:
+            self._known = True  # how many samples all ranks have only the device knows: some, whoever asks later
         if self.estimate_every and self.learns:
             estimate.step_if_due(self, x)
         if on_plane:

@@ -135,7 +135,7 @@ class Counter(TorchDispatchMode):
     def __init__(self, x):
         super().__init__()
         self.elements, self.size = x.numel(), x.numel() * x.itemsize
-        self.units, self.launches, self.kernels = 0.0, 0, []
+        self.units, self.launches, self.kernels, self.collectives = 0.0, 0, [], []
 
     def add(self, tensors, passes=0, launches=1):
         sizes = [_numel(t) * t.itemsize for t in tensors if t.numel() >= self.elements]
@@ -148,6 +148,8 @@ class Counter(TorchDispatchMode):
         given, made = ([t for t in tree_leaves(v) if torch.is_tensor(t)] for v in ((args, kwargs), result))
         if any(t.device.type == FAKE for t in given) and any(t.device.type == 'cpu' for t in made):
             raise RuntimeError(f'{function} makes a tensor of the CPU of one of the card')
+        if function.namespace == 'c10d':
+            self.collectives.append(name)
         is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
         if not made or name in _NO_KERNEL or is_view:
             return result

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
 
 from mmnorm.files import read_json
 from mmnorm.norms import NORMS
@@ -165,34 +168,100 @@ def test_the_fake_card_notices_what_a_card_would_mind():
             x + torch.empty(3)
 
 
-@pytest.mark.parametrize('by_kernels', [False, True])
-@pytest.mark.parametrize('cfg', EVERY, ids=described)
-def test_every_layer_stays_on_its_card(by_kernels, cfg):
-    """No tensor of another device, nothing that waits for the card, and results as the input is."""
+def ways(cfg):
+    """A layer in training, one in evaluation and, where it may be, a frozen one."""
     evaluated = dict(batch_size=4, **cfg) if cfg['type'].endswith('EN') and 'batch_size' not in cfg else cfg
     norms = [build(cfg).train(), build(evaluated).eval()]
     if cfg['type'] != 'FrozenBN':
         norms.append(build(dict(evaluated, frozen=True)))
-    with fake_card():
-        for norm in norms:
-            on_fake_card(norm)
-            if getattr(norm, 'hard', False):  # which looked at its weights' values, of which there are none here
-                norm._picked_from = norm._weights_seen()
-        with kernels_on_fake_card() if by_kernels else contextlib.nullcontext():
-            for norm, (dtype, layout), autocast in itertools.product(
-                norms, [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)], (False, True)
-            ):
-                x = torch.empty(4, 8, 3, 5, dtype=dtype, device=FAKE).contiguous(memory_format=layout).requires_grad_()
-                with Counter(x), torch.autocast(FAKE, torch.bfloat16, enabled=autocast):
-                    y = norm(x)
-                    y.backward(torch.empty_like(y))
-                    with torch.no_grad():
-                        again = norm(x)
-                for result in (y, x.grad, again):
-                    assert (result.device, result.dtype, result.stride()) == (x.device, dtype, x.stride())
+    return norms
+
+
+def move(norms):
+    """Make fakes of layers that were built on values."""
+    for norm in norms:
+        on_fake_card(norm)
+        if getattr(norm, 'hard', False):  # which looked at its weights' values, of which there are none here
+            norm._picked_from = norm._weights_seen()
+
+
+def check_all_is_on_the_card(norms):
     for norm in norms:
         for value in [*norm.state_dict().values(), *(p.grad for p in norm.parameters() if p.grad is not None)]:
             assert value.device.type == FAKE
+
+
+@pytest.mark.parametrize('by_kernels', [False, True])
+@pytest.mark.parametrize('cfg', EVERY, ids=described)
+def test_every_layer_stays_on_its_card(by_kernels, cfg):
+    """No tensor of another device, nothing that waits for the card, and results as the input is."""
+    norms = ways(cfg)
+    with fake_card(), kernels_on_fake_card() if by_kernels else contextlib.nullcontext():
+        move(norms)
+        for norm, (dtype, layout), autocast in itertools.product(
+            norms, [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)], (False, True)
+        ):
+            x = torch.empty(4, 8, 3, 5, dtype=dtype, device=FAKE).contiguous(memory_format=layout).requires_grad_()
+            with Counter(x), torch.autocast(FAKE, torch.bfloat16, enabled=autocast):
+                y = norm(x)
+                y.backward(torch.empty_like(y))
+                with torch.no_grad():
+                    again = norm(x)
+            for result in (y, x.grad, again):
+                assert (result.device, result.dtype, result.stride()) == (x.device, dtype, x.stride())
+    check_all_is_on_the_card(norms)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+@pytest.mark.parametrize('cfg', EVERY, ids=described)
+def test_checkpointing_keeps_every_layer_on_its_card(reentrant, cfg):
+    norms = ways(cfg)
+    with fake_card(), kernels_on_fake_card():
+        move(norms)
+        for norm in norms:
+            x = torch.empty(4, 8, 3, 5, device=FAKE).requires_grad_()
+            # it looks up by its statistics' values which of its passes is computed again, and waits for them
+            waits = cfg['type'] == 'BRN' and norm.training
+            with (
+                Counter(x),
+                torch.autocast(FAKE, torch.bfloat16),
+                pytest.raises(DataDependentOutputException) if waits else contextlib.nullcontext(),
+            ):
+                y = checkpoint(norm, x, use_reentrant=reentrant, preserve_rng_state=False)
+                y.backward(torch.empty_like(y))
+                assert (x.grad.device, x.grad.dtype, x.grad.stride()) == (x.device, x.dtype, x.stride())
+    check_all_is_on_the_card(norms)
+
+
+@pytest.fixture(scope='module')
+def two_ranks():
+    """A process group of which there is this rank alone: its collectives return at once."""
+    distributed.init_process_group('fake', rank=0, world_size=2, store=FakeStore())
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('dtype, layout', [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)])
+@pytest.mark.parametrize('name', [name for name in NORMS if name.startswith('Sync')])
+def test_ranks_meet_once_each_way_and_nobody_waits(two_ranks, name, dtype, layout):
+    """Neither for the card, in the first evaluation after a training included, nor more often for the other rank."""
+    norm = NORMS[name](8)
+    with fake_card():
+        on_fake_card(norm)
+        for _ in range(2):
+            x = torch.empty(4, 8, 3, 5, dtype=dtype, device=FAKE).contiguous(memory_format=layout).requires_grad_()
+            with Counter(x) as forward, kernels_on_fake_card(forward):
+                y = norm(x)
+            with Counter(x) as backward, kernels_on_fake_card(backward):
+                y.backward(torch.empty_like(y))
+            assert forward.collectives == ['_allgather_base_'] and backward.collectives == ['allreduce_']
+            assert forward.units + backward.units == 8
+            for result in (y, x.grad):
+                assert (result.device, result.dtype, result.stride()) == (x.device, dtype, x.stride())
+        with Counter(x) as counter, kernels_on_fake_card(counter), torch.no_grad():
+            norm.eval()(x)
+        assert not counter.collectives
+    check_all_is_on_the_card([norm])
 
 
 def test_the_budget_is_kept():
