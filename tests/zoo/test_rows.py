@@ -30,6 +30,11 @@ TABLES = {
     'xbn Figure 7': 8,  # D2, D4, D8 and Full of GN and IN, and IN in every block; GN's first two are in Table 2
     'xbn Figure A12': 3 * 2 * 2,
     'evalnorm Table 1': 6 * 5,
+    # Of the sizes that the text names: EN, EMA and Renorm on two data sets; two rules; three depths and three
+    # widths beside 20 layers of width 1
+    'evalnorm Figure 2': 4 * 3 * 2,
+    'evalnorm Figure 4': 4 * 2,
+    'evalnorm Figure 5': 7 * 2 * 2,
     'sn Table II': 3 * 9 - 1,
     'sn Table III': 2 * 2 + 3 * 2,
     'rbn Table 1': 18,
@@ -64,11 +69,12 @@ def test_rows_of_each_table(zoo):
 
 
 def test_rows_without_config(zoo):
-    """Those whose norm mmnorm does not have yet, and ResNeXt-29, which no host has."""
+    """Those whose norm mmnorm does not have (in batches smaller than SGD's), or whose network no host has."""
     rows = load_rows_without_config()
-    assert Counter(row.norm for row in rows) == dict(BW=2, SW=2, ILM=1, BCN=1, IEBN=1, FRN=1, BN=1, RBN=4)
+    assert Counter(row.norm for row in rows) == dict(BW=2, SW=2, ILM=1, BCN=1, IEBN=1, FRN=1, BN=1, RBN=4, BRN=6, EN=6)
     assert all(row.note.startswith('No config') and not row.name for row in rows)
     assert {row.backbone for row in rows if row.norm in ('BN', 'RBN')} == {'ResNeXt-29'}
+    assert {row.backbone for row in rows if row.norm == 'EN'} == {'R-56', 'R-110', 'R-254'}
 
 
 def test_no_two_rows_of_a_table_are_called_the_same(zoo):
@@ -165,6 +171,13 @@ def test_find_model_that_a_config_inherits_from(zoo, tmp_path):
     assert find_model(yaml, zoo) == find_model(mine, zoo)
     base.write_text('_base_ = ["../../x/mask_rcnn_xbn_r50.py", "mmnorm::sn/faster_rcnn_sn_r50_c4.py"]')
     assert find_model(mine, zoo).name == 'faster_rcnn_sn_r50_c4'
+    inside = "{__import__('mmnorm').__path__[0]}/.mim/configs/sn"  # as configs/README.md has it
+    base.write_text(f'_base_ = [f"{inside}/faster_rcnn_sn_r50_c4.py", open("gone").name, "x/mask_rcnn_xbn_r50.py"]')
+    assert find_model(mine, zoo).name == 'mask_rcnn_xbn_r50'
+    base.write_text(f'_base_ = f"{inside}/_base_/../faster_rcnn_sn_r50_c4.py"')
+    assert find_model(mine, zoo).name == 'faster_rcnn_sn_r50_c4'
+    base.write_text('''_base_ = f"{__import__('mmnorm_gone').__path__[0]}/faster_rcnn_sn_r50_c4.py"''')
+    assert find_model(mine, zoo) is None
     base.write_text('_base_ = "mine.py"')
     assert find_model(mine, zoo) is None
     mine.write_text('_base_ = "gone.py"')

@@ -208,6 +208,27 @@ def test_batches_of_so_many_gpus_and_images(name):
     assert cfg.model.backbone.get('zero_init_residual', True) == (model.paper == 'evalnorm')
 
 
+@pytest.mark.parametrize('name', [name for name in CLASSIFIERS if name.startswith('resnet14_')])
+def test_evalnorm_on_cifar(name):
+    """Section 4.1: 128,000 updates by batches of 128, of which so many samples are normalized together."""
+    cfg, model = config(CLASSIFIERS[name].path), CLASSIFIERS[name]
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (128, 128)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.param_scheduler.type) == (0.1, 'CosineAnnealingLR')
+    updates = -(-50_000 // 128)  # of an epoch
+    assert abs(cfg.train_cfg.max_epochs * updates - 128_000) < updates / 2
+    assert cfg.param_scheduler.T_max == cfg.param_scheduler.end == cfg.train_cfg.max_epochs
+    size = int(re.search(r'_b(\d+)_', name)[1])
+    norm = cfg.model.backbone.norm_cfg
+    assert norm.get('virtual_batch_size', 128) == size
+    assert all(row.row.endswith(f' {size} samples') for row in model.published)
+    assert (norm.get('r_max', 2), norm.get('d_max', 1)) == (2, 1)
+    width = int(re.search(r'_w(\d)_|$', name)[1] or 1)
+    assert (cfg.model.backbone.base_channels, cfg.model.head.in_channels) == (16 * width, 64 * width)
+    classes = int(re.search(r'cifar(\d+)$', name)[1])
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == classes
+    assert cfg.train_dataloader.dataset.type == f'CIFAR{classes}'
+
+
 @pytest.mark.parametrize('name', [name for name, model in CLASSIFIERS.items() if model.paper == 'bgn'])
 def test_groups_of_bgn(name):
     """Tables 1 and 2, and the text: 32 groups of GN; LN is GN with one."""

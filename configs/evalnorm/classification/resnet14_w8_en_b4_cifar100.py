@@ -1,0 +1,5 @@
+"""ResNet-14 of 8 times the width, EN, 4 of SGD's 128 samples, CIFAR-100: paper evalnorm, Figure 5."""
+
+_base_ = './resnet14_en_b4_cifar100.py'
+
+model = dict(backbone=dict(base_channels=128), head=dict(in_channels=512))
