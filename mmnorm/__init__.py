@@ -28,6 +28,7 @@ from .blocks import (
 )
 from .core import set_step
 from .norms import (
+    BCN,
     BGN,
     BRN,
     EN,
@@ -35,14 +36,17 @@ from .norms import (
     GBGN,
     GW,
     IBN,
+    IEBN,
     PN,
     RBN,
     SN,
     TLU,
     FrozenBN,
     PerLevel,
+    SyncBCN,
     SyncBGN,
     SyncEN,
+    SyncIEBN,
     SyncRBN,
     SyncSN,
     count_levels,
@@ -54,6 +58,7 @@ from .statistics import measure_shift, perturbed, recollect, to_evalnorm
 
 __version__ = '0.1.0'
 __all__ = [
+    'BCN',
     'BGN',
     'BRN',
     'EN',
@@ -61,6 +66,7 @@ __all__ = [
     'GBGN',
     'GW',
     'IBN',
+    'IEBN',
     'PN',
     'RBN',
     'SN',
@@ -69,8 +75,10 @@ __all__ = [
     'Fused',
     'NormLayer',
     'PerLevel',
+    'SyncBCN',
     'SyncBGN',
     'SyncEN',
+    'SyncIEBN',
     'SyncRBN',
     'SyncSN',
     'compile_norms',

@@ -11,7 +11,7 @@ import torch
 from mmnorm.engine import check_free, read_checkpoint, save_network
 from mmnorm.engine.checkpoint import note_of, origin_of
 from mmnorm.engine.networks import build_network, read_config
-from mmnorm.norms import IBN, MARKS
+from mmnorm.norms import IBN, MARKS, NORMS, OWN_TENSORS, PlaneNorm
 
 from .backbones import OTHER, build_backbone, check_fit, check_placement, find_backbone
 from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, unwrap
@@ -177,6 +177,12 @@ def convert_file(
     )
 
 
+#: Tensors of norms of this package that have BN's beside them and are not converted, to the first norm that has them.
+_NOT_BN = {
+    leaf: norm
+    for leaf, norm in OWN_TENSORS.items()
+    if issubclass(NORMS[norm], PlaneNorm) and norm not in ('SN', 'RBN', 'EN')
+}
 _LIKE_BN = re.compile(r"""type=['"](IBN|(?:Sync)?BGN|GBGN)['"]""")
 
 
@@ -224,7 +230,7 @@ def _take(checkpoint, layout, source_prefix, whole):
     """The layout; the tensors by their new names; the old names by the new; and what was left out."""
     weights, dropped = unwrap(checkpoint)
     alike = _LIKE_BN.search(str(_meta(checkpoint).get('cfg', '')))
-    norm = 'IBN' if any(name.endswith('.instance_channels') for name in weights) else alike and alike[1]
+    norm = next(filter(None, (_NOT_BN.get(name.rpartition('.')[2]) for name in weights)), alike and alike[1])
     if norm:
         raise ValueError(f"its network has {norm}, whose tensors are named like BN's but mean something else")
     if source_prefix:

@@ -40,8 +40,8 @@ from torch.nn import functional as F
 
 from mmnorm.norms import EN, RBN, SN
 from mmnorm.norms.batch_size import RULES
+from mmnorm.norms.gates import initial_gate
 from mmnorm.norms.mixture import weights_of_bn_share
-from mmnorm.norms.rbn import initial_gate
 from mmnorm.terminal import command, config
 
 BATCH_FREE = 'batch-free'
@@ -223,7 +223,7 @@ def _from_bn(kind, bn, reference, bn_share):
             for leaf, start in RBN.control_parameters.items()
             if leaf in reference
         }
-        gate = initial_gate(bn['weight']) if 'scale_bias' in own else 1
+        gate = initial_gate(RBN.control_parameters['scale_bias'], bn['weight']) if 'scale_bias' in own else 1
         return {**bn, 'weight': bn['weight'] / gate, **own}
     return bn  # EN starts from its norm_cfg, as it does from any BN checkpoint
 

@@ -37,7 +37,7 @@ class Running(NamedTuple):
             correction: Any = elements / (elements - 1).clamp(min=1)
             weight = None if weight is None else weight * held.to(dtype)
         else:
-            correction = elements / (elements - 1)
+            correction = elements / (elements - 1) if self.bessel else 1.0
         if self.batches is not None:
             self.batches.add_(held)
             if weight is None:

@@ -2,6 +2,7 @@
 
 from .base import PlaneNorm
 from .batch_free import BatchFreeNorm
+from .bcn import BCN, SyncBCN
 from .bgn import BGN, SyncBGN
 from .brn import BRN
 from .estimate import estimate_offline
@@ -11,6 +12,7 @@ from .frozen_bn import FrozenBN
 from .gbgn import GBGN
 from .gw import GW
 from .ibn import IBN
+from .iebn import IEBN, SyncIEBN
 from .levels import PerLevel, count_levels
 from .mixture import harden, ratios
 from .pn import PN
@@ -20,7 +22,10 @@ from .sn import SN, SyncSN
 #: Every normalizer by its name, which is that of its class.
 NORMS = {
     norm.__name__: norm
-    for norm in (FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN, FRN)
+    for norm in (
+        *(FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN),
+        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN),
+    )
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
 SYNC_TWINS = {NORMS[name.removeprefix('Sync')]: twin for name, twin in NORMS.items() if name.startswith('Sync')}
@@ -30,6 +35,7 @@ MARKS = {mark: name for name, norm in reversed(NORMS.items()) for mark in norm(1
 OWN_TENSORS = MARKS | {leaf: name for name, norm in reversed(NORMS.items()) for leaf in norm.added_to_bn()}
 
 __all__ = [
+    'BCN',
     'BGN',
     'BRN',
     'EN',
@@ -37,6 +43,7 @@ __all__ = [
     'GBGN',
     'GW',
     'IBN',
+    'IEBN',
     'MARKS',
     'NORMS',
     'OWN_TENSORS',
@@ -49,8 +56,10 @@ __all__ = [
     'BatchFreeNorm',
     'FrozenBN',
     'PlaneNorm',
+    'SyncBCN',
     'SyncBGN',
     'SyncEN',
+    'SyncIEBN',
     'SyncRBN',
     'SyncSN',
     'count_levels',

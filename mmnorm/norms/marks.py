@@ -37,8 +37,9 @@ def compare_marks(layer: nn.Module, state_dict: dict[str, Tensor], prefix: str) 
     """
     name, norm = prefix[:-1] or 'the layer', type(layer).__name__
     # whatever has none of what the layer learns beside gamma and beta is for from_bn, where there is one
-    controls = tuple(layer.control_parameters) if hasattr(layer, 'from_bn') else ()  # type: ignore[arg-type]
-    leaves = controls or ('weight', 'bias', 'running_mean')
+    controls = layer.control_parameters if hasattr(layer, 'from_bn') else ()
+    leaves = [leaf for leaf in controls if getattr(layer, leaf, None) is not None]  # type: ignore[union-attr]
+    leaves = leaves or ['weight', 'bias', 'running_mean']
     loads = any(prefix + leaf in state_dict for leaf in leaves)
     for mark, own in layer.marks().items():  # type: ignore[operator]
         theirs = state_dict.pop(prefix + mark, None)

@@ -10,7 +10,7 @@ from mmnorm.core import BN
 
 from .arguments import FLAG, checked, one_of
 from .base import PlaneNorm
-from .checks import warn_once
+from .gates import fold_initial_gate
 from .spatial import spatially_centered, spatially_scaled
 
 STATISTICS = ('channel_mean', 'channel_std', 'spatial_mean', 'spatial_std')
@@ -121,13 +121,7 @@ class RBN(PlaneNorm):
     # a BN checkpoint; running statistics are those of x_cm
 
     def from_bn(self, tensors):
-        if 'scale_bias' in tensors or not (self.fold_bn and self.scale and 'weight' in tensors):
-            return tensors
-        warn_once(
-            f'{type(self).__name__}: a BN checkpoint is loaded; its weights are divided by sigmoid(1), so that the '
-            'network computes what it computed with BN (fold_bn=False leaves them).'
-        )
-        return tensors | dict(weight=tensors['weight'] / initial_gate(tensors['weight']))
+        return fold_initial_gate(self, 'scale_bias', tensors) if self.fold_bn and self.scale else tensors
 
     def _tracked_plane(self, x):
         mean, var = super()._tracked_plane(spatially_centered(self, x))
@@ -146,8 +140,3 @@ class SyncRBN(RBN):
     """:class:`RBN` with its batch statistics over all ranks. For arguments see there."""
 
     sync = True
-
-
-def initial_gate(like: Tensor) -> Tensor:
-    """What the scaling calibration multiplies by before any training, sigmoid(1), as a tensor like another."""
-    return torch.sigmoid(torch.full_like(like, RBN.control_parameters['scale_bias']))

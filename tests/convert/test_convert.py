@@ -62,6 +62,17 @@ def assert_same(ours, theirs, tolerance=1e-9):
         assert (ours_of_stage - theirs_of_stage).abs().max() <= tolerance * theirs_of_stage.abs().max()
 
 
+@pytest.mark.parametrize(
+    'leaf, norm', [('weight_readjust', 'IEBN'), ('group_weight', 'BCN'), ('instance_channels', 'IBN')]
+)
+def test_norms_that_have_bns_tensors_and_are_not_bn_are_refused(convert, leaf, norm):
+    weights = bn_resnet50() | {f'layer1.0.bn1.{leaf}': torch.ones(1)}
+    with pytest.raises(
+        ValueError, match=f"its network has {norm}, whose tensors are named like BN's but mean something"
+    ):
+        convert(weights, 'RBN')
+
+
 @pytest.mark.parametrize('norm', ['RBN', 'SN', 'EN', 'BN'])
 def test_bn_to_another_norm_and_back_computes_the_same(convert, norm):
     bn = bn_resnet50()

@@ -34,6 +34,8 @@ VARIANTS = [
     dict(type='GW', num_groups=2, eps=0, method='zca'),
     dict(type='FRN', tlu=True),
     dict(type='FRN', learnable_eps=True),
+    dict(type='BCN', num_groups=2),
+    dict(type='BCN', num_groups=2, estimate=True),
 ]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 
@@ -50,7 +52,8 @@ def randomized(layer):
     """The layer, with values in the place of the defaults that would make half of it the identity."""
     with torch.no_grad():
         for name, value in layer.state_dict().items():
-            if name in ('weight', 'bias', 'running_mean', 'tau', 'eps_l') or '_weight' in name or '_bias' in name:
+            learned = any(part in name for part in ('_weight', '_bias', '_readjust'))
+            if learned or name in ('weight', 'bias', 'running_mean', 'tau', 'eps_l'):
                 value.normal_()
             elif name == 'running_var':
                 value.uniform_(0.5, 2)

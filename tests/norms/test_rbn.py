@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -25,27 +23,6 @@ def test_rbn_and_frozen_bn_compute_what_the_bn_checkpoint_computed(arguments):
     for layer in (FrozenBN(6), RBN(6, **arguments).eval()):
         layer.load_state_dict(bn.state_dict())
         torch.testing.assert_close(layer(x), bn(x), rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_fold_bn_false_leaves_the_weight():
-    bn, layer = randomized(nn.BatchNorm2d(6)), RBN(6, fold_bn=False)
-    layer.load_state_dict(bn.state_dict())
-    assert torch.equal(layer.weight, bn.weight)
-
-
-def test_folding_is_said_once():
-    with pytest.warns(UserWarning, match='RBN: a BN checkpoint is loaded; its weights are divided by sigmoid') as w:
-        for _ in range(2):
-            RBN(6).load_state_dict(nn.BatchNorm2d(6).state_dict())
-    assert len(w) == 1
-
-
-def test_own_checkpoint_is_not_folded_again():
-    layer = randomized(RBN(6))
-    other = RBN(6)
-    other.load_state_dict(copy.deepcopy(layer.state_dict()))
-    assert torch.equal(other.weight, layer.weight)
 
 
 @pytest.mark.parametrize('statistic', ['channel_std', 'spatial_std'])

@@ -71,6 +71,8 @@ class Plain(nn.BatchNorm2d):
 def test_one_batch_gives_what_training_would_track(cfg):
     if cfg.get('virtual_batch_size') or cfg.get('batch_groups') == 2:
         pytest.skip('tracks the mean variance of parts of a batch; what is recollected is that of all elements')
+    if cfg.get('estimate'):
+        pytest.skip('tracks the variance around the running mean of before; what is recollected is around that of now')
     model = trained(Small(cfg)).double()
     x = torch.randn(4, 3, 6, 5, dtype=torch.float64)
     twin = trained(Small(cfg)).double()

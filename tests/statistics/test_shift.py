@@ -168,6 +168,7 @@ def test_tracked_moments_are_what_training_tracks(cfg):
     used = layer.used_statistics
     if not layer.running_mean[used].numel() or layer.frozen:
         return
+    before = layer.running_mean.clone()
     layer.momentum = 1.0
     layer.train()(x)
     count = torch.as_tensor(count, dtype=torch.float64)
@@ -178,6 +179,9 @@ def test_tracked_moments_are_what_training_tracks(cfg):
         assert (var[used] > layer.running_var[used] * (part - 1) / part).all()
         return
     torch.testing.assert_close(mean[used], layer.running_mean[used])
+    if cfg.get('estimate'):  # around the running mean of before
+        torch.testing.assert_close(var + (mean - before).square(), layer.running_var)
+        return
     torch.testing.assert_close((var * count / (count - 1))[used], layer.running_var[used])
 
 
