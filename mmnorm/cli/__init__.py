@@ -21,6 +21,7 @@ COMMANDS = {
     'train': 'train a config of mmdet, mmseg or mmpretrain',
     'pretrain': 'make the weights that a detection or segmentation row starts from',
     'test': 'evaluate a checkpoint',
+    'race': 'which norm to use: short trainings with several norms and batch sizes, side by side',
     'report': "report of one or more runs, with the papers' figures",
     'diagnose': 'how well the BN statistics of a trained network fit, and which repair helps',
     'statistics': 'the single steps of diagnose: shift, recollect, evalnorm, perturb',

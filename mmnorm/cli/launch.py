@@ -68,18 +68,32 @@ def train(config, work_dir, processes=None, options=(), more=()):
     """Train a config in processes of its own, from where an earlier training in the work dir stopped.
 
     Args:
+        config, work_dir, processes, options, more: As of :func:`training_command`.
+
+    Returns:
+        int: Its exit status.
+    """
+    command = training_command(config, work_dir, processes, options, more)
+    return subprocess.run(command, env=training_environment()).returncode
+
+
+def training_command(config, work_dir, processes=None, options=(), more=()):
+    """The command (list[str]) of a training, which goes on from where an earlier one in the work dir stopped.
+
+    Args:
         config (str or Path): Its file.
         work_dir (str or Path): Of the training.
         processes (int or None): As of ``mmnorm train --processes``.
         options (Sequence[str]): What overrides values of the config, each KEY=VALUE.
         more (Sequence[str]): Other arguments of ``mmnorm train``.
-
-    Returns:
-        int: Its exit status.
     """
     command = [sys.executable, '-m', 'mmnorm_door', 'train', config]
     command += ['--processes', processes] if processes else []
     command += ['--work-dir', work_dir, '--resume', *more]
     command += ['--cfg-options', *options] if options else []
-    environment = {**os.environ, light('terminal').PARENT: str(os.getpid())}  # also of a parent that is killed
-    return subprocess.run([str(part) for part in command], env=environment).returncode
+    return [str(part) for part in command]
+
+
+def training_environment():
+    """The environment (dict) of a training that ends with this process, also if this one is killed."""
+    return {**os.environ, light('terminal').PARENT: str(os.getpid())}

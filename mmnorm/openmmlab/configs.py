@@ -57,7 +57,7 @@ def evalnorm_config(cfg, model, build):
     replace_norm_types(cfg.model, _EVALNORM_TYPES, mode='offline')
     layers = {name: layer for name, layer in unwrapped(model).named_modules() if isinstance(layer, EN)}
     for name in _still_bn(build(copy.deepcopy(cfg.model)), layers):
-        part, layer = _config_of(cfg.model, name), layers[name]
+        part, layer = config_of(cfg.model, name), layers[name]
         part.setdefault('norm_cfg', dict(type='EN', eps=layer.eps, momentum=layer.momentum, mode='offline'))
     try:
         twin = build(copy.deepcopy(cfg.model))  # a copy, because detectors and segmentors change what they are given
@@ -79,7 +79,7 @@ def _still_bn(model, names):
     return [name for name in names if not isinstance(model.get_submodule(name), EN)]
 
 
-def _config_of(tree, name):
+def config_of(tree, name):
     """The innermost module config on the way to a layer."""
     innermost = tree
     for step in name.split('.'):
@@ -144,7 +144,7 @@ def describe_unreplaced(cfg, network) -> str:
     left = {}
     for layer in list_norms(network):
         is_bn = layer.type in ('BN', 'BatchNorm1d', 'BatchNorm3d', *SYNC_TYPES)
-        part = _config_of(cfg, layer.name)
+        part = config_of(cfg, layer.name)
         named = 'norm_cfg' in part and not _names_other_norm(part)
         if is_bn and not named and not layer.name.startswith(by_design):
             left.setdefault(str(part.get('type', 'the model')), []).append(layer.name)

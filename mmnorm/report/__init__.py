@@ -9,6 +9,7 @@ try:
     from .diagnosis import draw_perturbation, write_diagnosis
     from .page import write_report
     from .paper import summarize
+    from .race import write_race
     from .runs import Run, load_run
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -23,5 +24,6 @@ __all__ = [
     'load_run',
     'summarize',
     'write_diagnosis',
+    'write_race',
     'write_report',
 ]

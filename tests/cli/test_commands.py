@@ -17,6 +17,7 @@ DOORS = dict(
     train='train.py',
     test='test.py',
     report='report.py',
+    race='race.py',
     diagnose='diagnose.py',
     statistics='bn_statistics.py',
     weights='norm_weights.py',
