@@ -29,8 +29,8 @@ _PROGRAMS = 1024  # that keep a large card busy
 _MOST_SPLITS = 256
 _ROWS_JOINED = 8  # by a program
 _ALIGNMENT = 16  # bytes, the most that a thread loads at once
-# Rows and positions, which kernels count in 32 bits, are at most so many
-_LARGEST_AXIS = 2**30
+# Rows and positions, which kernels count in 32 bits, three scopes of them too, are at most so many
+LARGEST_AXIS = 2**29
 _SHAPES_KEPT = 4096  # of tensors, whose cut is not thought about again
 
 # Versions of Triton whose compiled kernels are known to be launched as here; others dispatch each call themselves
@@ -65,7 +65,7 @@ def tiling(x: Tensor) -> Tiling | None:
 @lru_cache(_SHAPES_KEPT)
 def _tiling(shape, unit, last, is_aligned):
     channels, length = shape[1], prod(shape[2:])
-    if len(shape) <= 2 or max(shape[0] * channels, length) > _LARGEST_AXIS:
+    if len(shape) <= 2 or max(shape[0] * channels, length) > LARGEST_AXIS:
         return None
     # contiguous: long rows; rows of some hundreds; many of, say, 7 x 7 positions share a program
     rows = (64 if channels > 32 else 32) if last else 1 if length > 1024 else 8 if length > 64 else 32

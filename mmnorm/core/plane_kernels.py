@@ -40,6 +40,8 @@ def variant(m: Tensor, args: tuple) -> Parts | None:
     what: Blend = args[2]
     scopes, groups, ratios, renorm, batch = what.scopes, what.groups, what.ratios, what.renorm, what.batch
     pooled = BN in scopes and callable(batch)
+    if m.numel() > kernels.LARGEST_AXIS:
+        return None
     if ratios is not None and ratios[0].dim() > 1:
         return None
     if groups is not None and (len(scopes) > 1 or what.center is not None or what.correction != 1):

@@ -118,13 +118,13 @@ def fake_card() -> Iterator[None]:
         yield
 
 
-def on_fake_card(layer: nn.Module) -> nn.Module:
-    """The layer with tensors of the fake device in the place of its own."""
+def on_fake_card(layer: nn.Module, device: str = FAKE) -> nn.Module:
+    """The layer with fake tensors, of the fake device or another one, in the place of its own."""
     for module in layer.modules():
         for tensors in (module._parameters, module._buffers):
             for name, value in tensors.items():
                 if value is not None:
-                    fake = torch.empty(value.shape, dtype=value.dtype, device=FAKE)
+                    fake = torch.empty(value.shape, dtype=value.dtype, device=device)
                     tensors[name] = nn.Parameter(fake) if tensors is module._parameters else fake
     return layer
 

@@ -8,9 +8,11 @@ from unittest import mock
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmnorm.core import backends, blends, elements, kernels, moments, normalize, plane_kernels, use_triton
+from mmnorm.core import BN, backends, blends, elements, kernels, moments, normalize, plane_kernels, use_triton
 
 from ..norms.cases import EVERY, build, described, randomized
 from .cards import kernels_everywhere
@@ -275,11 +277,8 @@ def test_a_sample_that_overflows_is_alone(everywhere):
     assert y[[0, 2], :4].isfinite().all() and not y[1].isfinite().any()
 
 
-@pytest.mark.parametrize('cfg', EVERY, ids=described)
-@pytest.mark.parametrize('dtype, layout', [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)])
-def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
-    layer = randomized(build(cfg))
-    x, grad = tensor((4, 8, 3, 5), dtype, layout, 2), tensor((4, 8, 3, 5), dtype, layout)
+def compare_with_aten(launched, layer, x, grad, view=lambda base: base):
+    """Compare what a layer makes of a view of x by kernels, and all that it changes, with what it makes on ATen."""
     state = {name: value.clone() for name, value in layer.state_dict().items()}
     results = []
     for enabled in (False, True):
@@ -290,20 +289,87 @@ def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
         for training in (True, False):
             layer.train(training).zero_grad()
             leaf = x.clone().requires_grad_()
-            y = layer(leaf)
+            y = layer(view(leaf))
             y.backward(grad)
-            assert elements.memory_format(y) == elements.memory_format(leaf.grad) == layout
+            assert elements.memory_format(y) == elements.memory_format(view(leaf))
+            assert elements.memory_format(leaf.grad) == elements.memory_format(x)
             found += [y.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
         found += [value.clone() for value in layer.state_dict().values()]
         results.append(found)
+    for aten, ours in zip(*results):
+        tolerance = dict(rtol=2e-4, atol=2e-4) if x.dtype == torch.float32 else dict(rtol=3e-2, atol=6e-2)
+        torch.testing.assert_close(ours, aten, **tolerance)
+
+
+@pytest.mark.parametrize('cfg', EVERY, ids=described)
+@pytest.mark.parametrize('dtype, layout', [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)])
+def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
+    layer = randomized(build(cfg))
+    compare_with_aten(launched, layer, tensor((4, 8, 3, 5), dtype, layout, 2), tensor((4, 8, 3, 5), dtype, layout))
     by_element = cfg['type'] == 'BGN' and layer.num_groups == 16
-    if cfg['type'] not in ('GW', 'PN', 'FrozenBN') and not by_element:  # which are not on the plane
+    if cfg['type'] not in ('GW', 'PN', 'FrozenBN', 'FRN') and not by_element:  # which are not on the plane
         assert {'_moments', '_affine', '_reduce', '_input_gradient'} <= set(launched)
     if cfg in BLENDS:
         assert {'_blend', '_gradients'} <= set(launched)
-    for aten, ours in zip(*results):
-        tolerance = dict(rtol=2e-4, atol=2e-4) if dtype == torch.float32 else dict(rtol=3e-2, atol=6e-2)
-        torch.testing.assert_close(ours, aten, **tolerance)
+
+
+@pytest.mark.parametrize('name', ['SN', 'RBN', 'BGN', 'BRN'])
+@pytest.mark.parametrize(
+    'shape', [(6, 8), (6, 8, 5), (3, 8, 2, 3, 4), (5, 8, 1, 1), (1, 8, 4, 4), (3, 8, 1, 7), (2, 2, 1, 1, 9), (70, 6)]
+)
+def test_tensors_of_any_number_of_axes_and_axes_of_1(launched, name, shape):
+    layer = randomized(build(dict(type=name), shape[1]))
+    compare_with_aten(launched, layer, tensor(shape, offset=2), tensor(shape))
+    assert {'_blend', '_gradients'} <= set(launched)
+
+
+@pytest.mark.parametrize('name', ['SN', 'BRN'])
+@pytest.mark.parametrize(
+    'shape, view',
+    [
+        ((6, 8, 3, 5), lambda base: base[1:5]),
+        ((4, 16, 3, 5), lambda base: base[:, 4:12]),
+        ((4, 8, 6, 7), lambda base: base[..., 1:-2, ::3]),
+        ((4, 8, 1, 1), lambda base: base.expand(4, 8, 3, 5)),
+        ((1, 8, 3, 5), lambda base: base.expand(4, 8, 3, 5)),
+        ((8, 4, 5, 3), lambda base: base.transpose(0, 1).mT),
+    ],
+)
+def test_slices_and_expanded_tensors(launched, name, shape, view):
+    layer, base = randomized(build(dict(type=name))), tensor(shape, offset=2)
+    compare_with_aten(launched, layer, base, tensor(view(base).shape), view)
+    assert {'_moments', '_blend', '_affine', '_reduce', '_gradients', '_input_gradient'} <= set(launched)
+
+
+@triton.jit
+def _offset(out, sample, row, position, rows, length, LAST: tl.constexpr, UNIT: tl.constexpr):
+    one = tl.arange(0, 1)
+    at, exists = kernels._tile(sample, row + one, position + one, rows, length, LAST, UNIT)
+    tl.store(out + one[:, None] + one[None, :], at, exists)
+
+
+@pytest.mark.parametrize(
+    'last, sample, row, position, rows, length',
+    [
+        (False, 0, 2**20 + 1, 4095, 2**21, 4096),  # many planes
+        (False, 0, 4, 2**29 - 1, 8, 2**29),  # large ones
+        (True, 5, 63, 2**25 - 1, 64, 2**25),
+        (True, 2**20, 1000, 3, 1024, 4),
+    ],
+)
+def test_offsets_of_tensors_beyond_32_bits(last, sample, row, position, rows, length):
+    found = torch.zeros(1, 1, dtype=torch.int64)
+    _offset[(1,)](found, sample, row, position, rows, length, last, 1)
+    exact = (sample * length + position) * rows + row if last else row * length + position
+    assert found.item() == exact > 2**31
+
+
+def test_what_is_too_large_for_32_bit_counts_runs_on_aten():
+    for shape in ((1, 1, 2**29 + 1), (2**15, 2**14 + 1, 1), (2**29 + 1, 1)):
+        x = torch.empty(1).expand(shape)
+        assert kernels.variant(x, ()) is None
+        if x.dim() == 2:
+            assert plane_kernels.variant(x, (x, x, build(dict(type='SN')).blend(torch.empty(2, 8, 2)), 1, 1e-5)) is None
 
 
 def test_derivatives_of_higher_order_are_those_of_aten(everywhere):
@@ -317,6 +383,20 @@ def test_derivatives_of_higher_order_are_those_of_aten(everywhere):
     ours = second()
     use_triton(False)
     torch.testing.assert_close(ours, second(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('training, cfg', [(True, cfg) for cfg in BLENDS] + [(False, dict(type='SN'))])
+def test_layers_under_inference_mode(launched, cfg, training):
+    """With an input that wants a gradient, which no graph follows."""
+    layer, x = build(cfg).train(training), torch.randn(4, 8, 3, 5, requires_grad=True)
+    before = layer.num_batches_tracked.item()
+    with torch.inference_mode():
+        y = layer(x)
+    assert '_blend' in launched and y.is_inference() and not y.requires_grad
+    tracks = training and BN in layer.blend(x).scopes
+    assert layer.num_batches_tracked == before + tracks
+    layer(x).sum().backward()  # it still trains
+    assert x.grad is not None
 
 
 def test_gradients_under_inference_mode(everywhere):

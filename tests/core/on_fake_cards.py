@@ -20,7 +20,16 @@ from mmnorm.norms import NORMS
 
 from ..norms.cases import EVERY, build, described
 from . import budget
-from .cards import FAKE, Counter, counting_driver, fake_card, kernels_on_fake_card, on_fake_card
+from .cards import (
+    FAKE,
+    Counter,
+    CountingDriver,
+    Launcher,
+    counting_driver,
+    fake_card,
+    kernels_on_fake_card,
+    on_fake_card,
+)
 
 LAST = torch.channels_last
 
@@ -61,6 +70,7 @@ def run(cases, dtype, twice=False):
         (90, (torch.float32, torch.bfloat16), WIDE, NARROW),
         (90, (torch.float16,), WIDE[:1], NARROW[3:4]),
         (80, (torch.float32, torch.bfloat16), WIDE[2:4], NARROW[:1]),
+        (70, (torch.bfloat16,), WIDE[:1], NARROW[3:4]),  # a card that does not have this type
     ],
 )
 def test_every_variant_compiles_without_spills_and_loads_16_bytes_at_once(tmp_path, architecture, dtypes, wide, narrow):
@@ -117,6 +127,40 @@ def test_two_threads():
         for done in [pool.submit(run, WIDE[:1] * 5, dtype) for dtype in (torch.float32, torch.float16)]:
             done.result()
     assert Tally(launches) == dict.fromkeys([*LOADS, *PLANE], 10)
+
+
+def test_each_launch_is_on_the_stream_that_is_current_then(monkeypatch):
+    streams = []
+    monkeypatch.setattr(Launcher, '__call__', lambda self, x, y, z, stream, *args: streams.append(stream))
+    layer, x = NORMS['SN'](8), torch.zeros(2, 8, 4, 4, requires_grad=True)
+    with counting_driver(90):
+        for stream in (7, 8, 7):  # at first by Triton's own dispatch
+            monkeypatch.setattr(CountingDriver, 'get_current_stream', lambda self, device, stream=stream: stream)
+            layer(x).backward(torch.zeros_like(x))
+            assert streams == [stream] * 8
+            streams.clear()
+
+
+def test_a_profiler_is_told_of_each_launch(monkeypatch):
+    from triton import knobs
+
+    def launch(self, x, y, z, stream, function, packed, metadata, enter, leave, *args):
+        assert (metadata is None) == (enter is None)
+        if enter:
+            enter(metadata)
+
+    monkeypatch.setattr(Launcher, '__call__', launch)
+    layer, x, told = NORMS['SN'](8), torch.zeros(2, 8, 4, 4), []
+    with counting_driver(90):
+        for _ in range(2):  # of the second pass on compiled kernels are kept
+            layer(x)
+        assert not told
+        knobs.runtime.launch_enter_hook.add(told.append)
+        try:
+            layer(x)
+        finally:
+            knobs.runtime.launch_enter_hook.remove(told.append)
+    assert [metadata.get()['name'] for metadata in told] == ['_moments', '_over_channels', '_blend', '_affine']
 
 
 @pytest.mark.parametrize(
@@ -177,10 +221,10 @@ def ways(cfg):
     return norms
 
 
-def move(norms):
+def move(norms, device=FAKE):
     """Make fakes of layers that were built on values."""
     for norm in norms:
-        on_fake_card(norm)
+        on_fake_card(norm, device)
         if getattr(norm, 'hard', False):  # which looked at its weights' values, of which there are none here
             norm._picked_from = norm._weights_seen()
 
@@ -231,6 +275,17 @@ def test_checkpointing_keeps_every_layer_on_its_card(reentrant, cfg):
                 y.backward(torch.empty_like(y))
                 assert (x.grad.device, x.grad.dtype, x.grad.stride()) == (x.device, x.dtype, x.stride())
     check_all_is_on_the_card(norms)
+
+
+@pytest.mark.parametrize('cfg', EVERY, ids=described)
+def test_a_layer_on_another_device_than_its_input_is_a_clear_error(cfg):
+    norms = ways(cfg)
+    with fake_card(), kernels_on_fake_card():
+        move(norms, 'cpu')
+        for norm in norms:
+            x = torch.empty(4, 8, 3, 5, device=FAKE).requires_grad_()
+            with pytest.raises(RuntimeError, match=f'(?=.*{FAKE})(?=.*cpu)'):
+                norm(x)
 
 
 @pytest.fixture(scope='module')
