@@ -264,8 +264,8 @@ def test_checkpointing_keeps_every_layer_on_its_card(reentrant, cfg):
         move(norms)
         for norm in norms:
             x = torch.empty(4, 8, 3, 5, device=FAKE).requires_grad_()
-            # it looks up by its statistics' values which of its passes is computed again, and waits for them
-            waits = cfg['type'] == 'BRN' and norm.training
+            # these look up by their statistics' values which pass is computed again, and wait for them
+            waits = (cfg['type'] == 'BRN' or 'estimate' in cfg) and norm.training
             with (
                 Counter(x),
                 torch.autocast(FAKE, torch.bfloat16),
