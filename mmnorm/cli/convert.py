@@ -23,6 +23,7 @@ LAYOUTS = {
     'xbn-mobilenet': "XBN's authors' MobileNetV2: features.1.conv.0",
     'torchvision': 'its ResNets and ResNeXts, its detectors',
     'mmdet': 'mmdet, mmseg, mmnorm: a backbone or a whole network',
+    'mmpretrain': 'its ResNetV1c, ResNetV1d and MobileNetV2; its other ResNets are in mmdet',
     'auto': 'detected from the names (default)',
 }
 NORMS = {

@@ -12,6 +12,7 @@ from mmnorm.engine import check_free, read_checkpoint, save_network
 from mmnorm.engine.checkpoint import note_of, origin_of
 from mmnorm.engine.networks import build_network, read_config
 from mmnorm.norms import IBN, MARKS, NORMS, OWN_TENSORS, PlaneNorm
+from mmnorm.openmmlab.mmpretrain_keys import to_names_of
 
 from .backbones import OTHER, build_backbone, check_fit, check_placement, find_backbone
 from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, unwrap
@@ -136,6 +137,8 @@ def convert_file(
         marked = any(name.endswith('.hardened') for name in weights)
         hardened = hard or marked or not {'hard', 'picks'}.isdisjoint(note_of(checkpoint))
         network = given or _find_network(weights, norm, hardened, LAYOUTS[layout])
+        for named in (weights, names):
+            to_names_of(network.parts[0], named)
         converted, changed, notes = _convert(weights, network, norm, bn_share, hardened, verbose)
         _check_use(changed, bn_share, hard)
     except ValueError as error:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from mmnorm.openmmlab.mmpretrain_keys import TO_OTHERS
+
 from .backbones import norm_names
 from .tensors import BATCH_FREE, kinds
 
@@ -58,6 +60,12 @@ _OF_MOBILENET = [(stage + 1, block) for stage, number in enumerate((1, 2, 3, 4, 
 
 #: 'auto' finds the first that fits; mmdet's, which may have any norm, is the last.
 LAYOUTS = {
+    # its other ResNets have the names of mmdet's
+    'mmpretrain': Layout(
+        'mmpretrain: ResNetV1c, ResNetV1d and MobileNetV2, a backbone alone or a classifier; of any norm',
+        signs=('*stem.0.conv.weight', '*layer1.0.conv.0.conv.weight'),
+        rename=TO_OTHERS,
+    ),
     'sn-segmentation': Layout(
         "SN's authors, SwitchNorm_Segmentation: whole segmenters",
         signs=('layer0.1.mean_weight',),

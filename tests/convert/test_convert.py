@@ -11,6 +11,7 @@ import torch
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 
 from mmnorm.convert import convert_file, convert_norms
+from mmnorm.convert.backbones import build_backbone
 from mmnorm.engine import read_checkpoint
 from mmnorm.norms import RBN, SN
 from mmnorm.openmmlab.mmdet_models import XBNResNet
@@ -324,6 +325,45 @@ def test_backbones_are_found_by_their_shapes(convert, host, cfg, name, norm):
     state = host(**cfg).state_dict()
     report, weights = convert(state, norm)
     assert report.network == f'{norm} {name}' and all(key in state for key in report.mapped.values())
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='ResNetV1c', depth=18, base_channels=8, stem_channels=8),
+        dict(type='ResNetV1d', depth=50, base_channels=8, stem_channels=8),
+        dict(type='MobileNetV2', widen_factor=0.25),
+    ],
+    ids=lambda cfg: cfg['type'],
+)
+@torch.no_grad()
+def test_classifiers_of_mmpretrain(convert, cfg, tmp_path):
+    """For a backbone of mmdet, which has other names, and, by a config, for one of mmpretrain's own."""
+    registry = pytest.importorskip('mmpretrain.registry').MODELS
+    theirs = registry.build(cfg).double()
+    theirs.eval()
+    for norm in theirs.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    checkpoint = {f'backbone.{key}': value for key, value in theirs.state_dict().items()}
+    report, weights = convert(dict(state_dict=checkpoint | {'head.fc.weight': torch.zeros(2, 2)}), 'SN')
+    assert report.layout == 'mmpretrain' and report.dropped == {'not part of the backbone': ['head.fc.weight']}
+    assert report.mapped.keys() <= weights.keys() and set(report.mapped.values()) == checkpoint.keys()
+    ours = build_backbone(dict(report.backbone, init_cfg=None)).double()
+    ours.eval()
+    ours.load_state_dict(weights, strict=True)
+    assert_same(ours(X)[-1:], theirs(X))
+
+    model = dict(type='ImageClassifier', backbone=dict(cfg, norm_cfg=dict(type='SN')))
+    path = tmp_path / 'classifier.py'
+    path.write_text(f"default_scope = 'mmpretrain'\ncustom_imports = dict(imports=['mmnorm'])\nmodel = {model}")
+    _, same = convert(checkpoint, 'SN', config=str(path))
+    assert theirs.state_dict().keys() <= same.keys()
+    ours = registry.build(model['backbone']).double()
+    ours.eval()
+    ours.load_state_dict(same, strict=True)
+    assert_same(ours(X), theirs(X))
 
 
 @pytest.mark.parametrize('share', [0.9, 1 / 3])
