@@ -13,6 +13,7 @@ from .gbgn import GBGN
 from .gw import GW
 from .ibn import IBN
 from .iebn import IEBN, SyncIEBN
+from .ilm import ILM
 from .levels import PerLevel, count_levels
 from .mixture import harden, ratios
 from .pn import PN
@@ -24,7 +25,7 @@ NORMS = {
     norm.__name__: norm
     for norm in (
         *(FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN),
-        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN),
+        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM),
     )
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
@@ -44,6 +45,7 @@ __all__ = [
     'GW',
     'IBN',
     'IEBN',
+    'ILM',
     'MARKS',
     'NORMS',
     'OWN_TENSORS',

@@ -1,5 +1,7 @@
 """Every registered normalizer, and the variants that its arguments make: what all promises are tested over."""
 
+import contextlib
+
 import torch
 from mmcv.cnn import build_norm_layer
 
@@ -36,6 +38,9 @@ VARIANTS = [
     dict(type='FRN', learnable_eps=True),
     dict(type='BCN', num_groups=2),
     dict(type='BCN', num_groups=2, estimate=True),
+    dict(type='ILM', num_groups=2, key_channels=2),
+    dict(type='ILM', base='IN'),
+    dict(type='ILM', base='LN'),
 ]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 
@@ -45,7 +50,16 @@ def described(cfg):
 
 
 def build(cfg, channels=CHANNELS):
-    return build_norm_layer(cfg, channels)[1]
+    with seeded():
+        return build_norm_layer(cfg, channels)[1]
+
+
+@contextlib.contextmanager
+def seeded():
+    """What starts at random, as ILM's decoders do, starts as in every other such context."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def randomized(layer):

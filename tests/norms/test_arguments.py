@@ -15,7 +15,7 @@ import mmnorm
 from mmnorm.norms import NORMS
 from mmnorm.norms.arguments import FLAG, Allowed, checked, integer, known_arguments, number
 
-from .cases import CHANNELS, build, randomized
+from .cases import CHANNELS, build, randomized, seeded
 
 pytestmark = pytest.mark.filterwarnings('ignore:.* has no effect:UserWarning')
 SHAPE = (4, CHANNELS, 4, 6)
@@ -64,6 +64,8 @@ BAD = dict(
     learnable_eps=NO_FLAG,
     tlu=NO_FLAG,
     estimate=NO_FLAG,
+    base=NO_WORD,
+    key_channels=[*NO_INTEGER, -1, 0, 3, 'other'],
 )
 ARGUMENTS = [(name, argument) for name, norm in NORMS.items() for argument in known_arguments(norm)]
 
@@ -108,10 +110,13 @@ def test_eps_of_0_is_for_those_that_meet_no_variance_of_0(name):
 
 @pytest.mark.parametrize('name', NORMS)
 def test_numbers_of_numpy_are_taken(name):
-    layer = NORMS[name](np.int64(CHANNELS), eps=np.float32(1e-3), momentum=np.float64(0.5))
+    with seeded():
+        layer = NORMS[name](np.int64(CHANNELS), eps=np.float32(1e-3), momentum=np.float64(0.5))
     assert type(layer.eps) is float and type(getattr(layer, 'momentum', 0.5)) is float
     x = torch.randn(SHAPE)
-    torch.testing.assert_close(layer(x), NORMS[name](CHANNELS, eps=1e-3, momentum=0.5)(x))
+    with seeded():
+        expected = NORMS[name](CHANNELS, eps=1e-3, momentum=0.5)
+    torch.testing.assert_close(layer(x), expected(x))
 
 
 @pytest.mark.parametrize('name', NORMS)

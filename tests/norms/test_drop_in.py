@@ -9,7 +9,7 @@ from torch import nn
 
 from mmnorm.norms import NORMS, SYNC_TWINS
 
-from .cases import CHANNELS, VARIANTS, build, described, randomized
+from .cases import CHANNELS, VARIANTS, build, described, randomized, seeded
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
 SHAPE = (4, CHANNELS, 4, 6)
@@ -159,7 +159,8 @@ def test_reset_parameters_resets_everything(cfg, frozen):
     cfg = dict(cfg, frozen=frozen or cfg['type'] == 'FrozenBN')
     layer, fresh = randomized(build(cfg)), build(cfg)
     layer.train()(torch.randn(SHAPE))
-    layer.reset_parameters()
+    with seeded():
+        layer.reset_parameters()
     for key, value in fresh.state_dict().items():
         assert torch.equal(layer.state_dict()[key], value), key
     for _ in range(5):  # what is no tensor is as new too, such as EN's count of batches
@@ -174,7 +175,8 @@ def test_meta_device_and_to_empty(cfg):
     layer = NORMS[cfg['type']](CHANNELS, device='meta', **{k: v for k, v in cfg.items() if k != 'type'})
     assert all(value.is_meta for value in layer.state_dict().values())
     layer = layer.to_empty(device='cpu')
-    layer.reset_parameters()
+    with seeded():
+        layer.reset_parameters()
     x = torch.randn(SHAPE)
     torch.testing.assert_close(layer.train()(x), build(cfg).train()(x))
 

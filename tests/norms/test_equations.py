@@ -186,6 +186,23 @@ def bcn(layer, x, training):
     return (normalized * layer.group_weight[:, None] + layer.group_bias[:, None]).view_as(x)
 
 
+def ilm(layer, x, training):
+    """The authors' code (github.com/Gasoonjia/ILM-Norm, lib/nn/ilm_gn.py, ilm_in.py, ilm_ln.py) was run beside ILM
+    once, in float64, on the same tensors of 64 and 512 channels. With its variances made biased, result and gradients
+    differ by at most 2e-14 of the largest; as it is, by up to 1.8e-2 on maps of 6 x 6 and 7e-4 on 28 x 28.
+    """
+    key_mean, key_var = over(x.reshape(len(x), layer.key_groups, -1), 2, keepdim=False)
+    gamma = ((key_var @ layer.embedding.T).relu() @ layer.weight_decoder.T).sigmoid()
+    beta = ((key_mean @ layer.embedding.T).relu() @ layer.bias_decoder.T).tanh()
+    gamma, beta = (
+        (p.repeat_interleave(CHANNELS // layer.key_groups, 1) + own).view(len(x), -1, *[1] * (x.dim() - 2))
+        for p, own in ((gamma, layer.weight), (beta, layer.bias))
+    )
+    groups = x.reshape(len(x), layer.num_groups, -1)
+    mean, var = over(groups, 2)
+    return ((groups - mean) / (var + layer.eps).sqrt()).view_as(x) * gamma + beta
+
+
 def evalnorm(layer, x, training):
     mean, var = bn_statistics(layer, x, training)
     if not training:
@@ -207,6 +224,7 @@ REFERENCES = dict(
     FRN=frn,
     IEBN=iebn,
     BCN=bcn,
+    ILM=ilm,
     FrozenBN=lambda layer, x, training: bn(layer, x, False),
 )
 
@@ -220,7 +238,8 @@ def test_equals_the_papers_equations_forward_and_backward(cfg, shape, training):
         layer.num_batches_tracked.fill_(2500)  # half of BRN's warm-up
     name = cfg['type'].removeprefix('Sync')
     no_positions = len(shape) == 2
-    if no_positions and (name in ('IBN', 'GW', 'SN') or getattr(layer, 'num_groups', 0) > CHANNELS):
+    groups = getattr(layer, 'num_groups', 0)
+    if no_positions and (name in ('IBN', 'GW', 'SN') or groups > CHANNELS or (name, groups) == ('ILM', CHANNELS)):
         pytest.skip('without meaning there, or another equation: see test_sn.py')
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     if name == 'RBN' and no_positions and 'spatial' not in described(cfg):

@@ -235,7 +235,7 @@ def test_trains_under_autocast(name):
     model = nn.Sequential(
         nn.Conv2d(3, CHANNELS, 3), build(dict(type=name)), nn.ReLU(inplace=True), nn.Conv2d(CHANNELS, 1, 3)
     )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     x, losses = torch.randn(4, 3, 12, 12), []
     for _ in range(5):
         with torch.autocast('cpu', dtype=torch.bfloat16):

@@ -273,6 +273,8 @@ def test_constant_input_gives_the_bias_in_training(cfg):
         pytest.skip('normalizes by running statistics in training')
     if cfg['type'] == 'FRN':
         pytest.skip('takes no mean off')
+    if cfg['type'] == 'ILM':
+        pytest.skip('beta depends on the input')
     if 'BCN' in cfg['type']:
         pytest.skip('its GN normalizes the betas of a group, or the constant that estimates leave')
     if cfg['type'] == 'BRN':
