@@ -1,11 +1,17 @@
-"""What each normalizer moves through a card's memory and launches there, counted without a card.
+"""What each normalizer moves through a card's memory and launches there, and its Python, found without a card.
 
-``python -m tests.core.budget`` writes the counts of today to ``budget.json`` beside this file and prints what changed.
+``python -m tests.core.budget`` writes the figures of today to ``budget.json`` beside this file, and prints what changed
+of the counts, and the host time.
 
 A unit is the input's elements, read or written once. Counted is one layer of 64 channels at (4, 64, 32, 32): forward
-and backward in training, forward in evaluation without gradients.
+and backward in training, forward in evaluation without gradients; and beside that the same layer compiled, as inductor
+plans it for an H100, at a shape where it splits sums as it does those of a detector's maps; 0 where a layer is left to
+run eagerly. Host time is that of an eager layer over nn.BatchNorm2d's on the same machine, at a size where nothing else
+counts: by the clock, so that no test compares it, and what is written stays where it changed by less than a fifth.
 """
 
+import itertools
+import time
 from pathlib import Path
 
 import torch
@@ -14,12 +20,13 @@ from torch import nn
 from mmnorm.files import read_json, write_json
 from mmnorm.norms import NORMS
 
-from .cards import FAKE, Counter, fake_card, kernels_on_fake_card, on_fake_card
+from .cards import FAKE, Counter, counting_driver, fake_card, kernels_on_fake_card, on_fake_card
 
 PATH = Path(__file__).with_name('budget.json')
 SHAPE = 4, 64, 32, 32
 TYPES = 'float32', 'float16', 'bfloat16'
 FORMATS = 'contiguous_format', 'channels_last'
+TYPES_COMPILED = 'float32', 'bfloat16'
 LAYERS = {
     'nn.BatchNorm2d': nn.BatchNorm2d,
     'RBN spatial': lambda channels: NORMS['RBN'](channels, center_stat='spatial_mean', scale_stat='spatial_std'),
@@ -49,13 +56,53 @@ def measure(build, dtype: str, memory_format: str) -> dict[str, list]:
     return found
 
 
-def budget() -> dict:
-    """Of every norm, type and memory format, beside the PyTorch that it was counted with."""
-    counts = {
+def measure_compiled(name: str, dtype: str) -> dict[str, list]:
+    """The same of a compiled layer."""
+    from . import compiled  # of names that are torch's own, and other versions may not have
+
+    return compiled.measure(LAYERS[name](SHAPE[1]), getattr(torch, dtype))
+
+
+def host_times(rounds: int = 30, calls: int = 10) -> dict[str, dict[str, float]]:
+    """Of each layer, over nn.BatchNorm2d's: the fastest of some rounds, in which all layers take turns."""
+    x, grad = torch.randn(2, SHAPE[1], 2, 2, requires_grad=True), torch.randn(2, SHAPE[1], 2, 2)
+
+    def train(layer):
+        layer(x).backward(grad)
+
+    @torch.no_grad()
+    def evaluate(layer):
+        layer(x)
+
+    jobs = {
+        (name, mode): (job, build(SHAPE[1]).train(mode == 'training'))
+        for name, build in LAYERS.items()
+        for mode, job in (('training', train), ('evaluation', evaluate))
+    }
+    best: dict[tuple, float] = {}
+    with counting_driver(90):
+        for _, (key, (job, layer)) in itertools.product(range(rounds), jobs.items()):
+            begin = time.perf_counter()
+            for _ in range(calls):
+                job(layer)
+            best[key] = min(best.get(key, float('inf')), time.perf_counter() - begin)
+    return {
+        name: {mode: round(best[name, mode] / best['nn.BatchNorm2d', mode], 1) for mode in ('training', 'evaluation')}
+        for name in LAYERS
+    }
+
+
+def counts() -> dict:
+    """Of every norm, type and memory format."""
+    return {
         name: {f'{dtype} {layout}': measure(build, dtype, layout) for dtype in TYPES for layout in FORMATS}
         for name, build in LAYERS.items()
     }
-    return dict(torch=torch.__version__.partition('+')[0], counts=counts)
+
+
+def counts_compiled() -> dict:
+    """Of every norm and type."""
+    return {name: {f'{dtype} compiled': measure_compiled(name, dtype) for dtype in TYPES_COMPILED} for name in LAYERS}
 
 
 def lines(counts: dict) -> list[str]:
@@ -69,7 +116,25 @@ def lines(counts: dict) -> list[str]:
 
 
 if __name__ == '__main__':
-    before = lines(read_json(PATH)['counts']) if PATH.exists() else []
-    today = budget()
+    before = read_json(PATH) if PATH.exists() else {}
+    today = dict(
+        torch=torch.__version__.partition('+')[0],
+        counts=counts(),
+        compiled=counts_compiled(),
+        host_time=host_times(),
+    )
+    for name, times in today['host_time'].items():
+        for mode, time_before in before.get('host_time', {}).get(name, {}).items():
+            if abs(times[mode] / time_before - 1) < 0.2:
+                times[mode] = time_before
     write_json(PATH, today)
-    print('\n'.join(line for line in lines(today['counts']) if line not in before) or 'as before')
+    changed = [
+        line
+        for part in ('counts', 'compiled')
+        for line in lines(today[part])
+        if line not in lines(before.get(part, {}))
+    ]
+    print('\n'.join(changed) or 'counts as before')
+    print("host time over nn.BatchNorm2d's, in training and in evaluation:")
+    for name, times in today['host_time'].items():
+        print(f'{name:16}', *(f'{value:5.1f}' for value in times.values()))

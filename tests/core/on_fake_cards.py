@@ -319,9 +319,20 @@ def test_ranks_meet_once_each_way_and_nobody_waits(two_ranks, name, dtype, layou
     check_all_is_on_the_card([norm])
 
 
-def test_the_budget_is_kept():
+@pytest.fixture
+def kept():
+    found = read_json(budget.PATH)
+    if torch.__version__.partition('+')[0] != found['torch']:
+        pytest.skip(f'it was counted with PyTorch {found["torch"]}')
+    return found
+
+
+def test_the_budget_is_kept(kept):
     """``python -m tests.core.budget`` writes it; what is worse there than before is to be explained with the change."""
-    kept = read_json(budget.PATH)
-    if torch.__version__.partition('+')[0] != kept['torch']:
-        pytest.skip(f'it was counted with PyTorch {kept["torch"]}')
-    assert budget.lines(budget.budget()['counts']) == budget.lines(kept['counts'])
+    assert budget.lines(budget.counts()) == budget.lines(kept['counts'])
+
+
+@pytest.mark.parametrize('name', ['nn.BatchNorm2d', 'SN', 'IBN'])
+def test_the_budget_of_compiled_layers_is_kept(kept, name):
+    """Of some, each of which takes seconds."""
+    assert budget.measure_compiled(name, 'bfloat16') == kept['compiled'][name]['bfloat16 compiled']
