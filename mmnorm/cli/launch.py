@@ -67,6 +67,8 @@ def launch(name, command, args):
 def train(config, work_dir, processes=None, options=(), more=()):
     """Train a config in processes of its own, from where an earlier training in the work dir stopped.
 
+    They end with this process, however it ends.
+
     Args:
         config, work_dir, processes, options, more: As of :func:`training_command`.
 

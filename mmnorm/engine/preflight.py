@@ -117,37 +117,42 @@ def unseen_weights(model):
 
 def unfit_weights(cfg):
     """Messages for the pretrained weights on this machine that are those of another backbone than a config's."""
-    messages = []
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    for module in dicts(cfg.get('model'), 'init_cfg'):
-        if 'backbone' in module:  # a whole detector, which may have other classes than its weights
-            continue
-        for init_cfg in pretrained_cfgs(module['init_cfg']):
-            misfit = _misfit(module, str(init_cfg['checkpoint']), init_cfg.get('prefix') or '')
-            if misfit:
-                messages.append(
-                    f'{init_cfg["checkpoint"]} is not what {misfit}. Give init_cfg weights that were trained with this '
-                    'backbone, or give the backbone the depth, width and xbn of the weights. '
-                    f'{command("publish")} CHECKPOINT --only backbone takes those of a classifier or detector out of it'
-                )
-    return messages
+    return [
+        f'{name} is not what {misfit}. Give init_cfg weights that were trained with this backbone, or give the '
+        f'backbone the depth, width and xbn of the weights. {command("publish")} CHECKPOINT --only backbone takes '
+        'those of a classifier or detector out of it'
+        for module in dicts(cfg.get('model'), 'type')
+        for name, misfit in _misfits(module)
+    ]
 
 
-def _misfit(module, name, prefix):
-    """What cannot start from weights of a name, and why (str); '' if it can, or if that is told elsewhere."""
-    weights = _weights_of(name)
-    if _of_authors(weights):
-        return ''
-    prefix = prefix and f'{prefix.rstrip(".")}.'
-    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+def _misfits(module):
+    """Names of weights that a part of a model starts from, and what cannot start from them and why (tuples of str).
+
+    Nothing where they are of a whole detector, which may have other classes, or where what is wrong is told elsewhere.
+    """
+    if isinstance(module.get('pretrained'), str) and isinstance(module.get('backbone'), dict):  # as mmseg's segmentors
+        module = dict(module['backbone'], pretrained=module['pretrained'])
+    if 'backbone' in module or not any(map(_file_of, _pretrained([module]))):
+        return
     try:
         with torch.device('meta'):
-            part = MODELS.build(dict(module, init_cfg=None)) if weights else None
-            judged = part is not None and not loads_in_a_way_of_its_own(part)
+            part = MODELS.build(dict(module))
+        if loads_in_a_way_of_its_own(part):
+            return
+        init_cfgs = pretrained_cfgs(part.init_cfg)
     except Exception:  # of a class of the host's or the user's: what is wrong with it is told by the training
-        return ''
-    misfit = describe_misfit(part, weights) if judged else ''
-    return misfit and f'{type(part).__name__} can start from: {misfit}'
+        return
+    for init_cfg in init_cfgs:
+        weights, prefix = _weights_of(str(init_cfg['checkpoint'])), init_cfg.get('prefix') or ''
+        if not weights or _of_authors(weights):
+            continue
+        prefix = prefix and f'{prefix.rstrip(".")}.'
+        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        misfit = weights and describe_misfit(part, weights)
+        if misfit:
+            yield init_cfg['checkpoint'], f'{type(part).__name__} can start from: {misfit}'
 
 
 def _pretrain(path):
@@ -190,8 +195,9 @@ def _of_authors(weights):
 
 
 def _pretrained(model):
-    """The names (list[str]) of the checkpoints that a model config is initialized from."""
-    return [str(cfg['checkpoint']) for cfg in dicts(model, 'checkpoint') if cfg['checkpoint']]
+    """The names (list[str]) of the checkpoints that parts of a model config are initialized from."""
+    named = [part.get(key) for key in ('checkpoint', 'pretrained') for part in dicts(model, key)]
+    return [name for name in named if name and isinstance(name, str)]
 
 
 def _file_of(name):

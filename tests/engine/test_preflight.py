@@ -10,6 +10,7 @@ from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS as DET
 from mmengine.config import Config
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
+from mmseg.registry import MODELS as SEG
 from torch import nn
 from torch.distributed import ProcessGroup
 
@@ -185,6 +186,25 @@ def test_names_that_no_list_has(tmp_path, monkeypatch):
     assert 'open-mmlab://resnet5O is none of the' in message and 'weights that mmengine knows' in message
     assert place_of('open-mmlab://mine') == tmp_path / 'mine.pth' and place_of('s3://bucket/weights.pth') is None
     pretrained._listed.cache_clear()
+
+
+@pytest.mark.parametrize('of_segmentor', [True, False])
+def test_weights_that_mmseg_calls_pretrained_are_checked(tmp_path, of_segmentor):
+    backbone = dict(type='ResNetV1c', depth=18, stem_channels=4, base_channels=4)
+    torch.save(SEG.build(backbone).state_dict(), tmp_path / 'weights.pth')
+    name = dict(pretrained=str(tmp_path / 'weights.pth'))
+    for depth in (18, 34):
+        backbone['depth'] = depth
+        model = dict(type='EncoderDecoder', backbone=backbone, **name)
+        if not of_segmentor:
+            model = dict(type='EncoderDecoder', backbone=dict(backbone, **name), pretrained=None)
+        found = unfit_weights(Config(dict(default_scope='mmseg', model=model)))
+        assert [message.partition(' blocks')[0] for message in found] == [
+            f'{tmp_path}/weights.pth is not what ResNetV1c can start from: its layer1 has 2'
+        ] * (depth == 34)
+    # of mmpretrain's classifiers it is all of them that are loaded
+    model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=34), **name)
+    assert unfit_weights(Config(dict(default_scope='mmpretrain', model=model))) == []
 
 
 @pytest.mark.parametrize('kind', ['SwinTransformer', 'PyramidVisionTransformer'])
