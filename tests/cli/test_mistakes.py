@@ -499,7 +499,7 @@ COMMANDS = [
     ('zoo list --paper gone', "argument --paper: invalid choice: 'gone'"),
     (
         'zoo list --paper evalnorm --norm SN',
-        'no config matches --paper evalnorm and --norm SN; there are 53 without --paper evalnorm, 31 without --norm SN',
+        'no config matches --paper evalnorm and --norm SN; there are 53 without --paper evalnorm, 48 without --norm SN',
     ),
     ('zoo list mask_rcnn_xbn_r50 --task panoptic', '1 without --task panoptic segmentation'),
     ('zoo table --write --paper bgn', '--write writes the pages of all configs'),
