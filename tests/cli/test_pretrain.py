@@ -85,7 +85,7 @@ def test_a_killed_pretraining_leaves_nothing_behind_and_goes_on(
     options, forked_training, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    more = ['train_cfg.max_epochs=5', 'train_cfg.val_interval=5', 'default_hooks.checkpoint.max_keep_ckpts=5']
+    more = ['train_cfg.max_epochs=10', 'train_cfg.val_interval=10', 'default_hooks.checkpoint.max_keep_ckpts=10']
     arguments = [ROW, *(option for option in options if 'max_epochs' not in option), *more]
     work_dir = tmp_path / 'work_dirs/resnet50_xbn_digits'
     with open('log', 'w') as log:
@@ -97,14 +97,14 @@ def test_a_killed_pretraining_leaves_nothing_behind_and_goes_on(
     process.kill()
     _, alive = psutil.wait_procs(everyone, timeout=60)
     assert not alive and len(everyone) > 1
-    assert not (work_dir / 'epoch_5.pth').exists() and not Path('pretrained').exists()
+    assert not (work_dir / 'epoch_10.pth').exists() and not Path('pretrained').exists()
     newest = max(int(path.stem.removeprefix('epoch_')) for path in work_dir.glob('epoch_*.pth'))
 
     assert main(['pretrain', *arguments]) == 0, capsys.readouterr().out[-3000:]
     assert f'resumed epoch: {newest}' in capsys.readouterr().out
     published = torch.load(WEIGHTS, weights_only=True)
-    assert published['meta']['epoch'] == 5
-    trained = read_checkpoint(work_dir / 'epoch_5.pth')['state_dict']
+    assert published['meta']['epoch'] == 10
+    trained = read_checkpoint(work_dir / 'epoch_10.pth')['state_dict']
     assert all(torch.equal(value, trained[f'backbone.{key}']) for key, value in published['state_dict'].items())
     assert [path.name for path in Path('pretrained').iterdir()] == [Path(WEIGHTS).name]
 
