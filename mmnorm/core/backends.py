@@ -38,7 +38,7 @@ def use_triton(enabled: bool) -> None:
 
 def spelled_out() -> bool:
     """Whether a compiler, an exporter or torch.func reads the operations, which must be plain ones for that."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def or_kernel(x_at: int = 0, module: str = 'kernels') -> Callable[[_Function], _Function]:

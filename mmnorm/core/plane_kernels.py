@@ -5,7 +5,7 @@ the channels of a sample, or of each group of them, where there is something to 
 with all samples: it sums over these, and computes all else. Planes are float32 and contiguous.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -61,9 +61,9 @@ def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: 
     pooled, tracked = parts.pooled, parts.tracked
     batch: Any = what.batch
     renorm: Any = what.renorm or (None, None, None, 0, 0, 0.0, 0.0)
-    m, v, *inputs, mean_buffer, var_buffer, batches = _prepared(
-        m, (m, v, *what.tensors(), *renorm[:3], *(batch[:3] if tracked else (None, None, None)))
-    )
+    tensors = m, v, *what.tensors(), *renorm[:3], *(batch[:3] if tracked else (None, None, None))
+    kernels.check_devices(m, tensors)
+    m, v, *inputs, mean_buffer, var_buffer, batches = _contiguous(tensors)
     ln: Any = (None, None)
     bn: Any = (None, None)
     corrected: Any = (None, None, None)
@@ -77,7 +77,8 @@ def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: 
     if pooled:
         bn = m.new_empty(1, channels), m.new_empty(1, channels)
     elif BN in what.scopes:
-        bn = [plane.unsqueeze(0) for plane in _prepared(m, batch)]
+        kernels.check_devices(m, batch)
+        bn = [plane.unsqueeze(0) for plane in _contiguous(batch)]
     if what.renorm is not None:
         # counted at the end, since each program looks at the count
         corrected, uncounted = [m.new_empty(channels) for _ in range(3)], None
@@ -109,11 +110,10 @@ def coefficient_gradients(
     samples, channels = m.shape
     groups, width = (1, channels) if what.groups is None else (what.groups, channels // what.groups)
     grouped = parts.pooled and what.groups is not None
-    elementwise: Any = total, centered, m, mean, rstd, scale
-    if not all(plane.shape == m.shape for plane in elementwise):  # of ATen they may be of fewer samples
-        elementwise = [plane.expand_as(m) for plane in elementwise]
-    *prepared, v, weight, bias, center, gate_weight, gate_bias = map(
-        _contiguous, (*elementwise, v, *what.tensors()[2:])
+    # of ATen they may be of fewer samples
+    mean, rstd, scale = (plane if plane.shape == m.shape else plane.expand_as(m) for plane in (mean, rstd, scale))
+    *prepared, v, weight, bias, center, gate_weight, gate_bias = _contiguous(
+        (total, centered, m, mean, rstd, scale, v, *what.tensors()[2:])
     )
     sums: Any = (None, None)
     dratios: Any = (None, None)
@@ -152,14 +152,9 @@ def _is_plain(buffers: Any, kind: type) -> bool:
     )
 
 
-def _prepared(m: Tensor, tensors: Sequence[Any]) -> list:
-    """Tensors as the kernels read them, which see no strides; a RuntimeError if they are on another device."""
-    kernels.check_devices(m, tensors)
-    return [_contiguous(t) for t in tensors]
-
-
-def _contiguous(tensor):
-    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
+def _contiguous(tensors: Iterable[Any]) -> list:
+    """As the kernels read them, which see no strides."""
+    return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
 
 
 @triton.jit
