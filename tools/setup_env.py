@@ -15,6 +15,7 @@ build with --torch, and set FORCE_CUDA=1 and TORCH_CUDA_ARCH_LIST for the compil
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / 'build' / 'setup_env.lock'
 LOG = ROOT / 'build' / 'setup_env.log'
 
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 MMCV = {'onedl': 'onedl-mmcv', 'classic': 'mmcv'}
 # On a CPU: the last that any PyTorch loads, and mmpretrain needs no more. PyPI's newer wheels are linked to CUDA.
 TORCHVISION = 'torchvision==0.16.2'
@@ -86,7 +88,7 @@ def main(argv=None):
     parser.add_argument('--extras', default='demo,test,lint', help="more of setup.py's extras (default: %(default)s)")
     parser.add_argument('--torch', default='torch==2.13.0', help='requirement for PyTorch (default: torch==2.13.0)')
     args = parser.parse_args(argv)
-    for interruption in (signal.SIGINT, signal.SIGTERM):  # either ends as with Ctrl-C, and the running command with it
+    for interruption in INTERRUPTIONS:  # either ends as with Ctrl-C, and the running command with it
         signal.signal(interruption, signal.default_int_handler)
     try:
         with locked(LOCK):
@@ -311,33 +313,47 @@ def run(*command, cwd=ROOT, **variables):
     Raises:
         SetupError: It failed; the message is the cause.
     """
-    with LOG.open('ab') as log:
-        start = log.tell()
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env={**os.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            close_fds=False,
-            start_new_session=True,
-        )
+    process = None
     try:
+        # an interruption does not come between the start of a command and the name by which it is ended
+        with LOG.open('ab') as log, held_back(INTERRUPTIONS) as let_through:
+            start = log.tell()
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                close_fds=False,
+                start_new_session=True,
+                preexec_fn=let_through,
+            )
         while process.returncode is None:
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 say('      still working')
     except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGINT)  # the compilers too; pip then removes its temporary files
-        process.wait()
+        if process:
+            os.killpg(process.pid, signal.SIGINT)  # the compilers too; pip then removes its temporary files
+            process.wait()
         raise
     if process.returncode:
         output = LOG.read_bytes()[start:].decode(errors='replace')
         matches = ((list(re.finditer(pattern, output)), meaning) for pattern, meaning in CAUSES)
         cause = next(meaning.format(*found[-1].groups()) for found, meaning in matches if found)
         raise SetupError(re.sub(r'https?://\S+', 'the package index', cause) + f' (all output: {LOG})')
+
+
+@contextlib.contextmanager
+def held_back(signals):
+    """Have signals wait for the end of a block; yields what lets them through, for processes that start in it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, signals)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def say(line):

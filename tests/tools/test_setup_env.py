@@ -379,6 +379,23 @@ def test_a_command_that_outlives_its_set_up_keeps_the_lock(running, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_an_interruption_as_a_command_starts_ends_it(monkeypatch, tmp_path):
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    script = load_script()
+    script.LOG = tmp_path / 'log'
+    monkeypatch.setattr(script.subprocess, 'Popen', Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.run('sleep', '60', cwd='.')
+    assert started[0].returncode == -signal.SIGINT
+
+
 def wait_for(condition):
     end = time.monotonic() + 10
     while not condition():

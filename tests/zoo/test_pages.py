@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from mmnorm.cli import main
 from mmnorm.zoo import PAPERS, TASKS, load_zoo, pages
 from mmnorm.zoo.rows import HEADLINE, load_rows_without_config
 
@@ -57,9 +58,9 @@ def test_pages_are_what_the_metafile_gives(tmp_path, monkeypatch):
         assert path.read_text() == committed.read_text(), f'tools/zoo.py table --write gives another {committed}'
 
 
-def test_tool_prints_the_pages_of_what_is_chosen(tool):
-    shown = tool('zoo.py', 'table', '--paper', 'bgn').stdout
-    assert shown.strip() == (CONFIGS / 'bgn/README.md').read_text().strip()
+def test_command_prints_the_pages_of_what_is_chosen(capsys):
+    assert main(['zoo', 'table', '--paper', 'bgn']) == 0
+    assert capsys.readouterr().out.strip() == (CONFIGS / 'bgn/README.md').read_text().strip()
 
 
 def test_no_other_pages_and_no_long_lines():
