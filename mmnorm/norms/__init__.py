@@ -19,13 +19,14 @@ from .mixture import harden, ratios
 from .pn import PN
 from .rbn import RBN, SyncRBN
 from .sn import SN, SyncSN
+from .ssn import SSN, SyncSSN, set_sparsity
 
 #: Every normalizer by its name, which is that of its class.
 NORMS = {
     norm.__name__: norm
     for norm in (
         *(FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN),
-        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM),
+        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM, SSN, SyncSSN),
     )
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
@@ -53,6 +54,7 @@ __all__ = [
     'PerLevel',
     'RBN',
     'SN',
+    'SSN',
     'SYNC_TWINS',
     'TLU',
     'BatchFreeNorm',
@@ -64,8 +66,10 @@ __all__ = [
     'SyncIEBN',
     'SyncRBN',
     'SyncSN',
+    'SyncSSN',
     'count_levels',
     'estimate_offline',
     'harden',
     'ratios',
+    'set_sparsity',
 ]

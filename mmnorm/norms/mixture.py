@@ -85,17 +85,33 @@ class Mixture(PlaneNorm):
 
     def weights_of(self, used: list[int], first: int) -> tuple[Tensor, Tensor] | None:
         """Mean's and variance's weights of the scopes that take part, of whose softmax the ratios are."""
-        if self.hard and len(used) == 1:
+        if self.selects and len(used) == 1:
             return None
         mean, var = (weight[..., first:] if first else weight for weight in (self.mean_weight, self.var_weight))
-        if self.hard:  # what a softmax makes 0 and 1 of
+        if self.selects:  # what a softmax makes 0 and 1 of
             mean, var = (self._normalized(weight)[..., [k - first for k in used]].log() for weight in (mean, var))
         return mean, var
 
+    @property
+    def picks(self) -> bool:
+        """Whether each ratio is 0 or 1."""
+        return self.hard
+
+    @property
+    def selects(self) -> bool:
+        """Whether now what is picked is computed alone."""
+        return self.hard
+
     def used_scopes(self, first: int = IN) -> list[int]:
         """Which of IN, LN, BN take part, of those from ``first`` on."""
-        if not self.hard or self.mean_weight.is_meta:
-            return list(range(first, self.mean_weight.shape[-1]))
+        return self._picked_scopes(first) if self.selects else self._scopes(first)
+
+    def _scopes(self, first):
+        return list(range(first, self.mean_weight.shape[-1]))
+
+    def _picked_scopes(self, first=IN):
+        if self.mean_weight.is_meta:
+            return self._scopes(first)
         if not torch.compiler.is_compiling() and self._picked_from != self._weights_seen():
             self._pick()
         if first not in self._picked:
@@ -106,10 +122,10 @@ class Mixture(PlaneNorm):
     def _pick(self) -> None:
         """Find what each softmax picks; now, because a GPU is waited for, and an exporter knows no values."""
         self._picked: dict[int, list[int]] = {}
-        if self.hard and not self.mean_weight.is_meta:
+        if self.picks and not self.mean_weight.is_meta:
             self._picked_from = self._weights_seen()
             for first in (IN, LN):
-                self.used_scopes(first)
+                self._picked_scopes(first)
 
     def _weights_seen(self):
         """What tells that the weights are others, or were changed in place, without a look at their values."""
@@ -118,8 +134,7 @@ class Mixture(PlaneNorm):
 
     def train(self, mode: bool = True) -> 'Mixture':
         super().train(mode)
-        if self.hard:
-            self._pick()  # averaged models change the weights through .data, of which no tensor tells
+        self._pick()  # averaged models change the weights through .data, of which no tensor tells
         return self
 
     def ratios(self) -> tuple[Tensor, Tensor]:
@@ -158,7 +173,7 @@ class Mixture(PlaneNorm):
                 f'{norm}: a BN checkpoint is loaded; with bn_share=1 it computes what it computed with BN, and its '
                 'ratios, which select BN to the last bit, never train.'
             )
-        weights = weights_of_bn_share(share)
+        weights = self.weights_of_share(share)
         return tensors | {
             name: getattr(self, name).new_tensor(weights).expand_as(getattr(self, name))
             for name in self.control_parameters
@@ -166,7 +181,7 @@ class Mixture(PlaneNorm):
 
     @property
     def is_bn_in_evaluation(self):
-        return self.hard and self.batch_stat and self.used_scopes() == [BN]
+        return self.picks and self.batch_stat and self._picked_scopes() == [BN]
 
     @property
     def used_statistics(self):
@@ -175,7 +190,16 @@ class Mixture(PlaneNorm):
     def _normalized(self, weight):
         # in half precision the ratios would not sum to 1
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        return F.one_hot(weight.argmax(-1), weight.shape[-1]).to(weight) if self.hard else weight.softmax(-1)
+        return F.one_hot(weight.argmax(-1), weight.shape[-1]).to(weight) if self.selects else self.soft_ratios(weight)
+
+    def soft_ratios(self, weight: Tensor) -> Tensor:
+        """The ratios that are not selected, (..., scopes), of weights as many."""
+        return weight.softmax(-1)
+
+    @staticmethod
+    def weights_of_share(share: float) -> list[float]:
+        """Weights of IN, LN and BN that give BN a share and the others the same each."""
+        return weights_of_bn_share(share)
 
     def check(self, x):
         super().check(x)

@@ -62,7 +62,7 @@ class SN(Mixture):
         return self.blended(x, used, ratios=self.weights_of(used, first), correction=correction)
 
     def normalize(self, x):
-        if self.is_bn_in_evaluation and not self.by_batch:
+        if self.selects and self.is_bn_in_evaluation and not self.by_batch:
             return self.running_affine(x)
         if x.dim() > 2 and prod(x.shape[2:]) == 1:
             warn_once(

@@ -1,8 +1,8 @@
 """mmengine hooks that call this package's functions while a network trains or is evaluated.
 
-Two come by themselves: ListNormsHook with ``import mmnorm``, and SyncStatisticsHook where a config also has
-``live_norm`` (configs/_base_/live_norm.py). It cannot bring the hook in a list: of two bases only one may have
-``custom_hooks``, and many configs of mmdet have some.
+Three come by themselves: ListNormsHook with ``import mmnorm``, SparsestmaxHook where the model has SSN layers, and
+SyncStatisticsHook where a config has ``live_norm`` (configs/_base_/live_norm.py). That file cannot bring the hook in a
+list: of two bases only one may have ``custom_hooks``, and many configs of mmdet have some.
 """
 
 import random
@@ -24,10 +24,11 @@ from mmnorm.terminal import command
 
 from .batches import training_batches, training_forward
 from .configs import describe_unreplaced
+from .sparsity_hook import SparsestmaxHook, has_ssn
 
 
 def install():
-    """Have Runners register the two hooks; called once, by ``import mmnorm``."""
+    """Have Runners register the three hooks; called once, by ``import mmnorm``."""
     for kind in (Runner, FlexibleRunner):
         kind.register_hooks = _adding_ours(kind.register_hooks)
 
@@ -37,7 +38,11 @@ def _adding_ours(register):
     @wraps(register)
     def register_hooks(self, *args, **kwargs):
         register(self, *args, **kwargs)
-        for hook, wanted in ((ListNormsHook, True), (SyncStatisticsHook, 'live_norm' in self.cfg)):
+        for hook, wanted in (
+            (ListNormsHook, True),
+            (SyncStatisticsHook, 'live_norm' in self.cfg),
+            (SparsestmaxHook, has_ssn(self.model)),
+        ):
             if wanted and not any(isinstance(other, hook) for other in self.hooks):
                 self.register_hook(hook())
 

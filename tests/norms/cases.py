@@ -41,6 +41,9 @@ VARIANTS = [
     dict(type='ILM', num_groups=2, key_channels=2),
     dict(type='ILM', base='IN'),
     dict(type='ILM', base='LN'),
+    dict(type='SSN', groups=2),
+    dict(type='SSN', batch_stat=False),
+    dict(type='SSN', hard=True),
 ]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 

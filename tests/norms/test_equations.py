@@ -46,7 +46,7 @@ def bn(layer, x, training):
     return affine(layer, x, *bn_statistics(layer, x, training))
 
 
-def sn(layer, x, training):
+def sn(layer, x, training, soft=lambda weight: weight.softmax(1)):
     mean, square = x.mean(spatial(x), True), x.square().mean(spatial(x), True)
     if layer.unbiased:  # the authors' code: of every instance, and the other scopes from these
         square = x.var(spatial(x), keepdim=True) + mean.square()
@@ -57,10 +57,22 @@ def sn(layer, x, training):
     mixed = []
     for moment, weight in enumerate((layer.mean_weight, layer.var_weight)):
         weight = weight.reshape(layer.groups, -1)
-        ratios = nn.functional.one_hot(weight.argmax(1), weight.shape[1]).double() if layer.hard else weight.softmax(1)
+        ratios = nn.functional.one_hot(weight.argmax(1), weight.shape[1]).double() if layer.hard else soft(weight)
         per_channel = [spread(r.repeat_interleave(CHANNELS // layer.groups), x) for r in ratios.T]
         mixed.append(sum(ratio * scope[moment] for ratio, scope in zip(per_channel, scopes)))
     return affine(layer, x, *mixed)
+
+
+def ssn(layer, x, training):
+    def sparsestmax(weight):
+        """At radius 0: the nearest point of the simplex. test_ssn.py has the others."""
+        rows = []
+        for row in weight:
+            tau = max((row.sort(descending=True).values[:k].sum() - 1) / k for k in range(1, len(row) + 1))
+            rows.append((row - tau).clamp(min=0))
+        return torch.stack(rows)
+
+    return sn(layer, x, training, sparsestmax)
 
 
 def rbn(layer, x, training):
@@ -213,6 +225,7 @@ def evalnorm(layer, x, training):
 
 REFERENCES = dict(
     SN=sn,
+    SSN=ssn,
     RBN=rbn,
     EN=evalnorm,
     BGN=bgn,
@@ -238,8 +251,8 @@ def test_equals_the_papers_equations_forward_and_backward(cfg, shape, training):
         layer.num_batches_tracked.fill_(2500)  # half of BRN's warm-up
     name = cfg['type'].removeprefix('Sync')
     no_positions = len(shape) == 2
-    groups = getattr(layer, 'num_groups', 0)
-    if no_positions and (name in ('IBN', 'GW', 'SN') or groups > CHANNELS or (name, groups) == ('ILM', CHANNELS)):
+    most_groups = CHANNELS - (name == 'ILM')
+    if no_positions and (name in ('IBN', 'GW', 'SN', 'SSN') or getattr(layer, 'num_groups', 0) > most_groups):
         pytest.skip('without meaning there, or another equation: see test_sn.py')
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     if name == 'RBN' and no_positions and 'spatial' not in described(cfg):

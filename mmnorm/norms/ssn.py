@@ -1,0 +1,148 @@
+"""Sparse Switchable Normalization: Shao et al., CVPR 2019, https://arxiv.org/abs/1903.03793 (of sn, Table III)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .sn import SN
+
+
+class SSN(SN):
+    """Sparse Switchable Normalization: SN whose ratios become 0 and 1 while it trains.
+
+    The ratios are the sparsestmax (:func:`sparsestmax`) of the weights, whose ``radius`` a training moves from 0 to
+    that of the corners of the simplex, sqrt(2/3) of three ratios, sqrt(1/2) of two: with mmengine
+    :class:`~mmnorm.openmmlab.sparsity_hook.SparsestmaxHook`, elsewhere :func:`set_sparsity` before each step. Then each
+    layer has picked one normalizer for the mean and one for the variance: evaluation computes these alone, a layer that
+    picked BN twice folds into the convolution before it, and :func:`~mmnorm.norms.harden` makes of it what it makes of
+    an SN layer. Weights that are equal, as they start, keep equal ratios until they differ.
+
+    An SN layer's weights load: their softmax is taken for what the ratios are made of, which at radius 0 are the same.
+    So do those of the authors' code, which needs ``unbiased=True``.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
+            :class:`~mmnorm.norms.base.PlaneNorm`.
+        groups, batch_stat, hard, bn_share, unbiased: See :class:`~mmnorm.norms.sn.SN`.
+    """
+
+    control_buffers = dict(radius=0.0)
+    radius: Tensor
+    _ended = False
+
+    def control_shape(self, name):
+        return () if name == 'radius' else super().control_shape(name)
+
+    def set_sparsity(self, fraction: float) -> None:
+        """Set the radius, in fractions of the largest one, at which each ratio is 0 or 1."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f'{type(self).__name__}: the sparsity must be from 0 to 1, got {fraction}')
+        with torch.no_grad():
+            self.radius.fill_(fraction * self._largest_radius)
+        self._ended = fraction == 1
+
+    @property
+    def _largest_radius(self):
+        return _largest_radius(self.mean_weight.shape[-1])
+
+    @property
+    def picks(self):
+        return self.hard or self._ended
+
+    @property
+    def selects(self):
+        # where gradients may follow, the weights stay in the graph, which DistributedDataParallel expects
+        return self.hard or (self._ended and not self.training and not torch.is_grad_enabled())
+
+    def soft_ratios(self, weight):
+        return sparsestmax(weight, (self.radius.to(weight) / self._largest_radius).clamp(max=1))
+
+    def blend(self, x):
+        return super().blend(x) if self.selects else None  # whose ratios are a softmax
+
+    def _pick(self):
+        radius = getattr(self, 'radius', None)  # torch's constructor comes here before there is one
+        known = radius is not None and not radius.is_meta
+        self._ended = known and float(radius) >= self._largest_radius * (1 - 1e-6)
+        super()._pick()
+
+    @staticmethod
+    def weights_of_share(share):
+        return [(1 - share) / 2, (1 - share) / 2, share]
+
+    def from_bn(self, tensors):
+        if 'radius' not in tensors:  # of SN
+            learned = {name: tensors[name].softmax(-1) for name in self.control_parameters if name in tensors}
+            tensors = tensors | learned
+        return super().from_bn(tensors)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for fixed in ('mean_fixed', 'var_fixed'):  # of the authors, where the ratios are 0 and 1: so are the weights
+            state_dict.pop(prefix + fixed, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SyncSSN(SSN):
+    """:class:`SSN` with BN's part over all ranks; IN and LN are those of each sample. For arguments see there."""
+
+    sync = True
+
+
+def set_sparsity(model: nn.Module, fraction: float) -> int:
+    """Set the radius of every SSN layer of a network, but for frozen ones.
+
+    Args:
+        model (nn.Module): A network or a layer.
+        fraction (float): Of the largest radius: how far a training is, from 0 to 1.
+
+    Returns:
+        int: The number of these layers.
+
+    Raises:
+        ValueError: The fraction is out of range.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, SSN) and not layer.frozen]
+    for layer in layers:
+        layer.set_sparsity(fraction)
+    return len(layers)
+
+
+def sparsestmax(weight: Tensor, fraction: Tensor | float) -> Tensor:
+    """The point of the simplex that is nearest to a weight and not nearer than a radius to the uniform point.
+
+    It is found on the face that the nearest point of the simplex (:func:`sparsemax`) is in: moved off the middle of the
+    face as far as the radius wants; where that leaves the simplex, again on the smaller face that it leaves by.
+
+    Args:
+        weight (Tensor): (..., K).
+        fraction (Tensor or float): Of the largest radius, sqrt((K - 1) / K), that of the corners.
+
+    Returns:
+        Tensor: (..., K), at least 0 and with a sum of 1. Equal weights give equal ratios at any radius.
+    """
+    members = weight.shape[-1]
+    point = sparsemax(weight)
+    for _ in range(members - 1):
+        face = (point > 0).to(point)
+        count = face.sum(-1, keepdim=True)
+        # squared; the middle of a face is sqrt(1 / count - 1 / K) from the uniform point, at a right angle to the face
+        least = (fraction * _largest_radius(members)) ** 2 - (1 / count - 1 / members)
+        # by differences, which are 0 between equal weights
+        offset = face * ((point[..., :, None] - point[..., None, :]) * face[..., None, :]).sum(-1) / count
+        found = offset.square().sum(-1, keepdim=True)
+        moves = (found > 0) & (found < least)
+        factor = torch.where(moves, least, 1) / torch.where(moves, found, 1)
+        point = sparsemax(face / count + factor.sqrt() * offset)
+    return point
+
+
+def sparsemax(weight: Tensor) -> Tensor:
+    """The nearest point of the simplex, (..., K): Martins and Astudillo, ICML 2016, https://arxiv.org/abs/1602.02068."""
+    ordered = weight.sort(-1, descending=True).values
+    excess = (ordered.cumsum(-1) - 1) / torch.ones_like(ordered).cumsum(-1)
+    return (weight - excess.amax(-1, keepdim=True)).clamp(min=0)
+
+
+def _largest_radius(members):
+    return math.sqrt(1 - 1 / members)
