@@ -39,6 +39,7 @@ class Blend(NamedTuple):
             gives them. None: 1 and 0.
         instances: So many channels, the first ones, are normalized by m and v alone.
         correction: What v is multiplied by to begin with, as L / (L - 1) makes it unbiased.
+        gate_eps: Added to the variance of which k is the deviation; None where it is the mean. With BN alone.
     """
 
     scopes: Sequence[int]
@@ -52,11 +53,12 @@ class Blend(NamedTuple):
     renorm: Callable | tuple[Tensor, Tensor] | None = None
     instances: int = 0
     correction: float = 1.0
+    gate_eps: float | None = None
 
     @property
     def takes_var(self) -> bool:
         """Whether the result depends on v."""
-        return tuple(self.scopes) != (BN,) or callable(self.batch) or self.instances > 0
+        return tuple(self.scopes) != (BN,) or callable(self.batch) or self.instances > 0 or self.gate_eps is not None
 
     def mean_over(self, scope: int) -> Callable | None:
         """What takes the mean of a plane over a scope, to what broadcasts to (N, C); None for what is not pooled."""
@@ -90,7 +92,7 @@ class Blend(NamedTuple):
         """The same, of other :meth:`tensors`."""
         ratios, gate = (None if pair[0] is None else pair for pair in ((mean_ratio, var_ratio), (a, b)))
         # not by _replace, which takes longer
-        return Blend(self.scopes, self.batch, self.groups, ratios, weight, bias, center, gate, *self[-3:])
+        return Blend(self.scopes, self.batch, self.groups, ratios, weight, bias, center, gate, *self[-4:])
 
 
 def blend(x: Tensor, what: Blend, eps: float) -> Tensor:
@@ -153,7 +155,7 @@ def _forward(x, what, eps):
     m, v = moments[1:3]
     mean, rstd, scale, bias, *found = coefficients(m, v, what, x.numel() // (what.groups or x.shape[1]), eps)
     y = elements.complete(x, moments, mean, scale, bias)
-    return y, (m, None if what.ratios is None else v, mean, rstd, scale, *found)
+    return y, (m, None if what.ratios is None and what.gate_eps is None else v, mean, rstd, scale, *found)
 
 
 @or_kernel(module='plane_kernels')
@@ -194,7 +196,7 @@ def coefficient_gradients(
     what: Blend,
     needs_ratios: bool,
     m: Tensor,
-    v: Tensor | None,
+    v: Any,
     mean: Tensor,
     rstd: Tensor,
     scale: Tensor,
@@ -212,7 +214,7 @@ def coefficient_gradients(
         total, centered (Tensor): ``sum(grad)`` and ``sum(grad * (x - m))`` over the positions, (N, C).
         what (Blend): The blend, without its renorm.
         needs_ratios (bool): Whether its ratios need a gradient.
-        m, v, ...: The moments, and what :func:`coefficients` found; v may be None without ratios.
+        m, v, ...: The moments, and what :func:`coefficients` found; v may be None without ratios and gate_eps.
     """
     distance = m - mean
     dweight = torch.addcmul(centered, distance, total).mul_(rstd)
@@ -220,16 +222,21 @@ def coefficient_gradients(
     dgate: tuple[Tensor | None, ...] = (None, None)
     dms, dvs, dcenter = [], [], None
     if what.gate:
-        k = distance.mul_(rstd)
+        k = distance.mul_(rstd) if what.gate_eps is None else _deviation(v, rstd, what.gate_eps)
         gate = torch.sigmoid(torch.addcmul(what.gate[1], what.gate[0], k))
         dweight.mul_(gate)
         argument = torch.addcmul(dweight, dweight, gate, value=-1)  # the derivative is gate (1 - gate)
         if what.weight is not None:
             argument.mul_(what.weight)
         dgate = (argument * k).sum(0), argument.sum(0)
-        dms.append((argument * what.gate[0]).mul_(rstd))
-        dmean.sub_(dms[0])
-        dvar.addcmul_(dms[0] * rstd, k, value=-0.5)
+        dk = argument * what.gate[0]
+        if what.gate_eps is None:
+            dms.append(dk.mul_(rstd))
+            dmean.sub_(dms[0])
+            dvar.addcmul_(dms[0] * rstd, k, value=-0.5)
+        else:  # half of it goes to v, in proportion to rstd^2, and to var, in proportion to v
+            dvs.append((dk * rstd.square()).div_(2 * k))
+            dvar.addcmul_(dvs[0] * rstd.square(), v, value=-1)
     if r is not None:
         dweight = dweight.mul_(r).addcmul_(total, d)
     of_scope = {IN: (m, v if what.correction == 1 or v is None else v * what.correction)}
@@ -322,9 +329,15 @@ def _coefficients(what, m, v, values, shares, eps):
     if what.renorm is not None:
         weight, bias = weight * what.renorm[0], bias + weight * what.renorm[1]
     if what.gate:
-        k = (m - mean) * torch.rsqrt(var + eps)
+        rstd = torch.rsqrt(var + eps)
+        k = (m - mean) * rstd if what.gate_eps is None else _deviation(v, rstd, what.gate_eps)
         weight = weight * torch.sigmoid(torch.addcmul(what.gate[1], what.gate[0], k))
     return mean, var, weight, bias
+
+
+def _deviation(v, rstd, eps):
+    """That of each instance, normalized."""
+    return torch.sqrt(v * rstd.square() + eps)
 
 
 def _mixed(shares, planes):

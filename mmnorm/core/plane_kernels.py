@@ -50,7 +50,9 @@ def variant(m: Tensor, args: tuple) -> Parts | None:
         return None
     tracked: Any = pooled and _is_plain(batch, Running) and batch.momentum is not None  # type: ignore[union-attr]
     counts = batch.batches if tracked else None, renorm and renorm.batches  # type: ignore[union-attr]
-    absent = [part is None or part is False for part in (*what.tensors(), groups, renorm, *counts, *args)]
+    absent = [
+        part is None or part is False for part in (*what.tensors(), groups, renorm, what.gate_eps, *counts, *args)
+    ]
     return Parts((IN in scopes, LN in scopes, BN in scopes), pooled, tracked, tuple(absent))
 
 
@@ -87,7 +89,7 @@ def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: 
     kernels.launch(
         _blend, m, (*parts.scopes, pooled, _SAMPLES, _CHANNELS), kernels.divided(channels, _CHANNELS),
         m, v, *inputs, mean_buffer, var_buffer, uncounted, *grouped, *ln, *bn, shares, mean, rstd, scale, *corrected,
-        samples, channels, width, what.instances, eps, what.correction,
+        samples, channels, width, what.instances, eps, what.correction, what.gate_eps,
         batch.momentum if tracked else 0.0, count / (count - 1) if tracked and batch.bessel else 1.0, *renorm[3:],
         given=parts,
     )  # fmt: skip
@@ -133,8 +135,9 @@ def coefficient_gradients(
     kernels.launch(
         _gradients, m, (*parts.scopes, parts.pooled, grouped, _SAMPLES, _CHANNELS),
         kernels.divided(channels, _CHANNELS),
-        *prepared, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares, *sums, dshares,
-        dm, dv, *dvectors, *dratios, samples, channels, width, what.instances, what.correction, given=parts,
+        *prepared, v, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares, *sums, dshares,
+        dm, dv, *dvectors, *dratios, samples, channels, width, what.instances, what.correction, what.gate_eps,
+        given=parts,
     )  # fmt: skip
     return dm, dv, *dratios, *dvectors
 
@@ -222,7 +225,7 @@ def _blend(
     m, v, mean_ratios, var_ratios, weight, bias, center, gate_weight, gate_bias,
     renorm_mean, renorm_var, renorm_batches, running_mean, running_var, running_batches,
     grouped_m, grouped_v, ln_mean, ln_var, bn_mean, bn_var, shares, mean, rstd, scale, r, d, shift,
-    samples, channels, width, instances, eps, correction, momentum, bessel, warmup, since, r_max, d_max,
+    samples, channels, width, instances, eps, correction, gate_eps, momentum, bessel, warmup, since, r_max, d_max,
     IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr,
     SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -323,7 +326,10 @@ def _blend(
         gated = inverse * factor[None, :]
         if gate_weight is not None:
             a, b = _at(gate_weight, channel, column_exists), _at(gate_bias, channel, column_exists)
-            gated *= tl.sigmoid(b + a * ((own - mu) * inverse))
+            k = (own - mu) * inverse
+            if gate_eps is not None:
+                k = tl.sqrt(own_var * inverse * inverse + gate_eps)
+            gated *= tl.sigmoid(b + a * k)
         tl.store(mean + at, mu, exists)
         tl.store(rstd + at, inverse, exists)
         tl.store(scale + at, gated, exists)
@@ -331,26 +337,36 @@ def _blend(
 
 @triton.jit
 def _gradients_at(
-    at, channel, exists, total, centered, m, mean, rstd, scale, weight, gate_weight, gate_bias,
+    at, channel, exists, total, centered, m, mean, rstd, scale, v, weight, gate_weight, gate_bias, gate_eps,
 ):  # fmt: skip
-    """Of some elements of the plane: the gradients of weight, mean and variance; m, k; and those that pass the gate."""
+    """Of some elements of the plane: the gradients of weight, mean and variance; m, k; and those that pass the gate.
+
+    They are those of its argument and, by that, of m and of v.
+    """
     t, own = tl.load(total + at, exists, other=0.0), tl.load(m + at, exists, other=0.0)
     inverse, s = tl.load(rstd + at, exists, other=0.0), tl.load(scale + at, exists, other=0.0)
     distance = own - tl.load(mean + at, exists, other=0.0)
     dweight = (tl.load(centered + at, exists, other=0.0) + distance * t) * inverse
     dmean, dvar, k = -s * t, -0.5 * s * dweight * inverse, distance * inverse
-    argument, by_gate = 0.0 * k, 0.0 * k
+    argument, of_m, of_v = 0.0 * k, 0.0 * k, 0.0 * k
     if gate_weight is not None:
         a, b = tl.load(gate_weight + channel, exists, other=0.0), tl.load(gate_bias + channel, exists, other=0.0)
+        if gate_eps is not None:
+            own_var = tl.load(v + at, exists, other=0.0)
+            k = tl.sqrt(own_var * inverse * inverse + gate_eps)
         gate = tl.sigmoid(b + a * k)
         dweight *= gate
         argument = dweight * (1 - gate)
         if weight is not None:
             argument *= tl.load(weight + channel, exists, other=0.0)
-        by_gate = argument * a * inverse
-        dmean -= by_gate
-        dvar -= 0.5 * by_gate * inverse * k
-    return t, own, distance, dweight, dmean, dvar, k, argument, by_gate
+        if gate_eps is not None:
+            of_v = 0.5 * argument * a * inverse * inverse / k
+            dvar -= of_v * inverse * inverse * own_var
+        else:
+            of_m = argument * a * inverse
+            dmean -= of_m
+            dvar -= 0.5 * of_m * inverse * k
+    return t, own, distance, dweight, dmean, dvar, k, argument, of_m, of_v
 
 
 @jit
@@ -369,9 +385,9 @@ def _gradients_over_channels(
     for start in range(0, width, COLUMNS):
         exists = start + columns < width
         channel = (row + start + columns) % channels
-        _, _, distance, _, dmean, dvar, _, _, _ = _gradients_at(
-            row + start + columns, channel, exists, total, centered, m, mean, rstd, scale, weight, gate_weight,
-            gate_bias,
+        _, _, distance, _, dmean, dvar, _, _, _, _ = _gradients_at(
+            row + start + columns, channel, exists, total, centered, m, mean, rstd, scale, v, weight, gate_weight,
+            gate_bias, None,
         )  # fmt: skip
         sum_mean += dmean
         sum_var += dvar
@@ -417,9 +433,9 @@ def _gradient_of_softmax(dshares, shares, dratios, samples, SCOPES: tl.constexpr
 
 @jit
 def _gradients(
-    total, centered, m, mean, rstd, scale, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares,
+    total, centered, m, mean, rstd, scale, v, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares,
     dmeans, dvars, dshares, dm, dv, dweight, dbias, dcenter, dgate_weight, dgate_bias, dmean_ratios, dvar_ratios,
-    samples, channels, width, instances, correction,
+    samples, channels, width, instances, correction, gate_eps,
     IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr, GROUPED: tl.constexpr,
     SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -431,9 +447,10 @@ def _gradients(
     sum_mean, sum_var, sum_own = 0.0 * sum_bias, 0.0 * sum_bias, 0.0 * sum_bias
     for start in range(0, samples, SAMPLES):
         _, exists, at = _tile(start, samples, channel, channels, channels, channel, SAMPLES)
-        t, own, _, of_weight, dmean, dvar, k, argument, _ = _gradients_at(
-            at, channel[None, :], exists, total, centered, m, mean, rstd, scale, weight, gate_weight, gate_bias
-        )
+        t, own, _, of_weight, dmean, dvar, k, argument, _, _ = _gradients_at(
+            at, channel[None, :], exists, total, centered, m, mean, rstd, scale, v, weight, gate_weight, gate_bias,
+            gate_eps,
+        )  # fmt: skip
         sum_weight += of_weight
         sum_bias += t
         sum_product += argument * k
@@ -460,10 +477,10 @@ def _gradients(
     sum_center = 0.0 * sum_bias
     for start in range(0, samples, SAMPLES):
         sample, exists, at = _tile(start, samples, channel, channels, channels, channel, SAMPLES)
-        _, own, _, _, dmean, dvar, _, _, by_gate = _gradients_at(
-            at, channel[None, :], exists, total, centered, m, mean, rstd, scale, weight, gate_weight, gate_bias
-        )
-        of_m, of_v = by_gate, 0.0 * by_gate
+        _, own, _, _, dmean, dvar, _, _, of_m, of_v = _gradients_at(
+            at, channel[None, :], exists, total, centered, m, mean, rstd, scale, v, weight, gate_weight, gate_bias,
+            gate_eps,
+        )  # fmt: skip
         if IN:
             a, b = 1.0, 1.0
             if shares is not None:
@@ -478,7 +495,7 @@ def _gradients(
             distance = own - tl.load(ln_mean + sample, sample < samples, other=0.0)[:, None]
             of_m += a * tl.load(dmeans + sample, sample < samples, other=0.0)[:, None] + 2 * distance * of_row
             of_v += of_row
-        of_bn = 0.0 * by_gate
+        of_bn = 0.0 * of_m
         if POOLED:
             a, b = 1.0, 1.0
             if shares is not None:

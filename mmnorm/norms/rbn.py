@@ -95,11 +95,12 @@ class RBN(PlaneNorm):
         return mu, batch_var, gamma * torch.sigmoid(torch.addcmul(self.scale_bias, self.scale_weight, k_s)), beta
 
     def blend(self, x):
-        stats = (self.center_stat, self.scale_stat)
-        if stats != ('channel_mean', 'channel_mean'):
+        if (self.center and self.center_stat != 'channel_mean') or self.calibrates('scale', 'spatial'):
             return None
         gate = (self.scale_weight, self.scale_bias) if self.scale else None
-        return self.blended(x, [BN], center=self.center_weight if self.center else None, gate=gate)
+        gate_eps = self.eps if self.scale and self.scale_stat == 'channel_std' else None
+        center = self.center_weight if self.center else None
+        return self.blended(x, [BN], center=center, gate=gate, gate_eps=gate_eps)
 
     def _centering(self, mean, var):
         """``center_weight * K_m`` on the plane."""

@@ -30,6 +30,7 @@ TYPES_COMPILED = 'float32', 'bfloat16'
 LAYERS = {
     'nn.BatchNorm2d': nn.BatchNorm2d,
     'RBN spatial': lambda channels: NORMS['RBN'](channels, center_stat='spatial_mean', scale_stat='spatial_std'),
+    'RBN*': lambda channels: NORMS['RBN'](channels, scale_stat='channel_std'),
     'EN known': lambda channels: NORMS['EN'](channels, batch_size=4),
     **{name: norm for name, norm in NORMS.items() if not name.startswith('Sync') and name != 'EN'},
 }

@@ -215,6 +215,7 @@ BLENDS = [
     dict(type='SN', unbiased=True),
     dict(type='RBN'),
     dict(type='RBN', scale=False),
+    dict(type='RBN', scale_stat='channel_std'),
     dict(type='RBN', center=False, affine=False),
     dict(type='GBGN', channel_groups=1),
     dict(type='GBGN', channel_groups=4, affine=False),

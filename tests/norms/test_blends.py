@@ -12,6 +12,7 @@ BLENDED = {
     *('SN', 'SyncSN', 'SN,groups=2', 'SN,batch_stat=False', 'SN,hard=True', 'SN,unbiased=True', 'SSN,hard=True'),
     *('RBN', 'SyncRBN', 'RBN,center=False', 'GBGN', 'BRN', 'BRN,warmup=0', 'IBN'),
     *(
+        'RBN,scale_stat=channel_std',
         'BGN',
         'SyncBGN',
         'BGN,num_groups=3',
@@ -24,6 +25,7 @@ MORE = [
     dict(type='SN', affine=False),
     dict(type='SN', track_running_stats=False),
     dict(type='RBN', scale=False),
+    dict(type='RBN', scale_stat='channel_std', center=False, affine=False),
     dict(type='RBN', bias=False),
     dict(type='RBN', affine=False),
     dict(type='GBGN', channel_groups=2),
