@@ -246,7 +246,8 @@ class Environment:
         try:
             self.pip('install', *['--no-deps', TORCHVISION] if on_cpu else [torch, 'torchvision'])
         except SetupError as error:
-            if 'No matching distribution' not in str(error):
+            # pip's other word for it, where its own constraints name torchvision
+            if not re.search('No matching distribution|ResolutionImpossible', str(error)):
                 raise
             say('      no torchvision fits this PyTorch and Python: mmpretrain, to pretrain with, is left out')
             return False

@@ -166,10 +166,17 @@ def test_torchvision_is_that_of_the_pytorch_on_a_gpu(machine, monkeypatch):
     assert 'torch==2.13.0 torchvision' in pip_calls(machine.set_up(), 'install')
 
 
-def test_mmpretrain_is_left_out_where_no_torchvision_works(machine):
-    machine.fail_at('torchvision', 'ERROR: No matching distribution found for torchvision==0.16.2')
+@pytest.mark.parametrize(
+    'reason',
+    ['No matching distribution found for torchvision==0.16.2', 'ResolutionImpossible: for help visit https://a.b'],
+)
+def test_mmpretrain_is_left_out_where_no_torchvision_works(machine, reason):
+    machine.fail_at('torchvision', f'ERROR: {reason}')
     assert pip_calls(machine.set_up(), 'install')[-1] == 'torch==2.13.0 -e .[onedl,demo,test,lint]'
     assert 'mmpretrain, to pretrain with, is left out' in machine.capsys.readouterr().out
+
+
+def test_an_index_that_cannot_be_reached_leaves_nothing_out(machine):
     machine.fail_at('torchvision', 'Could not fetch URL: ...\nERROR: ... (from versions: none)')
     assert 'the package index cannot be reached' in machine.error('--extras', 'report')
 
