@@ -209,20 +209,22 @@ def divided(number: int, by: int) -> int:
 def launch(kernel, x, constants, programs, *args, given=None):
     """Launch a kernel on the device and the current stream of x; ``given`` tells which of its arguments are None."""
     device = x.get_device()
+    if device >= 0 and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return launch(kernel, x, constants, programs, *args, given=given)
     key = kernel.__name__, device, x.dtype, constants, given
-    with torch.cuda.device_of(x):
-        compiled = _compiled.get(key)
-        if compiled is None:
-            # scalar loads need more threads, for the registers that addresses take
-            compiled = kernel[(programs,)](*args, *constants, num_warps=8 if getattr(constants, 'unit', 0) == 1 else 4)
-            if _KNOWN and isinstance(compiled, CompiledKernel):
-                _compiled[key] = compiled
-        elif _is_watched():
-            compiled[programs, 1, 1](*args, *constants)
-        else:  # a tenth of the host time of Triton's own dispatch, which would find the same and do no more
-            stream = driver.active.get_current_stream(device)
-            kept = compiled.function, compiled.packed_metadata
-            compiled.run(programs, 1, 1, stream, *kept, None, None, None, *args, *constants)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        # scalar loads need more threads, for the registers that addresses take
+        compiled = kernel[(programs,)](*args, *constants, num_warps=8 if getattr(constants, 'unit', 0) == 1 else 4)
+        if _KNOWN and isinstance(compiled, CompiledKernel):
+            _compiled[key] = compiled
+    elif _is_watched():
+        compiled[programs, 1, 1](*args, *constants)
+    else:  # a tenth of the host time of Triton's own dispatch, which would find the same and do no more
+        stream = driver.active.get_current_stream(device)
+        kept = compiled.function, compiled.packed_metadata
+        compiled.run(programs, 1, 1, stream, *kept, None, None, None, *args, *constants)
 
 
 def _is_watched():

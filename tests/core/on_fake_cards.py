@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter as Tally
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -139,6 +140,30 @@ def test_each_launch_is_on_the_stream_that_is_current_then(monkeypatch):
             layer(x).backward(torch.zeros_like(x))
             assert streams == [stream] * 8
             streams.clear()
+
+
+def test_each_launch_is_on_the_device_of_its_tensor(monkeypatch):
+    from mmnorm.core import kernels
+
+    current, seen = [0], []
+
+    @contextlib.contextmanager
+    def device(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    class Kernel:
+        __name__ = 'kernel'
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: seen.append(current[-1])
+
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, 'device', device)
+    for index in (1, 0, 1):
+        kernels.launch(Kernel(), mock.Mock(get_device=lambda index=index: index), (), 1)
+    assert seen == [1, 0, 1] and current == [0]
 
 
 def test_a_profiler_is_told_of_each_launch(monkeypatch):
