@@ -88,9 +88,17 @@ class Blend(NamedTuple):
         """Whether all these are of a type."""
         return all(tensor is None or tensor.dtype == dtype for tensor in self.tensors())
 
+    def without_tensors(self) -> 'Blend':
+        """The same, of none of :meth:`tensors`, and without renorm."""
+        return Blend(
+            self.scopes, self.batch, self.groups,
+            instances=self.instances, correction=self.correction, gate_eps=self.gate_eps,
+        )  # fmt: skip
+
     def of(self, mean_ratio, var_ratio, weight, bias, center, a, b) -> 'Blend':
         """The same, of other :meth:`tensors`."""
-        ratios, gate = (None if pair[0] is None else pair for pair in ((mean_ratio, var_ratio), (a, b)))
+        ratios = None if mean_ratio is None else (mean_ratio, var_ratio)
+        gate = None if a is None else (a, b)
         # not by _replace, which takes longer
         return Blend(self.scopes, self.batch, self.groups, ratios, weight, bias, center, gate, *self[-4:])
 
@@ -128,7 +136,7 @@ class _Blend(torch.autograd.Function):
     def forward(ctx, x, what, eps, *tensors):
         y, saved = _forward(x, what, eps)
         # what is saved for the backward pass is kept there alone
-        ctx.what, ctx.eps = what.of(*[None] * len(tensors))._replace(renorm=None), eps
+        ctx.what, ctx.eps = what.without_tensors(), eps
         ctx.save_for_backward(x, *tensors, *saved)
         return y
 

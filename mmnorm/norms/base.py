@@ -224,7 +224,7 @@ class PlaneNorm(Controls, RunningStatistics):
     def blended(self, x: Tensor, scopes: Sequence[int], **parts: Any) -> Blend:
         """A blend of BN's part in training, of the running statistics in evaluation, and of gamma and beta."""
         batch = self.tracker(x.shape[0]) if self.by_batch else self.held_statistics(statistics_dtype(x))
-        return Blend(scopes, batch, **dict(dict(weight=self.weight, bias=self.bias), **parts))
+        return Blend(scopes, batch, **{'weight': self.weight, 'bias': self.bias, **parts})
 
     def _may_blend(self, x):
         # subclasses of Tensor (DTensor) have rules of their own, and ranks an exchange of their own
