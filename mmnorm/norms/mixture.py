@@ -65,18 +65,22 @@ class Mixture(PlaneNorm):
     def marks(self):
         return dict(hardened=int(self.hard), unbiased_instances=int(self.unbiased))
 
-    def mix(self, weight: Tensor, values: Sequence[Tensor], used: list[int], first: int) -> Tensor:
+    def shares(self, first: int = IN) -> tuple[Tensor, ...]:
+        """Mean's and variance's ratios of the scopes from ``first`` on, each (scopes,) or (groups, scopes)."""
+        return self._normalized(torch.stack((self.mean_weight, self.var_weight))[..., first:]).unbind()
+
+    def mix(self, ratio: Tensor, values: Sequence[Tensor], used: list[int], first: int) -> Tensor:
         """``sum(ratio * value)`` over the scopes that take part.
 
         Args:
-            weight (Tensor): Of which the ratios are the softmax, (3,) or (groups, 3).
+            ratio (Tensor): As :meth:`shares` gives it.
             values (sequence[Tensor]): One for each scope that takes part, broadcasting to (N, C).
             used (list[int]): These scopes, as :meth:`used_scopes` gives them.
             first (int): The first scope that exists.
         """
-        ratios = self._normalized(weight[..., first:] if first else weight).unbind(-1)
+        ratios = ratio.unbind(-1)
         if self.groups > 1:
-            ratios = [ratio.repeat_interleave(self.num_features // self.groups) for ratio in ratios]
+            ratios = tuple(share.repeat_interleave(self.num_features // self.groups) for share in ratios)
         *rest, (share, value) = zip((ratios[k - first] for k in used), values)
         total = share * value  # from the smallest tensor to the largest
         for share, value in reversed(rest):

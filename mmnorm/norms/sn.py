@@ -51,9 +51,8 @@ class SN(Mixture):
             BN: lambda: self.batch_statistics(mean, var, count),
         }
         means, variances = zip(*(scopes[k]() for k in used))
-        mixed_mean = self.mix(self.mean_weight, means, used, first)
-        mixed_var = self.mix(self.var_weight, variances, used, first)
-        return mixed_mean, mixed_var, *self.gamma_beta
+        mixed = (self.mix(ratio, values, used, first) for ratio, values in zip(self.shares(first), (means, variances)))
+        return *mixed, *self.gamma_beta
 
     def blend(self, x):
         first = IN if x.dim() > 2 else LN

@@ -41,6 +41,7 @@ class SSN(SN):
         with torch.no_grad():
             self.radius.fill_(fraction * self._largest_radius)
         self._ended = fraction == 1
+        self._pick()
 
     @property
     def _largest_radius(self):
@@ -61,11 +62,9 @@ class SSN(SN):
     def blend(self, x):
         return super().blend(x) if self.selects else None  # whose ratios are a softmax
 
-    def _pick(self):
-        radius = getattr(self, 'radius', None)  # torch's constructor comes here before there is one
-        known = radius is not None and not radius.is_meta
-        self._ended = known and float(radius) >= self._largest_radius * (1 - 1e-6)
-        super()._pick()
+    def reset_parameters(self):
+        self._ended = False
+        super().reset_parameters()
 
     @staticmethod
     def weights_of_share(share):
@@ -81,6 +80,9 @@ class SSN(SN):
         for fixed in ('mean_fixed', 'var_fixed'):  # of the authors, where the ratios are 0 and 1: so are the weights
             state_dict.pop(prefix + fixed, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        # here and not where it is needed: a GPU would be waited for
+        self._ended = not self.radius.is_meta and float(self.radius) >= self._largest_radius * (1 - 1e-6)
+        self._pick()
 
 
 class SyncSSN(SSN):
@@ -111,30 +113,46 @@ def set_sparsity(model: nn.Module, fraction: float) -> int:
 def sparsestmax(weight: Tensor, fraction: Tensor | float) -> Tensor:
     """The point of the simplex that is nearest to a weight and not nearer than a radius to the uniform point.
 
-    It is found on the face that the nearest point of the simplex (:func:`sparsemax`) is in: moved off the middle of the
-    face as far as the radius wants; where that leaves the simplex, again on the smaller face that it leaves by.
+    It is on the face that the nearest point of the simplex (:func:`sparsemax`) is on, moved off the middle of the face
+    as far as the radius wants; or where that leaves the simplex, on the smaller face that it leaves by, and so on.
 
     Args:
         weight (Tensor): (..., K).
         fraction (Tensor or float): Of the largest radius, sqrt((K - 1) / K), that of the corners.
 
     Returns:
-        Tensor: (..., K), at least 0 and with a sum of 1. Equal weights give equal ratios at any radius.
+        Tensor: (..., K), at least 0 and with a sum of 1. Weights whose nearest point is within 1e-6 of the middle of
+        its face stay there at any radius.
     """
-    members = weight.shape[-1]
-    point = sparsemax(weight)
-    for _ in range(members - 1):
+    squared = (fraction * _largest_radius(weight.shape[-1])) ** 2
+    face, moved = _face(weight.detach(), squared)
+    count = face.sum(-1, keepdim=True)
+    offset = face * (weight - (face * weight).sum(-1, keepdim=True) / count)
+    found = offset.square().sum(-1, keepdim=True)
+    moved = moved & (count > 1)
+    factor = torch.where(moved, _left_on_face(squared, count, weight), 1) / torch.where(moved, found, 1)
+    return face / count + factor.sqrt() * offset
+
+
+def _face(weight, squared):
+    """Where the point is positive, (..., K), 1 and 0; and whether the radius has moved it, (..., 1)."""
+    point, moved = sparsemax(weight), weight.new_zeros((), dtype=torch.bool)
+    for _ in range(weight.shape[-1] - 1):
         face = (point > 0).to(point)
         count = face.sum(-1, keepdim=True)
-        # squared; the middle of a face is sqrt(1 / count - 1 / K) from the uniform point, at a right angle to the face
-        least = (fraction * _largest_radius(members)) ** 2 - (1 / count - 1 / members)
-        # by differences, which are 0 between equal weights
-        offset = face * ((point[..., :, None] - point[..., None, :]) * face[..., None, :]).sum(-1) / count
-        found = offset.square().sum(-1, keepdim=True)
-        moves = (found > 0) & (found < least)
-        factor = torch.where(moves, least, 1) / torch.where(moves, found, 1)
-        point = sparsemax(face / count + factor.sqrt() * offset)
-    return point
+        middle = face / count
+        offset = point - middle
+        found, least = offset.square().sum(-1, keepdim=True), _left_on_face(squared, count, weight)
+        moves = (found > 1e-12) & (found < least)
+        pushed = middle + torch.where(moves, least / found, 1).sqrt() * offset
+        point = torch.where(moves, face * sparsemax(pushed), point)
+        moved = moved | moves
+    return (point > 0).to(point), moved
+
+
+def _left_on_face(squared, count, weight):
+    """The squared radius around the middle of a face, which is at a right angle to the way from the uniform point."""
+    return squared - (1 / count - 1 / weight.shape[-1])
 
 
 def sparsemax(weight: Tensor) -> Tensor:
