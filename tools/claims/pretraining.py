@@ -25,6 +25,7 @@ from pathlib import Path
 # first of ours: it puts the checkout on the path
 from common import RESULTS, ROOT, THREADS, mean_and_std, read_results, silence, write_png, write_results
 from mmnorm.report.plots import COLORS
+from mmnorm.report.tables import TITLES
 
 CLASSIFIERS = {'bn': 'resnet50_bn_digits', 'xbn': 'resnet50_xbn_digits'}
 DETECTORS = {'bn': 'mask_rcnn_frozenbn_r50_digits_pretrained', 'xbn': 'mask_rcnn_xbn_r50_digits_pretrained'}
@@ -197,7 +198,7 @@ def draw(results, folder):
                     axes.plot([place] * len(values), values, 'o', color='#1d2733', markersize=4)
             axes.set_xticks(range(len(ARMS)), [text.replace(', ', ',\n') for text in ARMS.values()])
             axes.grid(axis='x', visible=False)
-            axes.set(title=f'{metric}, %')
+            axes.set(title=f'{TITLES[metric]}, %')
 
     write_png(folder / 'pretraining.png', (9, 3.6), panels, note='points: seeds; bars: their means')
 
