@@ -150,7 +150,7 @@ def test_an_editable_install_is_not_hidden_by_a_clone_of_its_name(source, tmp_pa
         text=True,
     )
     assert found.returncode == 0, found.stderr
-    assert found.stdout.strip().startswith(str(source))
+    assert found.stdout.splitlines()[-1].startswith(str(source))
 
 
 def test_source_archive_has_what_a_clone_has(source, tmp_path):

@@ -194,7 +194,8 @@ def test_deep_stems_of_mmseg(config, source, tmp_path):
 def test_command_line(forked_tool, source, tmp_path):
     done = forked_tool('convert_checkpoint.py', source[0], 'new/sn.pth', '--to', 'SN', '--bn-share', 0.9)
     assert done.returncode == 0, done.stdout
-    lines = done.stdout.splitlines()
+    # without what is said of hosts that are not there
+    lines = [line for line in done.stdout.splitlines() if 'is not installed, left out' not in line]
     assert 'source.pth: layout torchvision, ' in lines[0]
     assert lines[1] == '  fits SN ResNet-18 (width 8), every tensor used; norm layers: 20 BN -> SN'
     assert '  tensors mapped: 120 (conv1.weight, bn1.weight, bn1.bias ...)' in lines

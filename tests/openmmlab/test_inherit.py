@@ -33,6 +33,8 @@ def inherit(tmp_path):
 @pytest.mark.parametrize('name', list(load_zoo())[::20])
 def test_mmnorm_parents_are_what_their_files_are(inherit, name):
     config = load_zoo()[name].config.removeprefix('configs/')
+    if '/classification/' in config:
+        pytest.importorskip('mmpretrain')
     assert inherit(f'mmnorm::{config}').to_dict() == Config.fromfile(CONFIGS / config).to_dict()
 
 
@@ -145,4 +147,4 @@ def test_by_path_without_importing_mmnorm_before(tmp_path):
     path.write_text('_base_ = f"{__import__(\'mmnorm\').__path__[0]}/.mim/configs/sn/faster_rcnn_sn_r50_sn_head.py"')
     script = f'from mmengine.config import Config; print(Config.fromfile({str(path)!r}).model.backbone.norm_cfg.type)'
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == 'SN', done.stderr
+    assert done.stdout.splitlines()[-1] == 'SN', done.stderr  # behind what is said of hosts that are not there

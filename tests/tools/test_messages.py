@@ -1,5 +1,7 @@
 """What the tools say when something is missing: one message, before anything starts, and no traceback."""
 
+import re
+
 import pytest
 import torch
 
@@ -82,8 +84,8 @@ class Malicious:
 def test_a_checkpoint_that_would_run_something(forked_tool, digits_config, tmp_path, name, option):
     torch.save(dict(state_dict=Malicious()), tmp_path / 'k.pth')
     done = forked_tool(name, digits_config(), *(['--cfg-options', f'{option}=k.pth'] if option else ['k.pth']))
-    said = 'k.pth cannot be loaded as a checkpoint: refused, because it would run io.open;'
-    assert done.returncode != 0 and f'error: {said}' in done.stdout, done.stdout
+    said = r'error: k\.pth cannot be loaded as a checkpoint: refused, because it would run _?io\.open;'  # by Python
+    assert done.returncode != 0 and re.search(said, done.stdout), done.stdout
     assert 'weights_only' not in done.stdout and 'Traceback' not in done.stdout and not (tmp_path / 'ran').exists()
 
 

@@ -348,7 +348,7 @@ def test_two_set_ups_take_turns(tmp_path):
 @pytest.fixture
 def running(tmp_path):
     """A set-up in a process of its own, within a command that takes long; and the pid of that command's child."""
-    program = f"""
+    program = rf"""
 import importlib.util, pathlib, sys
 spec = importlib.util.spec_from_file_location('setup_env', {str(SCRIPT)!r})
 script = importlib.util.module_from_spec(spec)

@@ -16,6 +16,7 @@ from mmnorm.zoo.rows import PAPERS
 
 from .configs import config
 
+pytest.importorskip('mmpretrain', reason='the zoo has configs that inherit from those of mmpretrain')
 ZOO = load_zoo()
 NETWORKS = {}  # what the checks of all rows have found of networks, each built once
 
