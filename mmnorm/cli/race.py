@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .arguments import add_config_arguments, positive, positive_or_0
+from .chain import finished
 from .launch import training_command, training_environment
 
 EXAMPLE = 'mmnorm race CONFIG --norms BN GN SN XBN --batch-sizes 2 8 --seeds 0 1 2 --length 0.1'
@@ -104,7 +105,7 @@ def run(args):
     configs = racing_configs(cfg, wanted, args)
     about = describe(args)
     failures = earlier_failures(out, about) | dict.fromkeys(wanted, '')
-    left = [start for start in wanted if not is_finished(out / start.name)]
+    left = [start for start in wanted if not finished(out / start.name)]
     print(describe_plan(wanted, left, args), flush=True)
     if args.check:
         return 0
@@ -137,12 +138,14 @@ def load_config(args, out):
 def racing_configs(cfg, starts, args):
     """The config of each training, by Start; norms that cannot race are told before any is trained."""
     from mmnorm import engine
-    from mmnorm.engine.race import racing_config
+    from mmnorm.engine.race import racing_config, with_norm
 
-    configs, wrong = {}, {}
+    configs, of_norms, wrong = {}, {}, {}
     for start in starts:
         try:
-            configs[start] = racing_config(cfg, start, args.processes, args.length, args.lr_scaling)
+            if start.norm not in of_norms:  # whose network is built to see that it can be
+                of_norms[start.norm] = with_norm(cfg, start.norm)
+            configs[start] = racing_config(of_norms[start.norm], start, args.processes, args.length, args.lr_scaling)
         except ValueError as error:
             wrong[str(error)] = None
     if wrong:
@@ -183,14 +186,6 @@ def earlier_failures(out, about):
                 f'{path} is of a race with {key} {earlier[key]}, not {about[key]}: give another --out, or the same'
             )
     return {Start(start['norm'], start['batch_size'], start['seed']): start['failure'] for start in earlier['starts']}
-
-
-def is_finished(work_dir):
-    """Whether a training came to its end."""
-    from mmnorm.files import read_json
-
-    path = work_dir / 'run.json'
-    return path.is_file() and bool(read_json(path).get('finished'))
 
 
 def describe_plan(starts, left, args):

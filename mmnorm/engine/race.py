@@ -14,16 +14,15 @@ from mmengine.registry import MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import GN64, list_norms
-from mmnorm.openmmlab.configs import SYNC_TYPES, config_of
+from mmnorm.openmmlab.configs import BN_LAYERS, config_of
 
 from .networks import build_network
 
 AS_IS = 'as-is'
-_BNS = ('BN', 'BatchNorm1d', 'BatchNorm3d', 'FrozenBN', *SYNC_TYPES)
+_BNS = (*BN_LAYERS, 'FrozenBN')
 _OF_PLACEMENT = ('position', 'every', 'stem', 'scope')  # arguments of XBN's placement; its norm has the others
 _POSITIONS = ('begin', 'end', 'T_max', 'total_steps', 'step_size', 'milestones', 'periods', 'restarts')
 _POWERS = {'linear': 1.0, 'sqrt': 0.5, 'none': 0.0}
-LR_SCALINGS = tuple(_POWERS)
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Start:
     """One training of a race.
 
     Attributes:
-        norm: As :func:`set_norm` takes it.
+        norm: As :func:`with_norm` takes it.
         batch_size: Images of a process in a step.
         seed: Of the training.
     """
@@ -50,7 +49,7 @@ def racing_config(cfg, start, processes, length, lr_scaling):
     """The config of one training of a race.
 
     Args:
-        cfg (Config): What the race is of.
+        cfg (Config): What the race is of, with the norm of this training (:func:`with_norm`).
         start (Start): Which training.
         processes (int): Of the training.
         length (float): The share of the config's schedule that is trained, above 0.
@@ -60,11 +59,10 @@ def racing_config(cfg, start, processes, length, lr_scaling):
         Config: A copy, which is evaluated at its end.
 
     Raises:
-        ValueError: The config has no such schedule, learning rate, batch size or norm.
+        ValueError: The config has no such schedule, learning rate or batch size.
     """
     cfg = copy.deepcopy(cfg)
     share = start.batch_size * processes / usual_batch(cfg, processes)
-    set_norm(cfg, start.norm)
     cfg.train_dataloader.batch_size = start.batch_size
     _scale_learning_rate(cfg, share ** _POWERS[lr_scaling])
     _set_schedule(cfg, length, share)
@@ -106,8 +104,8 @@ def parse_norm(text):
     return name, arguments
 
 
-def set_norm(cfg, text):
-    """Give a config another norm, in place: where it has BN, live or fixed, and nowhere else.
+def with_norm(cfg, text):
+    """A config with another norm where it has BN, live or fixed, and nowhere else.
 
     These norms train then, in all stages. Norms that are something else in the config, as GN in some heads, stay.
 
@@ -117,12 +115,16 @@ def set_norm(cfg, text):
             (by default of 32 groups); 'XBN' for BN and the backbone's XBN twin, with arguments of its placement and of
             its GN; 'as-is' to change nothing.
 
+    Returns:
+        Config: A copy.
+
     Raises:
         ValueError: There is no such norm, the network cannot be built with it, or has no BN that a config reaches.
     """
     name, arguments = parse_norm(text)
+    cfg = copy.deepcopy(cfg)
     if name == AS_IS:
-        return
+        return cfg
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     network, model = build_network(cfg), cfg.model
     parts = [config_of(model, layer.name) for layer in list_norms(network) if layer.type in _BNS]
@@ -144,6 +146,7 @@ def set_norm(cfg, text):
     left = [layer.name for layer in list_norms(raced) if layer.type in _BNS]
     if name not in (*_BNS, 'XBN') and left:
         raise ValueError(f'{text}: {len(left)} BNs stay what they are ({left[0]}), as their part takes no norm_cfg')
+    return cfg
 
 
 def _norm_cfg(name, arguments, part):

@@ -9,6 +9,8 @@ from mmnorm.statistics import unwrapped
 
 #: Types in a norm_cfg, and what they are without synchronization.
 SYNC_TYPES = {'SyncBN': 'BN', 'MMSyncBN': 'BN', 'NaiveSyncBN': 'BN'}
+#: What BN layers of a built network are called.
+BN_LAYERS = ('BN', 'BatchNorm1d', 'BatchNorm3d', *SYNC_TYPES)
 _BN_TYPES = ('BN', 'BN1d', 'BN2d', 'BN3d', 'BatchNorm1d', 'BatchNorm3d')
 _EVALNORM_TYPES = {**dict.fromkeys(_BN_TYPES, 'EN'), **dict.fromkeys(SYNC_TYPES, 'SyncEN')}
 
@@ -143,7 +145,7 @@ def describe_unreplaced(cfg, network) -> str:
     by_design = tuple(f'{name}.' for name, module in network.named_modules() if hasattr(module, 'xbn_layers'))
     left = {}
     for layer in list_norms(network):
-        is_bn = layer.type in ('BN', 'BatchNorm1d', 'BatchNorm3d', *SYNC_TYPES)
+        is_bn = layer.type in BN_LAYERS
         part = config_of(cfg, layer.name)
         named = 'norm_cfg' in part and not _names_other_norm(part)
         if is_bn and not named and not layer.name.startswith(by_design):

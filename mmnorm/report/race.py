@@ -18,6 +18,7 @@ from .texts import one_line
 
 FINISHED, FAILED, WAITING = 'finished', 'failed', 'not trained yet'
 CLEAR = 2  # standard errors of a difference, from which on two norms are told apart
+_NOT_METRICS = ('norm', 'batch_size', 'seed', 'name', 'failure', 'state', 'seconds', 'memory', 'iterations')
 LEARNED = 1.0  # percent that the best norm reaches; below it none has learned enough to be compared
 
 
@@ -96,9 +97,6 @@ def judged_by(rows):
     """Names of the metrics that the norms are compared by: those that networks are judged by, or else the first."""
     others = [name for name in rows if name not in _NOT_METRICS]
     return [name for name in HEADLINES if name in rows] or others[:1]
-
-
-_NOT_METRICS = ('norm', 'batch_size', 'seed', 'name', 'failure', 'state', 'seconds', 'memory', 'iterations')
 
 
 def over_seeds(rows, column):

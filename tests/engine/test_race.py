@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmnorm.blocks import list_norms
 from mmnorm.engine import parse_config
 from mmnorm.engine.networks import build_network
-from mmnorm.engine.race import Start, parse_norm, racing_config, set_norm
+from mmnorm.engine.race import Start, parse_norm, racing_config, with_norm
 from tests.processes import ROOT
 
 
@@ -41,12 +41,6 @@ def states(cfg):
     return {layer.state for layer in list_norms(build_network(cfg).train())}
 
 
-def raced(cfg, norm):
-    cfg = copy.deepcopy(cfg)
-    set_norm(cfg, norm)
-    return cfg
-
-
 @pytest.mark.parametrize(
     ('text', 'wanted'),
     [
@@ -68,44 +62,44 @@ def test_what_is_no_norm_is_refused(text):
 
 @pytest.mark.parametrize('norm', ['BN', 'SN', 'GN:num_groups=16'])
 def test_a_norm_takes_the_place_of_all_bns(digits_cfg, norm):
-    assert types(raced(digits_cfg, norm)) == {norm.partition(':')[0]}
+    assert types(with_norm(digits_cfg, norm)) == {norm.partition(':')[0]}
 
 
 def test_xbn_is_a_twin_of_the_backbone(digits_cfg):
-    plain = raced(digits_cfg, 'BN')
+    plain = with_norm(digits_cfg, 'BN')
     assert plain.model.backbone.type == 'ResNet' and 'xbn' not in plain.model.backbone
-    again = raced(plain, 'XBN:position=1,num_groups=8')
+    again = with_norm(plain, 'XBN:position=1,num_groups=8')
     network = build_network(again)
     groups = {module.num_groups for module in network.modules() if type(module).__name__ == 'GroupNorm'}
     assert again.model.backbone.type == 'XBNResNet' and groups == {8}
     assert all(name.endswith('bn1') for name in network.backbone.xbn_layers)
-    assert raced(digits_cfg, 'XBN').model == build_and_keep(digits_cfg)  # the config's own placement
+    assert with_norm(digits_cfg, 'XBN').model == build_and_keep(digits_cfg)  # the config's own placement
 
 
 def build_and_keep(cfg):
     """The model of a config that has XBN, as a race has it: each part's norm_cfg stated."""
-    return raced(cfg, 'XBN:').model
+    return with_norm(cfg, 'XBN:').model
 
 
 def test_norms_that_were_fixed_train_and_others_stay(detector):
     before = states(detector)
-    cfg = raced(detector, 'SN')
+    cfg = with_norm(detector, 'SN')
     network = build_network(cfg).train()
     found = {(layer.type, layer.state) for layer in list_norms(network)}
     assert 'fixed' in before and found == {('SN', 'trains'), ('GN', 'trains')}
     assert cfg.model.backbone.frozen_stages == -1 and cfg.model.backbone.norm_eval is False
     assert all(parameter.requires_grad for parameter in network.backbone.parameters())
     assert detector.model.backbone.frozen_stages == 1  # a copy was changed
-    assert raced(detector, 'as-is').model == detector.model
+    assert with_norm(detector, 'as-is').model == detector.model
 
 
 def test_eps_and_momentum_are_kept_where_they_have_a_meaning():
     cfg = read("_base_ = 'mmdet::efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py'")
-    kept = raced(cfg, 'RBN').model.backbone.norm_cfg
+    kept = with_norm(cfg, 'RBN').model.backbone.norm_cfg
     assert (kept.type, kept.eps, kept.momentum) == ('RBN', 1e-3, 0.01)
     cfg.model.backbone.norm_cfg.type = 'BN'
     cfg.model.neck.norm_cfg = dict(type='GN', num_groups=8)
-    assert raced(cfg, 'GN:num_groups=8').model.backbone.norm_cfg == dict(
+    assert with_norm(cfg, 'GN:num_groups=8').model.backbone.norm_cfg == dict(
         type='GN', requires_grad=True, eps=1e-3, num_groups=8
     )
 
@@ -120,13 +114,13 @@ def test_eps_and_momentum_are_kept_where_they_have_a_meaning():
 )
 def test_a_norm_that_cannot_race_is_refused(digits_cfg, norm, message):
     with pytest.raises(ValueError, match=message):
-        raced(digits_cfg, norm)
+        with_norm(digits_cfg, norm)
 
 
 def test_a_network_without_bn_is_refused():
     cfg = read("_base_ = 'mmdet::gn/mask-rcnn_r50_fpn_gn-all_2x_coco.py'")
     with pytest.raises(ValueError, match='no BN'):
-        set_norm(cfg, 'SN')
+        with_norm(cfg, 'SN')
 
 
 def test_all_batch_sizes_see_equally_many_images_by_epochs(detector):
@@ -158,11 +152,11 @@ def test_all_batch_sizes_see_equally_many_images_by_iterations(segmentor, scalin
 def test_a_norm_that_the_config_does_not_state_is_replaced():
     pytest.importorskip('mmpretrain')
     cfg = read("_base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'")
-    assert 'norm_cfg' not in cfg.model.backbone and types(raced(cfg, 'SN')) == {'SN'}
+    assert 'norm_cfg' not in cfg.model.backbone and types(with_norm(cfg, 'SN')) == {'SN'}
 
 
 def test_synchronized_bns_are_replaced_as_others(segmentor):
-    assert types(raced(segmentor, 'SyncSN')) == {'SyncSN'}
+    assert types(with_norm(segmentor, 'SyncSN')) == {'SyncSN'}
 
 
 @pytest.mark.parametrize(
