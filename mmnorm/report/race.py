@@ -218,5 +218,5 @@ def _plot_by_size(rows, column, title, unit, styles):
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
     axes.set(title=one_line(title), ylabel=unit, xlabel='images of a process in a step')
     if column == 'image':
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * rows['image'].max())
     return figure
