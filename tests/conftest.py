@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import OrderedDict
 from functools import partial
 from unittest import mock
 
@@ -38,9 +39,10 @@ def pytest_collection_modifyitems(config, items):
 def own_environment():
     """What a test sets in this process ends with it: the environment and mmengine's loader, by which tools forbid
     checkpoints that run code, mmengine's default scope, in which names of configs are looked up, and the answer to
-    Ctrl-C, which processes inherit."""
+    Ctrl-C, which processes inherit. A test begins without a scope, as a process does: a fixture of a module, which is
+    set up before this one, would leave its scope to every file after it."""
     sigint = signal.getsignal(signal.SIGINT)
-    scopes = mock.patch.object(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
+    scopes = mock.patch.object(DefaultScope, '_instance_dict', OrderedDict())
     loader = mock.patch.object(CheckpointLoader, 'load_checkpoint', CheckpointLoader.load_checkpoint)
     with mock.patch.dict(os.environ), scopes, loader:
         yield
