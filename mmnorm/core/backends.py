@@ -190,8 +190,7 @@ def _values(x, tiles):
     from . import elements
 
     samples, channels, length = min(len(x), 2), x.shape[1], prod(x.shape[2:])
-    channels = min(channels, 80 + channels % 16)
-    length = min(length, 4112 + length % 16)
+    channels, length = (min(size, enough + size % 16) for size, enough in zip((channels, length), tiles.enough))
     sizes = samples, channels, length, *[1] * (x.dim() - 3)
 
     def waves(step, *shape):
@@ -203,7 +202,7 @@ def _values(x, tiles):
         return dense.new_empty(dense.numel() + first).as_strided(dense.shape, dense.stride(), first).copy_(dense)
 
     sample = elementwise(2.3)
-    plane = samples, channels
+    plane, positions = (samples, channels), (samples, 1, *sizes[2:])
     return dict(
         x=sample,
         grad=elementwise(1.7),
@@ -212,7 +211,11 @@ def _values(x, tiles):
         mean=waves(1.3, samples, 1),
         scale=waves(0.9, channels).expand(plane),
         shift=waves(0.7, *plane),
+        weight=waves(0.9, channels),
         bias=waves(0.7, channels),
+        eps=1e-3,
+        position_mean=waves(1.3, *positions),
+        position_rstd=waves(0.3, *positions),
         dmean=waves(1.9, 1, channels).expand(plane),
         dvar=waves(0.3, samples, 1),
     )

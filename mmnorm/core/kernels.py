@@ -31,7 +31,7 @@ _ROWS_JOINED = 8  # by a program
 _ALIGNMENT = 16  # bytes, the most that a thread loads at once
 # Rows and positions, which kernels count in 32 bits, three scopes of them too, are at most so many
 LARGEST_AXIS = 2**29
-_SHAPES_KEPT = 4096  # of tensors, whose cut is not thought about again
+SHAPES_KEPT = 4096  # of tensors, whose cut is not thought about again
 
 # Versions of Triton whose compiled kernels are known to be launched as here; others dispatch each call themselves
 _KNOWN = (3, 6) <= tuple(int(part) for part in triton.__version__.split('.')[:2]) <= (3, 8)
@@ -51,6 +51,21 @@ class Tiling(NamedTuple):
     rows: int
     columns: int
 
+    @property
+    def enough(self) -> tuple[int, int]:
+        """More channels and positions than these make no difference to how a tensor is cut."""
+        return 80, 4112
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether the rows are those of each sample, not all."""
+        return self.last
+
+    @property
+    def warps(self) -> int:
+        """Of a program: more for scalar loads, for the registers that addresses take."""
+        return 8 if self.unit == 1 else 4
+
 
 def tiling(x: Tensor) -> Tiling | None:
     """The tiling of x, (N, C, *S), or of its contiguous copy where it is neither contiguous nor channels last.
@@ -62,7 +77,7 @@ def tiling(x: Tensor) -> Tiling | None:
     return _tiling(x.shape, _ALIGNMENT // x.itemsize, last, is_copied or x.data_ptr() % _ALIGNMENT == 0)
 
 
-@lru_cache(_SHAPES_KEPT)
+@lru_cache(SHAPES_KEPT)
 def _tiling(shape, unit, last, is_aligned):
     channels, length = shape[1], prod(shape[2:])
     if len(shape) <= 2 or max(shape[0] * channels, length) > LARGEST_AXIS:
@@ -110,12 +125,12 @@ def input_gradient(tiles: Tiling, grad: Tensor, x: Tensor, own_mean: Any, scale:
 
 def _summed(kernel, tiles, elements, planes=()):
     """Two planes of sums over the positions."""
-    x, *_ = elements = _laid_out(tiles, elements)
-    programs, sizes = _sizes(x.shape, tiles, True)
-    *_, length, _, splits, count = sizes
+    x, *_ = elements = laid_out(tiles, elements)
+    programs, numbers = sizes(x.shape, tiles, True)
+    *_, length, _, splits, count = numbers
     plane = x.shape[:2]
     found = _planes(x, plane if splits == 1 else (splits, *plane))
-    launch(kernel, x, tiles, programs, *elements, *_strided(planes, x), *found, *sizes)
+    launch(kernel, x, tiles, programs, *elements, *strided(planes, x), *found, *numbers)
     if splits == 1:
         return found
     joined = _planes(x, plane)
@@ -127,10 +142,10 @@ def _summed(kernel, tiles, elements, planes=()):
 
 def _mapped(kernel, tiles, elements, planes):
     """A tensor like x, computed element by element."""
-    x, *_ = elements = _laid_out(tiles, elements)
+    x, *_ = elements = laid_out(tiles, elements)
     out = torch.empty_like(x)
-    programs, sizes = _sizes(x.shape, tiles, False)
-    launch(kernel, x, tiles, programs, *elements, out, *_strided(planes, x), *sizes)
+    programs, numbers = sizes(x.shape, tiles, False)
+    launch(kernel, x, tiles, programs, *elements, out, *strided(planes, x), *numbers)
     return out
 
 
@@ -140,7 +155,7 @@ def _planes(x, shape):
     return plane, torch.empty_like(plane)
 
 
-def _laid_out(tiles, elements):
+def laid_out(tiles, elements):
     """Tensors in the type and the memory format of the first, aligned as its tiling has it: copies where they are not.
 
     As they are where they can be: each call that does nothing costs as much as a launch.
@@ -155,7 +170,7 @@ def _laid_out(tiles, elements):
     return [t.clone() if tiles.unit > 1 and t.data_ptr() % _ALIGNMENT else t for t in tensors]
 
 
-def _strided(planes, x):
+def strided(planes, x):
     """Of each plane what kernels take: it, and how far its next sample and its next channel are."""
     given: list[Any] = []
     shape = x.shape[:2]
@@ -170,7 +185,7 @@ def _strided(planes, x):
     return given
 
 
-@lru_cache(_SHAPES_KEPT)
+@lru_cache(SHAPES_KEPT)
 def _expanded(sizes, strides, shape):
     """The strides that a plane has if it is expanded."""
     return torch.empty_strided(sizes, strides, device='meta').expand(shape).stride()
@@ -188,11 +203,11 @@ def check_devices(x: Tensor, tensors: Iterable[Tensor | None]) -> None:
             )
 
 
-@lru_cache(_SHAPES_KEPT)
-def _sizes(shape, tiles, sums):
+@lru_cache(SHAPES_KEPT)
+def sizes(shape, tiles, sums):
     """The number of programs, and the sizes that kernels take: the rule by which work is split."""
     (samples, channels), length = shape[:2], prod(shape[2:])
-    samples, rows = (samples, channels) if tiles.last else (1, samples * channels)
+    samples, rows = (samples, channels) if tiles.by_sample else (1, samples * channels)
     blocks, splits, count = divided(rows, tiles.rows), divided(length, tiles.columns), 1
     if sums:
         wanted = min(splits, _MOST_SPLITS, divided(_PROGRAMS, samples * blocks))
@@ -215,8 +230,7 @@ def launch(kernel, x, constants, programs, *args, given=None):
     key = kernel.__name__, device, x.dtype, constants, given
     compiled = _compiled.get(key)
     if compiled is None:
-        # scalar loads need more threads, for the registers that addresses take
-        compiled = kernel[(programs,)](*args, *constants, num_warps=8 if getattr(constants, 'unit', 0) == 1 else 4)
+        compiled = kernel[(programs,)](*args, *constants, num_warps=getattr(constants, 'warps', 4))
         if _KNOWN and isinstance(compiled, CompiledKernel):
             _compiled[key] = compiled
     elif _is_watched():

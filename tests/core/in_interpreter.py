@@ -12,7 +12,19 @@ import triton
 import triton.language as tl
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmnorm.core import BN, backends, blends, elements, kernels, moments, normalize, plane_kernels, use_triton
+from mmnorm.core import (
+    BN,
+    backends,
+    blends,
+    elements,
+    kernels,
+    moments,
+    normalize,
+    plane_kernels,
+    position_kernels,
+    positions,
+    use_triton,
+)
 
 from ..norms.cases import EVERY, build, described, randomized
 from .cards import kernels_everywhere
@@ -112,6 +124,50 @@ SHAPES = [
 @pytest.mark.parametrize('shape, layout', SHAPES)
 def test_functions_equal_their_formulas(everywhere, shape, layout, dtype):
     check(tensor(shape, dtype, layout, 3), tensor(shape, dtype, layout), within(dtype))
+
+
+POSITIONS = [
+    ((3, 5, 7, 7), torch.contiguous_format),
+    ((2, 1, 3, 3), torch.contiguous_format),
+    ((2, 130, 1, 1), torch.contiguous_format),
+    ((2, 24, 20, 20), torch.contiguous_format),  # aligned, several tiles
+    ((1, 2050, 3, 4), torch.contiguous_format),
+    ((3, 5, 7, 7), LAST),
+    ((2, 8, 20, 20), LAST),
+    ((1, 2050, 3, 1), LAST),
+    ((2, 3, 130), torch.contiguous_format),
+    ((2, 4, 2, 3, 4), LAST_3D),
+]
+
+
+@pytest.mark.parametrize('dtype', TYPES)
+@pytest.mark.parametrize('shape, layout', POSITIONS)
+def test_functions_over_channels_equal_their_formulas(launched, monkeypatch, shape, layout, dtype):
+    monkeypatch.setattr(kernels, '_MOST_SPLITS', 2)
+    kernels.sizes.cache_clear()
+    x, grad, close = tensor(shape, dtype, layout, 3), tensor(shape, dtype, layout), within(dtype, 3)
+    weight, bias = torch.randn(2, shape[1])
+    for w, b in ((weight, bias), (None, None)):
+        leaves = x, torch.ones(shape[1]) if w is None else w, torch.zeros(shape[1]) if b is None else b
+        wide, exact_w, exact_b = (leaf.double().requires_grad_() for leaf in leaves)
+        var, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
+        rstd = (var + 0.1).rsqrt()
+        y = elements.spread(exact_w, x) * (wide - mean) * rstd + elements.spread(exact_b, x)
+        exact = torch.autograd.grad(y, (wide, exact_w, exact_b), grad.double())
+        ours, *moments = positions.over_channels(x, w, b, 0.1)
+        by = rstd.max().item() * 3  # what roundings are multiplied by, with weights and gradients of up to 3
+        close(ours, y.detach(), scale=by)
+        for moment, wanted in zip(moments, (mean, rstd)):
+            assert moment.shape == wanted.shape and moment.dtype == torch.float32
+            close(moment, wanted.detach())
+        dx, *found = positions.over_channels_gradients(grad, x, w, *moments)
+        close(dx, exact[0], scale=by)
+        for sums, wanted in zip(found, exact[1:]):
+            close(sums, wanted, scale=by * x[:, 0].numel() ** 0.5)
+        for result in (ours, dx):
+            assert result.dtype == dtype and elements.memory_format(result) == elements.memory_format(x)
+    assert launched == ['_over_channels', '_over_channels_gradients'] * 2
+    kernels.sizes.cache_clear()
 
 
 @pytest.mark.parametrize('shape, layout', [((1, 3, 50, 53), torch.contiguous_format), ((1, 5, 20, 10), LAST)])
@@ -368,9 +424,14 @@ def test_offsets_of_tensors_beyond_32_bits(last, sample, row, position, rows, le
 def test_what_is_too_large_for_32_bit_counts_runs_on_aten():
     for shape in ((1, 1, 2**29 + 1), (2**15, 2**14 + 1, 1), (2**29 + 1, 1)):
         x = torch.empty(1).expand(shape)
-        assert kernels.variant(x, ()) is None
+        assert kernels.variant(x, ()) is position_kernels.variant(x, ()) is None
         if x.dim() == 2:
             assert plane_kernels.variant(x, (x, x, build(dict(type='SN')).blend(torch.empty(2, 8, 2)), 1, 1e-5)) is None
+
+
+def test_samples_and_channels_that_are_too_many_for_kernels_over_channels_run_on_aten():
+    for shape, fits in (((9, 8, 2**27), True), ((9, 8, 2**27 + 1), False), ((1, 4096, 2), True), ((1, 4097, 2), False)):
+        assert (position_kernels.variant(torch.empty(1).expand(shape), ()) is not None) == fits
 
 
 def test_derivatives_of_higher_order_are_those_of_aten(everywhere):
@@ -490,15 +551,35 @@ def test_the_first_use_is_checked_and_changes_nothing(unchecked, shape, layout, 
     assert layer.num_batches_tracked == 2
 
 
+@pytest.mark.parametrize('cfg, names', [(dict(type='PN'), {'over_channels', 'over_channels_gradients'})])
+@pytest.mark.parametrize('shape', [(3, 8, 4, 4), (2, 5, 3, 3)])
+def test_the_first_use_of_kernels_over_channels_is_checked(unchecked, monkeypatch, cfg, names, shape):
+    layer, x = build(cfg, shape[1]), torch.randn(shape, requires_grad=True)
+    with mock.patch.object(backends, '_works', wraps=backends._works) as works:
+        layer(x).sum().backward()
+    assert {call.args[1].__name__ for call in works.call_args_list} == names
+    for name in names:
+        backends._checked.clear()
+        kernel = getattr(position_kernels, name)
+
+        def wrong(*args, kernel=kernel):
+            *most, last = kernel(*args)
+            return *most, last * 1.001
+
+        with mock.patch.object(position_kernels, name, wrong), pytest.raises(RuntimeError, match=f"kernel '{name}'"):
+            layer(x).sum().backward()
+
+
+@pytest.mark.parametrize('variant', [kernels.variant, position_kernels.variant])
 @pytest.mark.parametrize('shape', [(2, 3, 7, 7), (2, 99, 70, 70), (5, 640, 1, 2), (2, 3, 5000), (2, 8, 3, 3, 30)])
 @pytest.mark.parametrize('last', [False, True])
 @pytest.mark.parametrize('shift', [0, 1])
-def test_what_is_checked_is_cut_as_the_tensor_is(shape, last, shift):
+def test_what_is_checked_is_cut_as_the_tensor_is(variant, shape, last, shift):
     x = torch.empty(torch.Size(shape).numel() + shift)[shift:].view(shape)
     if last and len(shape) > 3:
         order = [0, *range(2, len(shape)), 1]
         x = x.view([shape[i] for i in order]).movedim(-1, 1)
-    assert kernels.tiling(backends._values(x, kernels.tiling(x))['x']) == kernels.tiling(x)
+    assert variant(backends._values(x, variant(x, ()))['x'], ()) == variant(x, ())
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,34 @@ def test_the_planes_kernels_compile_without_spills(tmp_path, architecture, names
         check_registers(kernel, key[0], key[3], tmp_path)
 
 
+#: Tiles of all channels: of one warp's width and of the most, loaded 16 bytes at once or not.
+COLUMNS = [
+    ((2, 8, 4, 4), torch.contiguous_format),
+    ((2, 64, 7, 7), LAST),
+    ((2, 256, 4, 4), torch.contiguous_format),
+    ((2, 250, 3, 5), LAST),
+    ((2, 1024, 3, 5), LAST),
+    ((1, 2048, 4, 4), torch.contiguous_format),
+    ((1, 2048, 3, 5), torch.contiguous_format),
+    ((1, 4096, 1, 1), LAST),
+]
+
+
+@pytest.mark.parametrize('name', ['PN'])
+@pytest.mark.parametrize('architecture, dtypes', [(90, (torch.float32, torch.bfloat16)), (80, (torch.float32,))])
+def test_kernels_over_channels_compile_without_spills(tmp_path, name, architecture, dtypes):
+    from mmnorm.core import kernels
+
+    with counting_driver(architecture) as launches:
+        for dtype, (shape, layout) in itertools.product(dtypes, COLUMNS):
+            x = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+            budget.LAYERS[name](shape[1])(x).backward(torch.zeros_like(x))
+        compiled = dict(kernels._compiled)
+    assert len(launches) >= 2 * len(dtypes) * len(COLUMNS)
+    for key, kernel in compiled.items():
+        check_registers(kernel, key[0], key[3], tmp_path)
+
+
 def test_two_threads():
     with counting_driver(90) as launches, ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(run, WIDE[:1] * 5, dtype) for dtype in (torch.float32, torch.float16)]:
@@ -218,7 +246,7 @@ def test_work_is_split_so_that_a_large_card_is_busy():
         for layout in (torch.contiguous_format, LAST):
             x = torch.empty(shape, device='meta', memory_format=layout)
             tiles = kernels.tiling(x)
-            programs, (*_, length, _, splits, count) = kernels._sizes(x.shape, tiles, True)
+            programs, (*_, length, _, splits, count) = kernels.sizes(x.shape, tiles, True)
             assert splits <= 256 and (splits - 1) * count * tiles.columns < length <= splits * count * tiles.columns
             assert programs >= 256, (shape, layout)  # two for each multiprocessor
 
