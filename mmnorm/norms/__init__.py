@@ -5,6 +5,7 @@ from .batch_free import BatchFreeNorm
 from .bcn import BCN, SyncBCN
 from .bgn import BGN, SyncBGN
 from .brn import BRN
+from .cbn import CBN
 from .estimate import estimate_offline
 from .evalnorm import EN, SyncEN
 from .frn import FRN, TLU
@@ -20,13 +21,14 @@ from .pn import PN
 from .rbn import RBN, SyncRBN
 from .sn import SN, SyncSN
 from .ssn import SSN, SyncSSN, set_sparsity
+from .steps import count_steps
 
 #: Every normalizer by its name, which is that of its class.
 NORMS = {
     norm.__name__: norm
     for norm in (
         *(FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN),
-        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM, SSN, SyncSSN),
+        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM, SSN, SyncSSN, CBN),
     )
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
@@ -40,6 +42,7 @@ __all__ = [
     'BCN',
     'BGN',
     'BRN',
+    'CBN',
     'EN',
     'FRN',
     'GBGN',
@@ -68,6 +71,7 @@ __all__ = [
     'SyncSN',
     'SyncSSN',
     'count_levels',
+    'count_steps',
     'estimate_offline',
     'harden',
     'ratios',

@@ -1,8 +1,9 @@
 """mmengine hooks that call this package's functions while a network trains or is evaluated.
 
-Three come by themselves: ListNormsHook with ``import mmnorm``, SparsestmaxHook where the model has SSN layers, and
-SyncStatisticsHook where a config has ``live_norm`` (configs/_base_/live_norm.py). That file cannot bring the hook in a
-list: of two bases only one may have ``custom_hooks``, and many configs of mmdet have some.
+Four come by themselves: ListNormsHook with ``import mmnorm``, SparsestmaxHook where the model has SSN layers,
+CountStepsHook where it has layers that use the batches of several steps, and SyncStatisticsHook where a config has
+``live_norm`` (configs/_base_/live_norm.py). That file cannot bring the hook in a list: of two bases only one may have
+``custom_hooks``, and many configs of mmdet have some.
 """
 
 import random
@@ -14,21 +15,24 @@ import torch
 from mmengine.dist import all_gather_object, all_reduce, all_reduce_params
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, SyncBuffersHook
 from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+from torch import nn
 
 from mmnorm.blocks import norm_layers, summarize_norms, update_statistics_once
-from mmnorm.norms import BRN, PlaneNorm
+from mmnorm.norms import BRN, SSN, PlaneNorm
 from mmnorm.norms.checks import said, warn_once
 from mmnorm.norms.modes import keeping_modes
+from mmnorm.norms.steps import SteppedNorm
 from mmnorm.statistics import bn_layers, collect_moments, estimation_shift, recollect, trained_by_batch, unwrapped
 from mmnorm.terminal import command
 
 from .batches import training_batches, training_forward
 from .configs import describe_unreplaced
-from .sparsity_hook import SparsestmaxHook, has_ssn
+from .sparsity_hook import SparsestmaxHook
+from .steps_hook import CountStepsHook
 
 
 def install():
-    """Have Runners register the three hooks; called once, by ``import mmnorm``."""
+    """Have Runners register these hooks; called once, by ``import mmnorm``."""
     for kind in (Runner, FlexibleRunner):
         kind.register_hooks = _adding_ours(kind.register_hooks)
 
@@ -41,12 +45,18 @@ def _adding_ours(register):
         for hook, wanted in (
             (ListNormsHook, True),
             (SyncStatisticsHook, 'live_norm' in self.cfg),
-            (SparsestmaxHook, has_ssn(self.model)),
+            (SparsestmaxHook, _has_layer(self.model, SSN)),
+            (CountStepsHook, _has_layer(self.model, SteppedNorm)),
         ):
             if wanted and not any(isinstance(other, hook) for other in self.hooks):
                 self.register_hook(hook())
 
     return register_hooks
+
+
+def _has_layer(model, kind):
+    """Whether a model, which a FlexibleRunner has not built yet, has such a layer."""
+    return isinstance(model, nn.Module) and any(isinstance(layer, kind) for layer in model.modules())
 
 
 class ListNormsHook(Hook):

@@ -20,7 +20,7 @@ from mmnorm import statistics
 from mmnorm.norms import NORMS
 from mmnorm.norms.checks import warn_once
 
-from . import guards, hooks, padding, sparsity_hook, weights_hook
+from . import guards, hooks, padding, sparsity_hook, steps_hook, weights_hook
 from .levels import PerLevelFromConfig, counting_levels
 from .pretrained import PretrainedWithoutNorms
 
@@ -34,6 +34,7 @@ HOOKS = {
         hooks.StopOnNaNHook,
         hooks.SyncStatisticsHook,
         sparsity_hook.SparsestmaxHook,
+        steps_hook.CountStepsHook,
         weights_hook.NormWeightsHook,
         padding.ValidRegionHook,
     )

@@ -3,12 +3,12 @@
 import math
 
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapperDict
-from torch import nn
 
-from mmnorm.norms import SSN, set_sparsity
+from mmnorm.norms import set_sparsity
 from mmnorm.norms.checks import warn_once
 from mmnorm.statistics import unwrapped
+
+from .steps_hook import first_wrapper
 
 _STEPS = 'sparsestmax_steps'  # in mmengine's message hub, which is a part of each checkpoint
 
@@ -34,8 +34,7 @@ class SparsestmaxHook(Hook):
         self.end = end
 
     def before_train(self, runner):
-        wrapper = runner.optim_wrapper
-        wrapper = next(iter(wrapper.values())) if isinstance(wrapper, OptimWrapperDict) else wrapper
+        wrapper = first_wrapper(runner)
         self._total = math.ceil(runner.max_iters / wrapper._accumulative_counts) * self.end
         self._taken = runner.message_hub.get_info(_STEPS, 0)
         self._counting = wrapper.optimizer.register_step_post_hook(self._count)
@@ -56,8 +55,3 @@ class SparsestmaxHook(Hook):
 
     def after_train(self, runner):
         self._counting.remove()
-
-
-def has_ssn(model):
-    """Whether a model, which a FlexibleRunner has not built yet, has SSN layers."""
-    return isinstance(model, nn.Module) and any(isinstance(layer, SSN) for layer in model.modules())

@@ -66,6 +66,8 @@ BAD = dict(
     estimate=NO_FLAG,
     base=NO_WORD,
     key_channels=[*NO_INTEGER, -1, 0, 3, 'other'],
+    window=[*NO_INTEGER, -1, 0],
+    burnin=[*NO_INTEGER, -1, math.inf],
 )
 ARGUMENTS = [(name, argument) for name, norm in NORMS.items() for argument in known_arguments(norm)]
 

@@ -238,6 +238,7 @@ REFERENCES = dict(
     IEBN=iebn,
     BCN=bcn,
     ILM=ilm,
+    CBN=bn,  # without a convolution: test_cbn.py has the rest
     FrozenBN=lambda layer, x, training: bn(layer, x, False),
 )
 

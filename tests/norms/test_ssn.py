@@ -4,12 +4,9 @@ import math
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader
 
 from mmnorm.blocks import fuse_conv_norm
 from mmnorm.norms import SN, SSN, harden, set_sparsity
@@ -17,6 +14,7 @@ from mmnorm.norms.ssn import sparsestmax
 from mmnorm.openmmlab.sparsity_hook import SparsestmaxHook
 
 from .cases import CHANNELS, randomized
+from .runners import runner as of_one_layer
 
 SHAPE = (3, CHANNELS, 4, 5)
 
@@ -168,21 +166,8 @@ class Model(BaseModel):
         return dict(loss=self.frozen(self.norm(self.conv(inputs))).sin().mean())
 
 
-def runner(folder, iterations=8, hooks=(), **arguments):
-    torch.manual_seed(0)
-    wrapper = dict(optimizer=dict(type='SGD', lr=0.1)) | arguments.pop('optim_wrapper', {})
-    return Runner(
-        model=Model(),
-        work_dir=str(folder),
-        experiment_name=f'{folder.name}{iterations}{len(list(folder.iterdir()))}',
-        train_dataloader=DataLoader([dict(inputs=torch.randn(2, 4, 4)) for _ in range(32)], batch_size=2),
-        train_cfg=dict(by_epoch=False, max_iters=iterations),
-        optim_wrapper=wrapper,
-        custom_hooks=list(hooks),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)),
-        cfg=Config(),
-        **arguments,
-    )
+def runner(folder, iterations=8, **arguments):
+    return of_one_layer(folder, Model(), iterations, **arguments)
 
 
 def radii(run):
