@@ -2,6 +2,7 @@
 
 from .backends import spelled_out, use_triton
 from .blends import BN, IN, LN, Blend, blend
+from .calibrations import MEAN, STD, Calibration, calibrate, calibrated_moments
 from .constant import constant_affine
 from .elements import spread, statistics_dtype
 from .plane import like, moments, normalize, recomputed
@@ -15,10 +16,15 @@ __all__ = [
     'BN',
     'IN',
     'LN',
+    'MEAN',
+    'STD',
     'Blend',
+    'Calibration',
     'Renorm',
     'Running',
     'blend',
+    'calibrate',
+    'calibrated_moments',
     'constant_affine',
     'like',
     'moments',

@@ -157,13 +157,10 @@ def _works(kernels, aten, x, args, variant):
 
 
 def _made_up(aten, x, args, variant):
-    """Arguments to check a kernel with: of a plane's others of the same shapes, of a larger tensor's smaller ones.
+    """Arguments to check a kernel with: others of the same shapes, and in the place of a larger tensor a smaller one.
 
     Nothing of the arguments, which may hold anything, and nothing random, which would move the generator on.
     """
-    if x.dim() > 2:
-        values = _values(x, variant)
-        return [values[parameter] for parameter in inspect.signature(aten).parameters]
     steps = itertools.count(1)
 
     def other(value):
@@ -173,7 +170,9 @@ def _made_up(aten, x, args, variant):
             return _waves(1 / next(steps), value.shape, value.device).abs().add(0.1)
         return _no_function if callable(value) else value
 
-    return tree_map(other, list(args))
+    values = _values(x, variant) if x.dim() > 2 else {}
+    parameters = zip(inspect.signature(aten).parameters, args)
+    return [values[name] if name in values else tree_map(other, arg) for name, arg in parameters]
 
 
 def _no_function(*_):

@@ -126,17 +126,22 @@ def input_gradient(tiles: Tiling, grad: Tensor, x: Tensor, own_mean: Any, scale:
 def _summed(kernel, tiles, elements, planes=()):
     """Two planes of sums over the positions."""
     x, *_ = elements = laid_out(tiles, elements)
+    return summed(kernel, x, tiles, tiles, (*elements, *strided(planes, x)), kernel is _moments)
+
+
+def summed(kernel, x, tiles, constants, args, moments, given=None):
+    """Two planes of what a kernel finds over the positions, moments or sums; it is given args, the planes and sizes."""
     programs, numbers = sizes(x.shape, tiles, True)
     *_, length, _, splits, count = numbers
     plane = x.shape[:2]
     found = _planes(x, plane if splits == 1 else (splits, *plane))
-    launch(kernel, x, tiles, programs, *elements, *strided(planes, x), *found, *numbers)
+    launch(kernel, x, constants, programs, *args, *found, *numbers, given=given, warps=tiles.warps)
     if splits == 1:
         return found
     joined = _planes(x, plane)
-    constants = kernel is _moments, _ROWS_JOINED, _MOST_SPLITS
     rows, chunk = prod(plane), count * tiles.columns
-    launch(_join, x, constants, divided(rows, _ROWS_JOINED), *found, *joined, rows, length, splits, chunk)
+    joining = moments, _ROWS_JOINED, _MOST_SPLITS
+    launch(_join, x, joining, divided(rows, _ROWS_JOINED), *found, *joined, rows, length, splits, chunk)
     return joined
 
 
@@ -145,7 +150,7 @@ def _mapped(kernel, tiles, elements, planes):
     x, *_ = elements = laid_out(tiles, elements)
     out = torch.empty_like(x)
     programs, numbers = sizes(x.shape, tiles, False)
-    launch(kernel, x, tiles, programs, *elements, out, *strided(planes, x), *numbers)
+    launch(kernel, x, tiles, programs, *elements, out, *strided(planes, x), *numbers, warps=tiles.warps)
     return out
 
 
@@ -221,16 +226,16 @@ def divided(number: int, by: int) -> int:
     return -(-number // by)
 
 
-def launch(kernel, x, constants, programs, *args, given=None):
+def launch(kernel, x, constants, programs, *args, given=None, warps=4):
     """Launch a kernel on the device and the current stream of x; ``given`` tells which of its arguments are None."""
     device = x.get_device()
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            return launch(kernel, x, constants, programs, *args, given=given)
+            return launch(kernel, x, constants, programs, *args, given=given, warps=warps)
     key = kernel.__name__, device, x.dtype, constants, given
     compiled = _compiled.get(key)
     if compiled is None:
-        compiled = kernel[(programs,)](*args, *constants, num_warps=getattr(constants, 'warps', 4))
+        compiled = kernel[(programs,)](*args, *constants, num_warps=warps)
         if _KNOWN and isinstance(compiled, CompiledKernel):
             _compiled[key] = compiled
     elif _is_watched():

@@ -6,7 +6,7 @@ moves, and keeps what a BatchNorm keeps for the backward pass: x and tensors of 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -126,22 +126,37 @@ class _Normalize(torch.autograd.Function):
             dx, *found = gradients(y, (x, *parameters), grad, create_graph=True)
             return dx, None, None, *found
         total, centered = elements.reduce(grad, x, own_mean)
-        dweight = (own_mean - mean).mul_(total).add_(centered).mul_(rstd)
-        dvar = (scale * dweight).mul_(rstd).mul_(-0.5)
-        needed = [
-            (out, g if g.shape == out.shape else g.sum_to_size(out.shape))
-            for out, g in zip(ctx.outputs, ((scale * total).neg_(), dvar, dweight, total))
-            if torch.is_tensor(out) and out.requires_grad
-        ]
-        found = [None] * len(ctx.inputs)
-        if needed:
-            outputs, output_gradients = zip(*needed)
-            found = torch.autograd.grad(outputs, ctx.inputs, output_gradients, retain_graph=True, allow_unused=True)
+        dmean, dvar, *found = plane_gradients(ctx.outputs, ctx.inputs, total, centered, own_mean, mean, rstd, scale)
         dx = None
         if ctx.needs_input_grad[0]:
-            dmean, dvar = (torch.zeros_like(own_mean) if g is None else g for g in found[:2])
             dx = elements.input_gradient(grad, x, own_mean, scale, dmean, dvar)
-        return dx, None, None, *found[2:]
+        return dx, None, None, *found
+
+
+def plane_gradients(
+    outputs: Iterable, inputs: Sequence[Tensor], total: Tensor, centered: Tensor,
+    own_mean: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor,
+) -> list:  # fmt: skip
+    """The gradients of the moments, which are 0 where nothing depends on them, and of the plane's parameters.
+
+    Args:
+        outputs, inputs: What ``statistics`` gave, and the moments and parameters that it is a function of.
+        total, centered (Tensor): The sums of g and of g (x - m), (N, C).
+        own_mean, mean, rstd, scale (Tensor): m, mu, r and s, as in :class:`_Normalize`.
+    """
+    dweight = (own_mean - mean).mul_(total).add_(centered).mul_(rstd)
+    dvar = (scale * dweight).mul_(rstd).mul_(-0.5)
+    needed = [
+        (out, g if g.shape == out.shape else g.sum_to_size(out.shape))
+        for out, g in zip(outputs, ((scale * total).neg_(), dvar, dweight, total))
+        if torch.is_tensor(out) and out.requires_grad
+    ]
+    found: list = [None] * len(inputs)
+    if needed:
+        connected, output_gradients = zip(*needed)
+        found[:] = torch.autograd.grad(connected, inputs, output_gradients, retain_graph=True, allow_unused=True)
+    found[:2] = (torch.zeros_like(own_mean) if g is None else g for g in found[:2])
+    return found
 
 
 def replayed(results: Iterable, leaves: Iterable[Tensor], values: Iterable[Tensor]) -> list:

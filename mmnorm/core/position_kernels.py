@@ -49,16 +49,21 @@ class Columns(NamedTuple):
 
 def variant(x: Tensor, _: tuple) -> Columns | None:
     """What the kernels are compiled for: how x, (N, C, *S), is cut; None where it has no positions or is too large."""
+    return columns(x, _TILE)
+
+
+def columns(x: Tensor, tile: int) -> Columns | None:
+    """How x is cut in tiles of so many elements; None where one cannot have all channels, or x is not for kernels."""
     tiles = kernels.tiling(x)
     if tiles is None or x.numel() > _LARGEST_SAMPLE * len(x):
         return None
-    return _columns(tiles.last, tiles.unit, x.shape[1])
+    return _columns(tiles.last, tiles.unit, x.shape[1], tile)
 
 
 @lru_cache(kernels.SHAPES_KEPT)
-def _columns(last, unit, channels):
-    rows = max(triton.next_power_of_2(channels), _TILE // 256)
-    return Columns(last, unit, rows, _TILE // rows) if rows <= _TILE else None
+def _columns(last, unit, channels, tile):
+    rows = max(triton.next_power_of_2(channels), 16)
+    return Columns(last, unit, rows, tile // rows) if rows <= tile else None
 
 
 def over_channels(
@@ -69,7 +74,7 @@ def over_channels(
     y, mean, rstd = torch.empty_like(x), _of_positions(x), _of_positions(x)
     programs, sizes = kernels.sizes(x.shape, tiles, False)
     planes = kernels.strided((1.0 if weight is None else weight, 0.0 if bias is None else bias), x)
-    kernels.launch(_over_channels, x, tiles, programs, x, y, *planes, mean, rstd, eps, *sizes)
+    kernels.launch(_over_channels, x, tiles, programs, x, y, *planes, mean, rstd, eps, *sizes, warps=tiles.warps)
     return y, mean, rstd
 
 
@@ -82,7 +87,8 @@ def over_channels_gradients(
     programs, sizes = kernels.sizes(x.shape, tiles, True)
     sums = x.new_empty((2, programs, x.shape[1]), dtype=torch.float32)
     plane = kernels.strided((1.0 if weight is None else weight,), x)
-    kernels.launch(_over_channels_gradients, x, tiles, programs, x, grad, dx, *plane, mean, rstd, *sums, *sizes)
+    args = x, grad, dx, *plane, mean, rstd, *sums, *sizes
+    kernels.launch(_over_channels_gradients, x, tiles, programs, *args, warps=tiles.warps)
     return dx, *sums.sum(1)
 
 

@@ -6,12 +6,12 @@ https://openaccess.thecvf.com/content/CVPR2021/html/Gao_Representative_Batch_Nor
 import torch
 from torch import Tensor
 
-from mmnorm.core import BN
+from mmnorm.core import BN, MEAN, STD, Calibration, calibrate, calibrated_moments
 
 from .arguments import FLAG, checked, one_of
 from .base import PlaneNorm
 from .gates import fold_initial_gate
-from .spatial import spatially_centered, spatially_scaled
+from .passes import beside_saving_hooks
 
 STATISTICS = ('channel_mean', 'channel_std', 'spatial_mean', 'spatial_std')
 
@@ -28,8 +28,7 @@ class RBN(PlaneNorm):
             :class:`~mmnorm.norms.base.PlaneNorm`.
         center_stat, scale_stat (str): K_m and K_s (rbn, Table 3): 'channel_mean' (mu_c, default), 'channel_std'
             (sigma_c; as ``scale_stat`` it makes RBN*), over each channel of a sample; 'spatial_mean' (mu_s),
-            'spatial_std' (sigma_s), over the channels at each position. The spatial ones need passes of their own over
-            the tensor. A deviation is sqrt(variance + eps).
+            'spatial_std' (sigma_s), over the channels at each position. A deviation is sqrt(variance + eps).
         center, scale (bool): Whether to make that calibration; one alone is a row of rbn's Table 2. Default True.
         fold_bn (bool): When a BN checkpoint is loaded, divide its weight by sigmoid(1), which is what the scaling
             calibration starts from, so that the network computes what the BN network computed. Default True.
@@ -116,8 +115,22 @@ class RBN(PlaneNorm):
 
     def normalize(self, x):
         takes_var = self.by_batch or 'channel_std' in (self.center_stat, self.scale_stat)
-        y = self.on_plane(spatially_centered(self, x), self.statistics, self.blend, takes_var)
-        return (spatially_scaled(self, y) if self.calibrates('scale', 'spatial') else y).to(x.dtype)
+        what = self._by_position()
+        if what is None:
+            return self.on_plane(x, self.statistics, self.blend, takes_var)
+        return calibrate(x, beside_saving_hooks(self.statistics), self.eps, what, self.learned())
+
+    def _by_position(self):
+        """The calibrations by statistics over the channels; None where both, if they are made, are by channel."""
+        center, gate = (
+            0 if not self.calibrates(what, 'spatial') else MEAN if statistic == 'spatial_mean' else STD
+            for what, statistic in (('center', self.center_stat), ('scale', self.scale_stat))
+        )
+        if not (center or gate):
+            return None
+        of_center = self.center_weight if center else None
+        of_gate = (self.scale_weight, self.scale_bias, self.weight, self.bias) if gate else ()
+        return Calibration(center, gate, self.eps, of_center, *of_gate)
 
     # a BN checkpoint; running statistics are those of x_cm
 
@@ -125,7 +138,11 @@ class RBN(PlaneNorm):
         return fold_initial_gate(self, 'scale_bias', tensors) if self.fold_bn and self.scale else tensors
 
     def _tracked_plane(self, x):
-        mean, var = super()._tracked_plane(spatially_centered(self, x))
+        what = self._by_position()
+        if what is None:
+            mean, var = super()._tracked_plane(x)
+        else:
+            mean, var = (moment.double() for moment in calibrated_moments(x, what)[1:])
         return mean + self._centering(mean, var), var
 
     def calibrates(self, what: str, kind: str) -> bool:

@@ -16,6 +16,8 @@ from mmnorm.core import (
     BN,
     backends,
     blends,
+    calibration_kernels,
+    calibrations,
     elements,
     kernels,
     moments,
@@ -131,10 +133,10 @@ POSITIONS = [
     ((2, 1, 3, 3), torch.contiguous_format),
     ((2, 130, 1, 1), torch.contiguous_format),
     ((2, 24, 20, 20), torch.contiguous_format),  # aligned, several tiles
-    ((1, 2050, 3, 4), torch.contiguous_format),
+    ((1, 2000, 3, 4), torch.contiguous_format),
     ((3, 5, 7, 7), LAST),
     ((2, 8, 20, 20), LAST),
-    ((1, 2050, 3, 1), LAST),
+    ((1, 2000, 3, 1), LAST),
     ((2, 3, 130), torch.contiguous_format),
     ((2, 4, 2, 3, 4), LAST_3D),
 ]
@@ -167,6 +169,44 @@ def test_functions_over_channels_equal_their_formulas(launched, monkeypatch, sha
         for result in (ours, dx):
             assert result.dtype == dtype and elements.memory_format(result) == elements.memory_format(x)
     assert launched == ['_over_channels', '_over_channels_gradients'] * 2
+    kernels.sizes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    'center, gate, shape, layout, dtype',
+    [(1, 2, *case, dtype) for case in POSITIONS for dtype in (torch.float32, torch.bfloat16)]
+    + [(*parts, *case, torch.float32) for parts in ((0, 1), (1, 0), (2, 1)) for case in POSITIONS[3:7:3]]
+    + [(2, 2, *POSITIONS[0], torch.float16)],
+)
+def test_calibrations_equal_their_formulas(launched, monkeypatch, center, gate, shape, layout, dtype):
+    monkeypatch.setattr(kernels, '_MOST_SPLITS', 2)
+    kernels.sizes.cache_clear()
+    x, grad = tensor(shape, dtype, layout, 1), tensor(shape, dtype, layout)
+    a, *of_gate = torch.randn(5, shape[1])
+    what = calibrations.Calibration(center, gate, 0.1, a if center else None, *(of_gate if gate else ()))
+    own, mean, scale, bias, dmean, dvar = torch.randn(6, *shape[:2])
+
+    def check(function, *args):
+        found, wanted = (function(*values) for values in (args, in_double(args)))
+        for ours, exact in zip(*(value if isinstance(value, tuple) else (value,) for value in (found, wanted))):
+            if ours is None:  # what is not computed, or kept by ATen alone
+                continue
+            rounded = torch.finfo(dtype).eps if ours.dtype == dtype else 0
+            off = (ours.double() - exact).abs()
+            assert (off <= rounded * exact.abs() + 1e-5 * exact.abs().max().clamp(min=1)).all(), (
+                function.__name__,
+                off.max(),
+            )
+            if ours.shape == x.shape:
+                assert ours.dtype == dtype and elements.memory_format(ours) == elements.memory_format(x)
+
+    check(calibrations.calibrated_moments, x, what)
+    check(calibrations.calibrated, x, what, None, mean, scale, bias)
+    check(calibrations.calibrated_sums, x, what, grad, own, mean, scale)
+    check(calibrations.calibrated_gradient, x, what, grad, None, None, own, mean, scale, dmean, dvar)
+    first = '_moments_of_z' if center else '_moments'
+    names = [name for name in launched if name != '_join']
+    assert names == [first, '_calibrate', '_calibration_sums', '_calibration_gradient']
     kernels.sizes.cache_clear()
 
 
@@ -363,6 +403,9 @@ def compare_with_aten(launched, layer, x, grad, view=lambda base: base):
 def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
     layer = randomized(build(cfg))
     compare_with_aten(launched, layer, tensor((4, 8, 3, 5), dtype, layout, 2), tensor((4, 8, 3, 5), dtype, layout))
+    if 'spatial' in str(cfg):
+        assert {'_moments_of_z', '_calibrate', '_calibration_sums', '_calibration_gradient'} <= set(launched)
+        return
     by_element = cfg['type'] == 'BGN' and layer.num_groups == 16
     if cfg['type'] not in ('GW', 'PN', 'FrozenBN', 'FRN') and not by_element:  # which are not on the plane
         assert {'_moments', '_affine', '_reduce', '_input_gradient'} <= set(launched)
@@ -551,22 +594,31 @@ def test_the_first_use_is_checked_and_changes_nothing(unchecked, shape, layout, 
     assert layer.num_batches_tracked == 2
 
 
-@pytest.mark.parametrize('cfg, names', [(dict(type='PN'), {'over_channels', 'over_channels_gradients'})])
+@pytest.mark.parametrize(
+    'cfg, module, names',
+    [
+        (dict(type='PN'), position_kernels, {'over_channels', 'over_channels_gradients'}),
+        (
+            dict(type='RBN', center_stat='spatial_mean', scale_stat='spatial_std'),
+            calibration_kernels,
+            {'calibrated_moments', 'calibrated', 'calibrated_sums', 'calibrated_gradient'},
+        ),
+    ],
+)
 @pytest.mark.parametrize('shape', [(3, 8, 4, 4), (2, 5, 3, 3)])
-def test_the_first_use_of_kernels_over_channels_is_checked(unchecked, monkeypatch, cfg, names, shape):
+def test_the_first_use_of_kernels_over_channels_is_checked(unchecked, cfg, module, names, shape):
     layer, x = build(cfg, shape[1]), torch.randn(shape, requires_grad=True)
     with mock.patch.object(backends, '_works', wraps=backends._works) as works:
         layer(x).sum().backward()
     assert {call.args[1].__name__ for call in works.call_args_list} == names
     for name in names:
         backends._checked.clear()
-        kernel = getattr(position_kernels, name)
+        kernel = getattr(module, name)
 
         def wrong(*args, kernel=kernel):
-            *most, last = kernel(*args)
-            return *most, last * 1.001
+            return tree_map_only(torch.Tensor, lambda t: t * 1.001, kernel(*args))
 
-        with mock.patch.object(position_kernels, name, wrong), pytest.raises(RuntimeError, match=f"kernel '{name}'"):
+        with mock.patch.object(module, name, wrong), pytest.raises(RuntimeError, match=f"kernel '{name}'"):
             layer(x).sum().backward()
 
 

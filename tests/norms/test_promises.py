@@ -191,8 +191,6 @@ def test_ratios_sum_to_1_in_half_precision(dtype):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_backward_keeps_no_more_than_the_input(cfg, dtype, training):
     """Every storage counts once; what is not the elements is small beside 64 channels of 47 x 47."""
-    if 'spatial' in str(cfg):
-        pytest.skip('calibrates by passes of their own over the elements')
     if cfg.get('tlu'):
         pytest.skip('an activation is a part of it, which keeps its own input as any does')
     layer, kept = build(cfg, 64).train(training), {}
