@@ -8,9 +8,9 @@ from .elements import spread, statistics_dtype
 from .plane import like, moments, normalize, recomputed
 from .positions import normalize_positions
 from .ranks import neighbors, peers_of, set_step
-from .scopes import pool, pool_ranks
+from .scopes import of_means, pool, pool_ranks, products
 from .tracking import Renorm, Running
-from .whitening import whiten
+from .whitening import row_moments, whiten
 
 __all__ = [
     'BN',
@@ -31,10 +31,13 @@ __all__ = [
     'neighbors',
     'normalize',
     'normalize_positions',
+    'of_means',
     'peers_of',
     'pool',
     'pool_ranks',
+    'products',
     'recomputed',
+    'row_moments',
     'set_step',
     'spelled_out',
     'spread',

@@ -73,17 +73,17 @@ def _timeout(group) -> timedelta:
     return group._get_backend(group._device_types[0]).options._timeout
 
 
-def gather(planes: list[Tensor], samples: Any, group: Any, peers: 'Peers | None') -> tuple[Tensor, Tensor]:
+def gather(planes: list[Tensor], samples: Any, group: Any, peers: 'Peers | None') -> tuple[list[Tensor], Tensor]:
     """What every rank of a group has; one collective.
 
     Args:
-        planes (list[Tensor]): This rank's, of one shape and type.
+        planes (list[Tensor]): This rank's, of one type.
         samples (int): This rank's number of samples.
         group (ProcessGroup): The ranks.
         peers (Peers or None): What this rank knows of the others; None in compiled code.
 
     Returns:
-        tuple[Tensor, Tensor]: The planes, (ranks, len(planes), *shape), and the numbers of samples, (ranks,).
+        tuple[list[Tensor], Tensor]: The planes, (ranks, *shape) each, and the numbers of samples, (ranks,).
 
     Raises:
         RuntimeError: The ranks are not in the same layer and step, or not of the same type, or the collective failed.
@@ -100,7 +100,7 @@ def gather(planes: list[Tensor], samples: Any, group: Any, peers: 'Peers | None'
     else:
         distributed.all_gather_into_tensor(ranks.view(-1), own, group=group)
     samples = ranks[:, 1].to(like.dtype)
-    return ranks[:, 2:].to(like.dtype).view(len(ranks), len(planes), *like.shape), samples
+    return cut(ranks[:, 2:].to(like.dtype), planes), samples
 
 
 def add(planes: list[Tensor], group: Any, peers: 'Peers | None', call: int) -> Tensor:
@@ -126,6 +126,12 @@ def add(planes: list[Tensor], group: Any, peers: 'Peers | None', call: int) -> T
     else:
         distributed.all_reduce(total, group=group)
     return total[1:].view(len(planes), *planes[0].shape)
+
+
+def cut(values: Tensor, planes: list[Tensor]) -> list[Tensor]:
+    """Values in a row, (..., K), as tensors (..., *shape) of the shapes of some planes."""
+    parts = values.split([plane.numel() for plane in planes], -1)
+    return [part.reshape(*values.shape[:-1], *plane.shape) for part, plane in zip(parts, planes)]
 
 
 def peers_of(layer: nn.Module, group: Any, name: Callable[[nn.Module], str]) -> 'Peers':

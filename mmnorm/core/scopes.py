@@ -1,7 +1,8 @@
 """Statistics over a scope, from the moment plane: IN is the plane itself; LN, GN and BN pool it over some of its axes.
 
-The variance of a scope is the mean of ``v + (m - mean)^2`` over it. Across ranks the mean is weighted by the number of
-elements, because in detection two ranks hold different N, H, W.
+The variance of a scope is the mean of ``v + (m - mean)^2`` over it, and so is the covariance of a group of channels,
+with the products of their distances to the mean. Across ranks the mean is weighted by the number of elements, because
+in detection two ranks hold different N, H, W.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
 from .backends import spelled_out
-from .ranks import Peers, add, gather
+from .ranks import Peers, add, cut, gather
 
 
 def pool(mean: Tensor, var: Tensor, dims: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def pool_ranks(
 
     Args:
         mean (Tensor): This rank's, any shape that these ranks share.
-        var (Tensor): Biased, the same shape.
+        var (Tensor): Biased, the same shape; or the covariances of groups of channels, (G, D, D) for a mean (G, D).
         elements (int or Tensor): Number of elements behind each of them on this rank; 0 if it has none.
         samples (int): Number of samples of this rank.
         group (ProcessGroup): The ranks.
@@ -49,7 +50,7 @@ def pool_ranks(
 
     Returns:
         tuple[Tensor, Tensor, Tensor, Tensor]: Mean and variance (0 if no rank has elements), the number of elements
-        behind each of them, in the same shape, and the number of samples of these ranks, a scalar.
+        behind each mean, in its shape, and the number of samples of these ranks, a scalar.
 
     Raises:
         RuntimeError: The ranks are not in the same layer and step, or the collective failed.
@@ -77,16 +78,33 @@ class _Pool(torch.autograd.Function):
         return torch.addcmul(dmean * ctx.share, distance, dvar, value=2), dvar.expand_as(distance), None
 
 
+def products(distance: Tensor, like: Tensor) -> Tensor:
+    """What distances between means add to a variance, their squares; to covariances, if ``like`` is such: products.
+
+    Args:
+        distance (Tensor): Of a variance's shape, or (..., D).
+        like (Tensor): The variance, or covariances (..., D, D).
+    """
+    if like.dim() == distance.dim():
+        return distance.square()
+    return distance[..., :, None] * distance[..., None, :]
+
+
+def of_means(values: Tensor, like: Tensor) -> Tensor:
+    """A value for each mean, in a shape that broadcasts to variances, or to covariances."""
+    return values if like.dim() == values.dim() else values[..., None]
+
+
 class _PoolRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mean, var, elements, samples, group, peers):
         counts = elements.to(mean) if torch.is_tensor(elements) else torch.full_like(mean, elements)
         ranks, samples = gather([mean, var, counts], samples, group, peers)
-        means, variances, counts = ranks.unbind(1)
+        means, variances, counts = ranks
         total, samples = counts.sum(0), samples.sum()
         shares = counts / total.clamp(min=1)
         pooled = (shares * means).sum(0)
-        pooled_var = (shares * (variances + (means - pooled).square())).sum(0)
+        pooled_var = (of_means(shares, variances) * (variances + products(means - pooled, variances))).sum(0)
         ctx.save_for_backward(mean, mean - pooled, shares[distributed.get_rank(group)])
         ctx.exchange = group, peers, peers.calls if peers else 0
         ctx.mark_non_differentiable(total, samples)
@@ -98,8 +116,14 @@ class _PoolRanks(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: as a function of every rank's mean, by one more collective
             distance = mean - _SumOverRanks.apply((share * mean)[None], ctx.exchange)[0]
         # every rank's loss depends on every rank's elements
-        dmean, dvar = _SumOverRanks.apply(torch.stack([dmean, dvar]), ctx.exchange) * share
-        return torch.addcmul(dmean, distance, dvar, value=2), dvar, None, None, None, None
+        own = torch.cat([dmean.flatten(), dvar.flatten()])[None]
+        dmean, dvar = cut(_SumOverRanks.apply(own, ctx.exchange)[0], [dmean, dvar])
+        dmean, dvar = dmean * share, dvar * of_means(share, dvar)
+        if dvar.dim() == distance.dim():
+            dmean = torch.addcmul(dmean, distance, dvar, value=2)
+        else:
+            dmean = dmean + ((dvar + dvar.mT) @ distance[..., None])[..., 0]
+        return dmean, dvar, None, None, None, None
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -15,6 +15,7 @@ class Running(NamedTuple):
         momentum: The weight of the new value, or None for a plain average.
         since: The number of batches at which that average began.
         bessel: Whether the variance is to be corrected; False where an unbiased one is told.
+        others: What else moves on as the mean does, such as whitening matrices.
     """
 
     mean: Tensor
@@ -23,9 +24,10 @@ class Running(NamedTuple):
     momentum: float | None
     since: int = 0
     bessel: bool = True
+    others: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
-    def __call__(self, mean: Tensor, var: Tensor, elements: float | Tensor) -> None:
+    def __call__(self, mean: Tensor, var: Tensor, elements: float | Tensor, *others: Tensor) -> None:
         """Move on by a batch's mean and variance, (G,) each, over so many elements; a tensor may be 0, of none."""
         # in the type of the batch's statistics: buffers of half precision would round on the way
         dtype = torch.promote_types(mean.dtype, self.mean.dtype)
@@ -44,7 +46,8 @@ class Running(NamedTuple):
                 weight = held / (self.batches - self.since).clamp(min=1).to(dtype)
         weight = 0.0 if weight is None else weight
         # Bessel-corrected as torch keeps it, so that BN checkpoints and ours are interchangeable
-        for running, new in ((self.mean, mean), (self.var, var * correction if self.bessel else var)):
+        var = var * correction if self.bessel else var
+        for running, new in ((self.mean, mean), (self.var, var), *zip(self.others, others)):
             if running.dtype == dtype:
                 running.lerp_(new.to(dtype), weight)
             else:

@@ -5,6 +5,7 @@ from .batch_free import BatchFreeNorm
 from .bcn import BCN, SyncBCN
 from .bgn import BGN, SyncBGN
 from .brn import BRN
+from .bw import BW, SyncBW
 from .cbn import CBN
 from .estimate import estimate_offline
 from .evalnorm import EN, SyncEN
@@ -29,6 +30,7 @@ NORMS = {
     for norm in (
         *(FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN),
         *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM, SSN, SyncSSN, CBN),
+        *(BW, SyncBW),
     )
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
@@ -42,6 +44,7 @@ __all__ = [
     'BCN',
     'BGN',
     'BRN',
+    'BW',
     'CBN',
     'EN',
     'FRN',
@@ -65,6 +68,7 @@ __all__ = [
     'PlaneNorm',
     'SyncBCN',
     'SyncBGN',
+    'SyncBW',
     'SyncEN',
     'SyncIEBN',
     'SyncRBN',

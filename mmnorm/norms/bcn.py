@@ -102,7 +102,7 @@ class BCN(PlaneNorm):
         batch = self.batch_statistics(mean.detach(), var.detach(), count)
         return as_in_first_pass(self, *batch, tuple(value.clone() for value in self.held_statistics(mean.dtype)))
 
-    def track(self, mean, var, elements, samples):
+    def track(self, mean, var, elements, samples, *others):
         if self._estimating:
             var = var + (mean - self.running_mean).square()
         super().track(mean, var, elements, samples)

@@ -132,13 +132,7 @@ class RunningStatistics(nn.BatchNorm2d):
             tuple[Tensor, Tensor]: Mean and biased variance, of the same shape.
         """
         if self.spans_ranks():
-            if not mean.requires_grad and self.weight is not None and self.weight.requires_grad:
-                # a rank whose input has no graph, as that of no RoIs may have none, takes part in the backward pass
-                # that the other ranks wait for all the same
-                mean = mean + 0 * self.weight.sum()
-            group = self._ranks()
-            peers = None if spelled_out() else peers_of(self, group, _called_with_width)
-            mean, var, elements, samples = pool_ranks(mean, var, elements, samples, group, peers)
+            mean, var, elements, samples = self.shared(mean, var, elements, samples)
             if self.running_mean is not None:
                 held = self.held_statistics(mean.dtype)
                 mean, var = (torch.where(elements > 0, new, old) for new, old in zip((mean, var), held))
@@ -149,7 +143,21 @@ class RunningStatistics(nn.BatchNorm2d):
         self.track(mean, var, elements, samples)
         return mean, var
 
-    def track(self, mean: Tensor, var: Tensor, elements: float | Tensor, samples: int | Tensor) -> None:
+    def shared(
+        self, mean: Tensor, var: Tensor, elements: int | Tensor, samples: int | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What :func:`~mmnorm.core.pool_ranks` makes of this rank's statistics."""
+        if not mean.requires_grad and self.weight is not None and self.weight.requires_grad:
+            # a rank whose input has no graph, as that of no RoIs may have none, takes part in the backward pass that
+            # the other ranks wait for all the same
+            mean = mean + 0 * self.weight.sum()
+        group = self._ranks()
+        peers = None if spelled_out() else peers_of(self, group, _called_with_width)
+        return pool_ranks(mean, var, elements, samples, group, peers)
+
+    def track(
+        self, mean: Tensor, var: Tensor, elements: float | Tensor, samples: int | Tensor, *others: Tensor
+    ) -> None:
         """Update the running statistics by a training batch's, once if activation checkpointing computes it twice.
 
         Args:
@@ -157,9 +165,10 @@ class RunningStatistics(nn.BatchNorm2d):
             var (Tensor): Biased, the same shape.
             elements (int or Tensor): Number of elements behind each of them; a tensor may be 0 for none.
             samples (int or Tensor): Number of samples that were normalized together.
+            *others (Tensor): For each of the layer's other running statistics, if it has such.
         """
         if self._tracks():
-            Running.__call__(self._running(), mean, var, elements)  # which torch.compile can follow
+            Running.__call__(self._running(), mean, var, elements, *others)  # which torch.compile can follow
             self.see_batch_size(samples)
 
     def tracker(self, samples: int) -> Callable:

@@ -1,8 +1,8 @@
 """Counters of floating point operations: mmengine's and fvcore's, which read a trace, and mmcv's, by layers' classes.
 
 They know the operators of torch's norms. While they count, a norm of ours is the one of torch's that it stands for: BN
-in its mode, or, where it keeps no running statistics, GN, with GW's matrix products beside it. Otherwise its operators
-would count 0, with a warning for each.
+in its mode, or, where it keeps no running statistics, GN; beside it the matrix products of those that whiten. Otherwise
+its operators would count 0, with a warning for each.
 """
 
 import functools
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mmnorm.blocks.guards import rebind
 from mmnorm.norms import GW, NORMS, BatchFreeNorm, PlaneNorm
+from mmnorm.norms.whitening import Whitening
 
 
 def install():
@@ -47,15 +48,26 @@ def _stand_in(layer, x):
     """What is traced in the place of a layer's own operators; of its shape and type, not of its values."""
     if isinstance(layer, PlaneNorm):
         zeros = x.new_zeros(layer.num_features)
-        return F.batch_norm(x, zeros, zeros, layer.weight, layer.bias, layer.by_batch, 0.0, layer.eps)
+        y = F.batch_norm(x, zeros, zeros, layer.weight, layer.bias, layer.by_batch, 0.0, layer.eps)
+        if not isinstance(layer, Whitening):
+            return y
+        rows = y.transpose(0, 1).reshape(*layer.grouped, -1)
+        held = None if layer.by_batch else layer.running_matrix.to(y)
+        products = 0 if held is not None and held is layer._buffers.get('running_wm') else 4 * layer.iterations
+        return _whitened(rows, products, held).reshape(y.shape)
     y = F.group_norm(x, 1, layer.weight, layer.bias, layer.eps)
     if not isinstance(layer, GW):
         return y
-    groups = y.reshape(y.shape[0], layer.num_groups, -1)
-    root = torch.matmul(groups, groups.transpose(1, 2))
-    for _ in range(4 * layer.iterations if layer.method == 'iterative' else 1):
+    rows = y.reshape(y.shape[0], layer.num_groups, -1)
+    return _whitened(rows, 4 * layer.iterations if layer.method == 'iterative' else 1).reshape(y.shape)
+
+
+def _whitened(rows, products, held=None):
+    """Rows by a matrix that takes so many products, from their covariance if none is held."""
+    root = torch.matmul(rows, rows.transpose(1, 2)) if held is None else held
+    for _ in range(products):
         root = torch.matmul(root, root)
-    return torch.matmul(root, groups).reshape(y.shape)
+    return torch.matmul(root, rows)
 
 
 def _with_ours(get_mapping):

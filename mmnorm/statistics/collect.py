@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from mmnorm.core import moments, pool
+from mmnorm.core import moments, pool, products
 from mmnorm.norms import PlaneNorm
 
 #: The name of layer 0, the network's input, among the layers.
@@ -22,15 +22,16 @@ INPUT = 'input'
 class Moments:
     """Mean and variance of what a layer got so far, pooled over batches by Chan's update, in float64.
 
-    Memory is that of a few vectors of the running statistics' size K, however much is added.
+    Memory is that of a few vectors of the running statistics' size K, however much is added; of a layer that whitens,
+    of a few covariances, (G, D, D) with G * D = K.
 
     Attributes:
         count (Tensor): Number of elements behind each mean, (K,).
         mean (Tensor): (K,).
-        squares (Tensor): Sum of squared distances to the mean, (K,).
+        squares (Tensor): Sum of squared distances to the mean, (K,), or of their products, (G, D, D).
         batches (int): Number of batches; 0: nothing was added, and the others are no tensors yet.
-        batch_mean, batch_var (Tensor): Plain averages over the batches of their means and (Bessel-corrected)
-            variances, (K,).
+        batch_mean, batch_squares (Tensor): Plain averages over the batches of their means, (K,), and (Bessel-corrected)
+            variances, of the shape of the squares.
         calls (list[Moments]): The same of the first, second ... call in a pass of the network, where a layer is called
             several times in each, always as often; else empty. Known at the end of :func:`collect_moments`.
     """
@@ -40,7 +41,7 @@ class Moments:
     squares: Any = 0.0
     batches: int = 0
     batch_mean: Any = 0.0
-    batch_var: Any = 0.0
+    batch_squares: Any = 0.0
     calls: list['Moments'] = field(default_factory=list)
 
     def add(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
@@ -48,25 +49,27 @@ class Moments:
 
         Args:
             mean (Tensor): (K,).
-            var (Tensor): Biased, (K,).
+            var (Tensor): Biased, (K,), or the covariances, (G, D, D).
             count (int or Tensor): Number of elements behind each.
         """
         mean, var = mean.double(), var.double()
         count = torch.as_tensor(count, dtype=torch.float64, device=mean.device).expand_as(mean)
-        self._pool(mean, var * count, count)
-        self._average(mean, var * count / (count - 1).clamp(min=1), 1)
+        squares = var * _for_each(count, var)
+        self._pool(mean, squares, count)
+        self._average(mean, squares / _for_each((count - 1).clamp(min=1), var), 1)
 
     def merge(self, other: 'Moments') -> None:
         """Add what another one got."""
         if other.batches:
             self._pool(other.mean, other.squares, other.count)
-            self._average(other.batch_mean, other.batch_var, other.batches)
+            self._average(other.batch_mean, other.batch_squares, other.batches)
 
     def _pool(self, mean, squares, count):
         total = self.count + count
         share = count / total.clamp(min=1)
         distance = mean - self.mean
-        self.squares = self.squares + squares + distance.square() * self.count * share
+        between = products(distance.reshape(squares.shape[: max(squares.dim() - 1, 1)]), squares)
+        self.squares = self.squares + squares + between * _for_each(self.count * share, squares)
         self.mean = self.mean + distance * share
         self.count = total
 
@@ -74,23 +77,43 @@ class Moments:
         self.batches += batches
         share = batches / self.batches
         self.batch_mean = self.batch_mean + (mean - self.batch_mean) * share
-        self.batch_var = self.batch_var + (var - self.batch_var) * share
+        self.batch_squares = self.batch_squares + (var - self.batch_squares) * share
 
     @property
     def var(self) -> Tensor:
         """Biased variance, (K,)."""
-        return self.squares / self.count.clamp(min=1)
+        return _variances(self.squares) / self.count.clamp(min=1)
 
     @property
     def unbiased_var(self) -> Tensor:
         """Bessel-corrected, as torch keeps running variances, (K,)."""
-        return self.squares / (self.count - 1).clamp(min=1)
+        return _variances(self.squares) / (self.count - 1).clamp(min=1)
+
+    @property
+    def batch_var(self) -> Tensor:
+        """Plain average over the batches of their Bessel-corrected variances, (K,)."""
+        return _variances(self.batch_squares)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Biased, (G, D, D), of a layer that whitens."""
+        return self.squares / _for_each(self.count.clamp(min=1), self.squares)
 
     def on_cpu(self) -> 'Moments':
         values: dict[str, Any] = {
             name: value.cpu() if torch.is_tensor(value) else value for name, value in vars(self).items()
         }
         return Moments(**values | dict(calls=[call.on_cpu() for call in self.calls]))
+
+
+def _variances(squares):
+    """Of variances, or covariances: one for each mean, (K,)."""
+    return squares if squares.dim() == 1 else squares.diagonal(dim1=1, dim2=2).flatten()
+
+
+def _for_each(values, squares):
+    """A value for each mean, (K,), in a shape that broadcasts to squares."""
+    return values if squares.dim() == 1 else values.view(*squares.shape[:2], 1)
 
 
 class _Calls:
@@ -265,7 +288,7 @@ def _merged(parts):
 
 def _check_finite(collected, layers):
     for name, seen in collected.items():
-        if seen.batches and not (seen.mean + seen.squares).isfinite().all():
+        if seen.batches and not (seen.mean.isfinite().all() and seen.squares.isfinite().all()):
             where = 'the input of the network' if name == INPUT else f'the input of {name}'
             raise ValueError(
                 f'{where} has values that are not finite (NaN or inf): check the data and the '

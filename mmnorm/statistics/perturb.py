@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmnorm.blocks import residual_blocks
+from mmnorm.norms.whitening import Whitening
 
 
 @contextlib.contextmanager
@@ -25,8 +26,15 @@ def perturbed(layers: Iterable[nn.Module], delta: float, seed: int = 0) -> Itera
         seed (int): Of the noise.
 
     Raises:
-        ValueError: ``delta`` is outside [0, 1].
+        ValueError: ``delta`` is outside [0, 1], or a layer does not normalize by its running variance (BW, SW).
     """
+    layers = list(layers)
+    whitening = next((layer for layer in layers if isinstance(layer, Whitening)), None)
+    if whitening is not None:
+        raise ValueError(
+            f'{type(whitening).__name__} whitens by a running matrix, to which noise on variances does nothing: choose '
+            'layers that normalize by running variances'
+        )
     if not 0 <= delta <= 1:
         raise ValueError(f'delta={delta}: the noise magnitude must be in [0, 1]; beyond it variances are negative')
     generator = torch.Generator().manual_seed(seed)

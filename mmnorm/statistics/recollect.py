@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmnorm.norms.modes import feed, normalizing_by_batch
+from mmnorm.norms.whitening import Whitening
 
 from .collect import Moments, bn_layers, collect_moments, unwrapped
 
@@ -23,9 +24,10 @@ def recollect(
     The layers normalize each batch by its own statistics, as in training; everything else evaluates. With training
     data it is sn's batch average, in its pooled form also called precise BN; with data of another domain it is AdaBN.
     It is right for batches and images of any sizes and empty batches, and for our layers, whose running statistics may
-    be those of something else than their input (RBN, BGN). Frozen layers keep theirs. A layer that is called several
-    times in a pass gets what all calls have together, which may fit none of them: :func:`~mmnorm.blocks.per_level`
-    gives it statistics for each.
+    be those of something else than their input (RBN, BGN), or matrices: a whitening matrix (BW) becomes that of the
+    covariance of all elements, where training averages those of the batches. Frozen layers keep theirs. A layer that is
+    called several times in a pass gets what all calls have together, which may fit none of them:
+    :func:`~mmnorm.blocks.per_level` gives it statistics for each.
 
     Args:
         model (nn.Module): Trained network; only running statistics change.
@@ -52,6 +54,8 @@ def recollect(
             layer: Any = layers[name]
             layer.running_mean.copy_(seen.mean if pooled else seen.batch_mean)
             layer.running_var.copy_(seen.unbiased_var if pooled else seen.batch_var)
+            if isinstance(layer, Whitening):
+                layer.set_covariance(seen.covariance if pooled else seen.batch_squares)
     return reached
 
 

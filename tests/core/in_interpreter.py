@@ -407,7 +407,9 @@ def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
         assert {'_moments_of_z', '_calibrate', '_calibration_sums', '_calibration_gradient'} <= set(launched)
         return
     by_element = cfg['type'] == 'BGN' and layer.num_groups == 16
-    if cfg['type'] not in ('GW', 'PN', 'FrozenBN', 'FRN') and not by_element:  # which are not on the plane
+    if (
+        cfg['type'] not in ('GW', 'BW', 'SyncBW', 'PN', 'FrozenBN', 'FRN') and not by_element
+    ):  # which are not on the plane
         assert {'_moments', '_affine', '_reduce', '_input_gradient'} <= set(launched)
     if cfg in BLENDS:
         assert {'_blend', '_gradients'} <= set(launched)

@@ -44,6 +44,8 @@ VARIANTS = [
     dict(type='SSN', groups=2),
     dict(type='SSN', batch_stat=False),
     dict(type='SSN', hard=True),
+    dict(type='BW', channels_per_group=4),
+    dict(type='BW', num_groups=2, tracked='covariance', iterations=7),
 ]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 
@@ -74,4 +76,7 @@ def randomized(layer):
                 value.normal_()
             elif name == 'running_var':
                 value.uniform_(0.5, 2)
+            elif name in ('running_wm', 'running_cov'):
+                factor = torch.eye(value.shape[-1], dtype=value.dtype) + 0.2 * torch.randn_like(value)
+                value.copy_(factor @ factor.mT)
     return layer

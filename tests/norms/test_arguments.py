@@ -65,6 +65,7 @@ BAD = dict(
     tlu=NO_FLAG,
     estimate=NO_FLAG,
     base=NO_WORD,
+    tracked=NO_WORD,
     key_channels=[*NO_INTEGER, -1, 0, 3, 'other'],
     window=[*NO_INTEGER, -1, 0],
     burnin=[*NO_INTEGER, -1, math.inf],

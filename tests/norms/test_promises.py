@@ -561,6 +561,10 @@ def test_exponential_moving_average(cfg):
     averaged(torch.randn(SHAPE))
 
 
+def running_statistics(layer):
+    return {name: value for name, value in layer.named_buffers() if name.startswith('running_')}
+
+
 def test_update_bn_gives_plain_averages(cfg):
     layer = build(cfg)
     if not is_bn_like(layer) or getattr(layer, 'frozen', False) or cfg.get('batch_stat') is False:
@@ -573,9 +577,12 @@ def test_update_bn_gives_plain_averages(cfg):
         single = copy.deepcopy(layer)
         single.momentum = 1.0
         single(batch)
-        one_by_one.append(single.running_mean)
+        one_by_one.append(running_statistics(single))
     torch.optim.swa_utils.update_bn(batches, layer)
-    torch.testing.assert_close(layer.running_mean, torch.stack(one_by_one).mean(0))
+    for name, value in running_statistics(layer).items():
+        if name == 'running_var' and cfg.get('estimate'):
+            continue  # around the running mean of before
+        torch.testing.assert_close(value, torch.stack([single[name] for single in one_by_one]).mean(0))
     assert layer.momentum == 0.1
 
 
@@ -598,7 +605,7 @@ def test_what_training_taught_survives_a_recollection_of_statistics(cfg, trained
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     recollects([torch.randn(1, *SHAPE[1:]) + 1 for _ in range(9)], nn.Sequential(layer))
     changed = {key for key, value in layer.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed <= {'running_mean', 'running_var', 'num_batches_tracked'}
+    assert changed <= {'running_mean', 'running_var', 'running_wm', 'running_cov', 'num_batches_tracked'}
     if not trained:
         return
     before = {key: value.clone() for key, value in layer.state_dict().items()}

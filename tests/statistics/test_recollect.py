@@ -88,6 +88,10 @@ def test_one_batch_gives_what_training_would_track(cfg):
         expected, used = twin.get_submodule(name), layer.used_statistics
         torch.testing.assert_close(layer.running_mean[used], expected.running_mean[used])
         torch.testing.assert_close(layer.running_var[used], expected.running_var[used])
+        for matrix in ('running_wm', 'running_cov'):
+            assert getattr(layer, matrix, None) is getattr(expected, matrix, None) or torch.allclose(
+                getattr(layer, matrix), getattr(expected, matrix)
+            )
 
 
 @pytest.mark.parametrize('cfg', LEARNING, ids=described)
@@ -100,7 +104,8 @@ def test_only_running_statistics_change(cfg):
     changed = {
         name.rpartition('.')[2] for name, value in model.state_dict().items() if not torch.equal(value, before[name])
     }
-    assert changed == {'running_mean', 'running_var'}
+    assert changed - {'running_wm', 'running_cov'} == {'running_mean', 'running_var'}
+    assert ('running_cov' if cfg.get('tracked') else 'running_wm') in changed or cfg['type'] not in ('BW', 'SyncBW')
     assert attributes == [{k: v for k, v in vars(m).items() if not isinstance(v, dict)} for m in model.modules()]
 
 

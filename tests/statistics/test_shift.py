@@ -154,7 +154,7 @@ def test_parts_merged_equal_the_whole():
     total = Moments()
     for part in parts:  # the last one got nothing
         total.merge(part)
-    for field in ('count', 'mean', 'squares', 'batch_mean', 'batch_var'):
+    for field in ('count', 'mean', 'squares', 'batch_mean', 'batch_squares'):
         torch.testing.assert_close(getattr(total, field), getattr(whole, field))
     assert total.batches == whole.batches == 4
 
@@ -165,6 +165,8 @@ def test_tracked_moments_are_what_training_tracks(cfg):
     layer = randomized(build(cfg)).double()
     x = torch.randn(4, 8, 6, 5, dtype=torch.float64) * 2 + 1
     mean, var, count = layer.tracked_moments(x)
+    if var.dim() == 3:  # a covariance
+        var = var.diagonal(dim1=1, dim2=2).flatten()
     used = layer.used_statistics
     if not layer.running_mean[used].numel() or layer.frozen:
         return
@@ -183,6 +185,21 @@ def test_tracked_moments_are_what_training_tracks(cfg):
         torch.testing.assert_close(var + (mean - before).square(), layer.running_var)
         return
     torch.testing.assert_close((var * count / (count - 1))[used], layer.running_var[used])
+
+
+def test_covariances_of_parts_are_those_of_the_whole():
+    data, whole, other = torch.randn(30, 6, dtype=torch.float64) + 5, Moments(), Moments()
+    data[:, 1] += data[:, 0]
+
+    def covariance(rows):
+        return torch.stack([torch.cov(group.T, correction=0) for group in rows.split(3, 1)])
+
+    for i, part in enumerate(data.split([3, 9, 1, 17])):
+        (whole, other)[i % 2].add(part.mean(0), covariance(part), len(part))
+    whole.merge(other)
+    torch.testing.assert_close(whole.covariance, covariance(data))
+    torch.testing.assert_close(whole.var, data.var(0, correction=0))
+    torch.testing.assert_close(whole.unbiased_var, data.var(0))
 
 
 def test_nothing_stays_behind():
