@@ -17,6 +17,7 @@ LAYOUTS = {
     'sn': "SN's authors: layer1.0.sn1",
     'sn-segmentation': "SN's authors' segmenter: layer0.1.mean_weight",
     'sn-detectron': "SN's authors' detector: Conv_Body.conv_body.res2.0.sn1",
+    'ssn': "SSN's authors: layer1.0.sn1.radius",
     'rbn': "RBN's authors: layer1.0.bn1.center_weight",
     'ibn': "IBN-Net's authors: layer1.0.bn1.IN",
     'xbn-detection': "XBN's authors' detectors (maskrcnn-benchmark): backbone.body.stem.conv1",
@@ -30,9 +31,11 @@ NORMS = {
     'XBN': 'batch-free norms where XBN has them; BN checkpoints load into XBN backbones as they are',
     'SN': 'or SyncSN; from BN: ratios that select BN (--bn-share)',
     'RBN': 'or SyncRBN; from BN: weight / sigmoid(1)',
+    'SSN': "or SyncSSN; from BN as SN; from SN: its ratios, which a training makes sparse; SN is from SSN's",
+    'IEBN': 'or SyncIEBN; from BN: weight / sigmoid(-1)',
     'EN': "or SyncEN; from BN: BN's tensors",
     'IBN': 'from IBN-Net-a only',
-    'BN': 'or SyncBN, FrozenBN, BRN; from EN always, from SN or RBN that compute what BN does',
+    'BN': 'or SyncBN, FrozenBN, BRN, CBN; from EN always, from SN, SSN, RBN or IEBN that compute what BN does',
 }
 
 
@@ -71,10 +74,10 @@ def add_arguments(parser):
         type=float,
         default=1.0,
         metavar='SHARE',
-        help="SN from BN: BN's share of the ratios. 1 (default) computes exactly what BN computed, and "
+        help="SN or SSN from BN: BN's share of the ratios. 1 (default) computes exactly what BN computed, and "
         'the ratios never train; with less they do, and it computes something else',
     )
-    parser.add_argument('--hard', action='store_true', help='SN layers of SOURCE are hardened (hard=True)')
+    parser.add_argument('--hard', action='store_true', help='SN or SSN layers of SOURCE are hardened (hard=True)')
     parser.add_argument('--verbose', action='store_true', help='print every name')
 
 

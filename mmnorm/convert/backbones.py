@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mmnorm.norms.rbn import STATISTICS
 
-from .tensors import OWN, kind_of, listed, mode_of, norm_layers
+from .tensors import MIXTURES, OWN, alike, kind_of, listed, mode_of, norm_layers
 
 #: Blocks in each stage, by whether they are bottlenecks (three convolutions) and by depth.
 DEPTHS = {
@@ -250,7 +250,7 @@ def _norm_cfg(weights, norm, hard):
     layers, name = norm_layers(weights), norm_names(weights)[0]
     first, own = layers.get(name, {}), {}
     kind = kind_of(first)
-    if kind == norm.removeprefix('Sync') == 'SN':
+    if kind in MIXTURES and alike(kind, norm.removeprefix('Sync')):
         shape = next(first[leaf].shape for leaf in OWN['SN'] if leaf in first)
         own = _without_none(
             groups=shape[0] if len(shape) > 1 else None,

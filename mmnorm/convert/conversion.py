@@ -16,12 +16,15 @@ from mmnorm.openmmlab.mmpretrain_keys import to_names_of
 
 from .backbones import OTHER, build_backbone, check_fit, check_placement, find_backbone
 from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, unwrap
-from .tensors import BATCH_FREE, OWN, convert_norms, kinds, listed
+from .tensors import BATCH_FREE, MIXTURES, OWN, alike, convert_norms, kinds, listed
 
 #: What a network may be converted to: a kind of norm, batch-free norms as XBN places them, or IBN as IBN-Net-a has it.
-TARGETS = ('BN', 'EN', 'RBN', 'SN', 'XBN', 'IBN')
+TARGETS = ('BN', 'EN', 'RBN', 'IEBN', 'SN', 'SSN', 'XBN', 'IBN')
 #: Norms that take the files of another.
-ALIASES = dict(SyncBN='BN', FrozenBN='BN', BRN='BN', SyncEN='EN', SyncRBN='RBN', SyncSN='SN')
+ALIASES = {
+    **dict.fromkeys(('SyncBN', 'FrozenBN', 'BRN', 'CBN'), 'BN'),
+    **{f'Sync{norm}': norm for norm in ('EN', 'RBN', 'IEBN', 'SN', 'SSN')},
+}
 
 
 @dataclass
@@ -111,8 +114,8 @@ def convert_file(
         config (str or Path): Config of a host whose backbone (and shared RoI head, with C4) it is for.
         whole (bool): Convert the whole network of ``config``, heads included; names stay.
         source_prefix (str): Take only what is below it, as of a teacher and a student.
-        bn_share (float): Of SN from BN, see :mod:`mmnorm.convert.tensors`.
-        hard (bool): The source's SN layers are hardened. Files of this package say so.
+        bn_share (float): Of SN or SSN from BN, see :mod:`mmnorm.convert.tensors`.
+        hard (bool): The source's SN or SSN layers are hardened. Files of this package say so.
         verbose (bool): Name every layer that cannot be converted.
 
     Returns:
@@ -147,13 +150,16 @@ def convert_file(
     gone = [names[name] for name in names if name not in converted]
     if gone:
         dropped['not in the new norm'] = gone
-    table, stays_sn = LAYOUTS[layout], ('SN', 'SN') in changed.values()
+    table = LAYOUTS[layout]
     states = any(name.endswith('.unbiased_instances') for name in network.reference)  # what the note says of SN
-    if table.note and not states and any(kind == target == table.norms[0] for kind, target in changed.values()):
+    stay = {kind for kind, target in changed.values() if alike(kind, target)}
+    if table.note and not states and table.norms[0] in stay:
         notes.append(table.note)
+    if table.network:
+        notes.append(table.network)
     origin = _origin(checkpoint, source, table)
     note = dict(origin, layout=layout, norm=norm, fits=network.name)
-    if hardened and stays_sn:
+    if hardened and not stay.isdisjoint(MIXTURES):
         note['hard'] = True
     backbone = network.cfg
     if backbone:
@@ -184,7 +190,7 @@ def convert_file(
 _NOT_BN = {
     leaf: norm
     for leaf, norm in OWN_TENSORS.items()
-    if issubclass(NORMS[norm], PlaneNorm) and norm not in ('SN', 'RBN', 'EN')
+    if issubclass(NORMS[norm], PlaneNorm) and norm not in {*TARGETS} - {'IBN'}
 }
 _LIKE_BN = re.compile(r"""type=['"](IBN|(?:Sync)?BGN|GBGN)['"]""")
 
@@ -205,6 +211,13 @@ class _Network(NamedTuple):
 
 def _known(norm):
     known = {name.lower(): name for name in (*TARGETS, *ALIASES)}
+    other = next((name for name in NORMS if name.lower() == norm.lower()), None)
+    if norm.lower() not in known and other:
+        raise ValueError(
+            f'--to {other}: no tensors make {other} compute what a network of another norm did. Its checkpoint loads '
+            f'into a config with {other} as it is: what fits is taken, what does not is said, and the network has to '
+            'be trained'
+        )
     if norm.lower() not in known:
         raise ValueError(f'--to {norm}: not a norm to convert to; choose one of {", ".join(known.values())}')
     return known[norm.lower()]
@@ -301,7 +314,7 @@ def _marks(weights, reference, changed):
         for leaf in MARKS:
             name = f'{layer}.{leaf}'
             theirs, own = (int(tensors[name]) if name in tensors else 0 for tensors in (weights, reference))
-            if theirs and theirs != own and kind == target:
+            if theirs and theirs != own and alike(kind, target):
                 raise ValueError(
                     f'{leaf} of its layer {layer} is {theirs}, and {own} in the network that it is for: the arguments '
                     'of their norms differ'
@@ -325,7 +338,7 @@ def _check_has_norm(norm, parts, found, network):
 
 def _check_use(changed, bn_share, hard):
     """See that the options about some norms found such norms."""
-    if bn_share != 1 and not any(kind != 'SN' == target for kind, target in changed.values()):
+    if bn_share != 1 and not any(target in MIXTURES and not alike(kind, target) for kind, target in changed.values()):
         raise ValueError('--bn-share is for norms that become SN: none does here')
-    if hard and not any(kind == 'SN' for kind, _ in changed.values()):
+    if hard and not any(kind in MIXTURES for kind, _ in changed.values()):
         raise ValueError('--hard is for SN layers: it has none')

@@ -13,13 +13,13 @@ import torch
 from mmnorm.openmmlab.mmpretrain_keys import TO_OTHERS
 
 from .backbones import norm_names
-from .tensors import BATCH_FREE, kinds
+from .tensors import BATCH_FREE, MIXTURES, kinds
 
 _SN_NAMES = {r'\bsn(\d)\.': r'bn\1.'}
 _SEGMENTER_STEM = {r'^layer0\.0\.': 'conv1.', r'^layer0\.1\.': 'bn1.'}
-_SN_STATED = dict(SN=dict(norm_cfg=dict(unbiased=True)))
+_SN_STATED = {norm: dict(norm_cfg=dict(unbiased=True)) for norm in MIXTURES}
 # the momentum of the authors' detection and segmentation code, in torch's sense
-_SN_DENSE = dict(SN=dict(norm_cfg=dict(momentum=0.003, unbiased=True)))
+_SN_DENSE = {norm: dict(norm_cfg=dict(momentum=0.003, unbiased=True)) for norm in MIXTURES}
 _SN_LICENSE = "if it is the authors' release: CC-BY-NC-4.0, no commercial use"
 _SN_NOTE = (
     "the authors' IN and LN divide by unbiased variances, the norms of this config by the biased ones of the paper: "
@@ -41,6 +41,7 @@ class Layout(NamedTuple):
         drop (dict[str, str]): Regular expressions of what has no place in a backbone, and what it is.
         license (str): Of the weights that are known in this layout; names tell a layout, not whose the weights are.
         note (str): What the user should know of norms that stay as they are.
+        network (str): What the user should know of the network, in which the hosts' differs from the source's.
         stated (dict[str, dict]): Norm that they stay to what a backbone's config needs beside what tensors show.
     """
 
@@ -51,6 +52,7 @@ class Layout(NamedTuple):
     drop: dict = {}
     license: str = 'that of its source, which the file does not state'
     note: str = ''
+    network: str = ''
     stated: dict = {}
 
 
@@ -85,6 +87,22 @@ LAYOUTS = {
         drop={**_CLASSIFIER, r'^cls\.': 'decode head', r'^aux\.': 'auxiliary head'},
         license=_SN_LICENSE,
         note=_SN_NOTE,
+        stated=_SN_STATED,
+    ),
+    # the radius is that at which their training ended; where the ratios are 0 and 1, so are the weights
+    'ssn': Layout(
+        "SSN's authors, Sparse_SwitchNorm (ResNet v1)",
+        signs=('layer1.0.sn1.radius',),
+        norms=('SSN',),
+        rename=_SN_NAMES,
+        drop={**_CLASSIFIER, r'\.(mean|var)_fixed$': 'flags of ratios that are 0 and 1'},
+        license="if it is the authors' release: they state none",
+        note=_SN_NOTE,
+        network=(
+            "the authors' max pooling pads nothing above and to the left; that of the hosts' ResNet pads one pixel, so "
+            'that its windows lie one pixel further up and left, and outputs differ. '
+            'backbone.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True) computes what they did'
+        ),
         stated=_SN_STATED,
     ),
     # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
@@ -200,7 +218,6 @@ LAYOUTS = {
 
 #: Names of networks that no backbone here is, and what these networks are.
 _NO_BACKBONE = {
-    r'\.(mean_fixed|var_fixed|radius)$': 'SSN, whose ratios are a sparsestmax and not a softmax',
     r'^(module\.)?layer\d\.\d+\.IN\.': 'IBN-Net-b, with IN after the addition of some blocks',
     r'\.se\.fc\.\d\.weight$': 'a network of squeeze-and-excitation blocks (SE-ResNet, SE-IBN)',
     r'\.branch_proj\.0\.weight$': (

@@ -7,13 +7,15 @@ A layer's kind is known by what it keeps:
 | BN         | running_mean, running_var                             |                         |                       |
 | EN         | BN's, alpha, beta, mean_batch_size, squared_gradients | always; alpha, beta go  | as it is              |
 | RBN        | BN's, center_weight, scale_weight, scale_bias         | if both weights are 0   | weight / sigmoid(1)   |
+| IEBN       | BN's, weight_readjust, bias_readjust                  | if the first is 0       | weight / sigmoid(-1)  |
 | SN         | BN's, mean_weight, var_weight                         | if the ratios select BN | ratios that select BN |
+| SSN        | SN's, radius                                          | as SN                   | as SN, radius 0       |
 | batch-free | nothing: GN, IN and GW, as XBN has them               | never                   | statistics go         |
 | IBN        | BN's for one half, in_weight and in_bias of the other | never                   | never                 |
 
 All of it is for evaluation: what a converted network computes there is what the network computed before, but for
 batch-free norms in the place of BN.
-Whatever else has BN's tensors (SyncBN, FrozenBN, BRN) is of kind BN here. So would be our own IBN, which has both
+Whatever else has BN's tensors (SyncBN, FrozenBN, BRN, CBN) is of kind BN here. So would be our own IBN, which has both
 halves in BN's tensors: :func:`~mmnorm.convert.convert_file` knows it in the network that it converts for by its class,
 and refuses it as a source, by its mark (:mod:`mmnorm.norms.marks`) or, with BGN, by the config that a checkpoint of
 mmengine carries. Other marks tell GW, PN, hardened SN and RBN's statistics; what is converted gets those of its norms.
@@ -25,6 +27,9 @@ that train, (0, 0, log(2 s / (1 - s))), with gradients in proportion to s (1 - s
 each of every mean and variance, and over 53 layers that adds up. Outputs of the last stage of a ResNet-50 with random
 weights and recollected statistics move by 0.6 % (s = 0.9999), 6 % (0.999), 37 % (0.99) and 80 % (0.9) of their norm: a
 smaller share is a start for training, not the same network.
+
+SSN and SN become each other by their ratios: an SSN layer starts with weights that are its ratios, at radius 0, and an
+SN layer with their logarithms. What has ended at 0 and 1 has no gradient as SN.
 
 SN of the authors. Their running_var is a moving average of mean_n(v' + m^2) - mean_n(m)^2, where v' is the unbiased
 variance of each channel of each sample, over its L positions; ours is BN's, (NL / (NL - 1)) times the biased variance
@@ -38,16 +43,22 @@ would differ by the order of 1 / L: the config that is printed has ``unbiased=Tr
 import torch
 from torch.nn import functional as F
 
-from mmnorm.norms import EN, RBN, SN
+from mmnorm.norms import EN, IEBN, RBN, SN, SSN
 from mmnorm.norms.batch_size import RULES
 from mmnorm.norms.gates import initial_gate
-from mmnorm.norms.mixture import weights_of_bn_share
+from mmnorm.norms.mixture import SATURATED, weights_of_bn_share
+from mmnorm.norms.ssn import ratios_at
 from mmnorm.terminal import command, config
 
 BATCH_FREE = 'batch-free'
-#: What each kind of norm learns or keeps beside BN's tensors.
+#: Mixtures of IN, LN and BN by ratios, whose weights are mean_weight and var_weight.
+MIXTURES = dict(SN=SN, SSN=SSN)
+#: Norms of which a gate multiplies the weight: the class, and the control parameter that is the gate's bias.
+_GATED = dict(RBN=(RBN, 'scale_bias'), IEBN=(IEBN, 'bias_readjust'))
+#: What each kind of norm learns or keeps beside BN's tensors, and SSN beside SN's: the first that a layer has is its.
 OWN = {
-    **{norm.__name__: tuple(norm.added_to_bn()) for norm in (SN, RBN, EN)},
+    'SSN': tuple(SSN.control_buffers),
+    **{norm.__name__: tuple(norm.added_to_bn()) for norm in (SN, RBN, EN, IEBN)},
     'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalized one
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -58,11 +69,20 @@ _RATIO_TOLERANCE = 1e-6  # below what float32 statistics resolve
 
 _REFUSED = {
     'SN': 'SN whose ratios do not select BN for mean and variance (pass --hard if they are hardened)',
+    'SSN': 'SSN whose ratios do not select BN for mean and variance',
     'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
+    'IEBN': 'IEBN whose weight_readjust is not 0, so that each instance has a gate of its own',
     BATCH_FREE: 'batch-free, without the running statistics that another norm needs (--to XBN keeps them)',
     'IBN': 'IBN, of which half normalizes each instance (--to IBN keeps it)',
     'BN': 'BN, which has no instance-normalized half',
 }
+
+
+def alike(kind, target):
+    """Whether a layer of one kind computes by the same statistics as one of another: ratios may be made in two ways."""
+    return kind == target or {kind, target} <= MIXTURES.keys()
+
+
 _SHOWN = 3  # names of a list, unless all are asked for
 
 
@@ -129,7 +149,7 @@ def convert_norms(weights, reference, bn_share=1.0, hard=False, ibn=(), verbose=
         weights (dict[str, Tensor]): State dict to convert; stays as it is. What is no norm is taken over.
         reference (dict[str, Tensor]): State dict of the network that it is for; its layers say what each norm becomes.
             Layers that it lacks are taken over.
-        bn_share (float): Of SN from BN: the share of BN in mean and variance, in (0, 1].
+        bn_share (float): Of SN or SSN from BN: the share of BN in mean and variance, in (0, 1].
         hard (bool): SN layers are hardened: the largest of their ratios counts 1.
         ibn (collection[str]): The layers of the reference that are IBN, which has the tensors of BN.
         verbose (bool): Name all layers that cannot be converted, not the first of them alone.
@@ -148,13 +168,11 @@ def convert_norms(weights, reference, bn_share=1.0, hard=False, ibn=(), verbose=
     sources = {name: layer for name, layer in norm_layers(weights).items() if name in targets}
     for name, source in sources.items():
         kind, target = kind_of(source), targets[name]
-        layer = {
-            leaf: value if leaf in OWN['SN'] or not value.dim() else value.flatten()
-            for leaf, value in source.items()
-            if leaf not in _IGNORED
-        }
+        layer = {leaf: value.reshape(_shape(leaf, value)) for leaf, value in source.items() if leaf not in _IGNORED}
         if kind == target == 'IBN':
             layer = _joined(layer)
+        elif kind != target and alike(kind, target):
+            layer = _of_ratios(target, {leaf: _ratios(layer, leaf, hard) for leaf in OWN['SN'] if leaf in layer}, layer)
         elif kind != target:
             layer = None if target == 'IBN' else _to_bn(kind, layer, hard)
             if layer is None:
@@ -177,6 +195,13 @@ def convert_norms(weights, reference, bn_share=1.0, hard=False, ibn=(), verbose=
     return converted, changed, list(_notes(sources, changed, bn_share, hard))
 
 
+def _shape(leaf, value):
+    """Of a tensor here, of which the authors keep more axes."""
+    if leaf in OWN['SSN']:
+        return ()
+    return value.shape if leaf in OWN['SN'] or not value.dim() else (-1,)
+
+
 def _is_norm(layer):
     weight, bias = layer.get('weight'), layer.get('bias')
     return (
@@ -193,37 +218,57 @@ def _to_bn(kind, layer, hard):
     bn = {leaf: layer[leaf] for leaf in _BN if leaf in layer}
     if kind in (BATCH_FREE, 'IBN'):
         return None
-    if kind == 'SN' and not all(_selects_bn(layer.get(leaf), hard) for leaf in OWN['SN']):
+    if kind in MIXTURES and not all(_selects_bn(layer, leaf, hard) for leaf in OWN['SN']):
         return None
-    if kind == 'RBN':
-        if any(layer[leaf].any() for leaf in ('center_weight', 'scale_weight') if leaf in layer):
+    if kind in _GATED:
+        bias = _GATED[kind][1]
+        if any(layer[leaf].any() for leaf in OWN[kind] if leaf in layer and leaf != bias):
             return None
-        if 'scale_bias' in layer:
-            bn['weight'] = bn['weight'] * torch.sigmoid(layer['scale_bias'])
+        if bias in layer:
+            bn['weight'] = bn['weight'] * torch.sigmoid(layer[bias])
     return bn
 
 
-def _selects_bn(logits, hard):
-    if logits is None or logits.shape[-1:] != (3,):  # trained without BN's part
+def _ratios(layer, leaf, hard):
+    """The ratios in float64 that a layer of SN or SSN makes of its weights for the mean or the variance."""
+    weight = layer[leaf].double()
+    if hard:
+        return F.one_hot(weight.argmax(-1), weight.shape[-1]).double()
+    return ratios_at(weight, layer['radius'].double()) if 'radius' in layer else weight.softmax(-1)
+
+
+def _selects_bn(layer, leaf, hard):
+    if leaf not in layer or layer[leaf].shape[-1:] != (3,):  # trained without BN's part
         return False
-    ratios = F.one_hot(logits.argmax(-1), 3) if hard else logits.double().softmax(-1)
-    return bool((1 - ratios[..., 2] <= _RATIO_TOLERANCE).all())
+    return bool((1 - _ratios(layer, leaf, hard)[..., 2] <= _RATIO_TOLERANCE).all())
+
+
+def _of_ratios(kind, ratios, layer):
+    """A layer of SN or SSN with the ratios of one of the other."""
+    if kind == 'SSN':
+        weights = dict(ratios, radius=layer['weight'].new_zeros(()))
+    else:
+        weights = {leaf: ratio.log().clamp(min=-SATURATED) for leaf, ratio in ratios.items()}
+    rest = {leaf: value for leaf, value in layer.items() if leaf != 'radius'}
+    return {**rest, **{leaf: value.to(layer['weight']) for leaf, value in weights.items()}}
 
 
 def _from_bn(kind, bn, reference, bn_share):
     """A layer that computes what BN computed, with the tensors that the layer it is for has."""
     if kind == BATCH_FREE:
         return {leaf: bn[leaf] for leaf in ('weight', 'bias')}
-    if kind == 'SN':
-        logits = bn['weight'].new_tensor(weights_of_bn_share(bn_share))
-        return {**bn, **{leaf: logits.expand(*reference[leaf].shape[:-1], 3).clone() for leaf in OWN['SN']}}
-    if kind == 'RBN':
+    if kind in MIXTURES:
+        weights = bn['weight'].new_tensor(MIXTURES[kind].weights_of_share(bn_share))
+        own = {leaf: weights.expand(*reference[leaf].shape[:-1], 3).clone() for leaf in OWN['SN']}
+        return {**bn, **own, **(dict(radius=weights.new_zeros(())) if kind == 'SSN' else {})}
+    if kind in _GATED:
+        norm, bias = _GATED[kind]
         own = {
             leaf: torch.full_like(bn['weight'], start)
-            for leaf, start in RBN.control_parameters.items()
+            for leaf, start in norm.control_parameters.items()
             if leaf in reference
         }
-        gate = initial_gate(RBN.control_parameters['scale_bias'], bn['weight']) if 'scale_bias' in own else 1
+        gate = initial_gate(norm.control_parameters[bias], bn['weight']) if bias in own else 1
         return {**bn, 'weight': bn['weight'] / gate, **own}
     return bn  # EN starts from its norm_cfg, as it does from any BN checkpoint
 
@@ -279,16 +324,16 @@ def _notes(sources, changed, bn_share, hard):
             'BN checkpoints anyway: what the network computes changes, so train it with live BNs '
             f'({config("_base_/live_norm.py")})'
         )
-    if layers(lambda layer, kind, target: kind != 'SN' == target):
+    if layers(lambda layer, kind, target: target in MIXTURES and not alike(kind, target)):
         yield (
             'the ratios of SN select BN to the last bit and so never train; --bn-share below 1 gives ratios that do'
             if bn_share == 1
             else f'IN and LN have {(1 - bn_share) / 2:.3g} each of every mean and variance: the '
             'network no longer computes what it did with BN, and has to be trained'
         )
-    if layers(lambda layer, kind, target: target == 'SN' and _without_bn(layer)):
+    if layers(lambda layer, kind, target: target in MIXTURES and _without_bn(layer)):
         yield 'its SN layers have no BN part, as (8,1) weights: their norm_cfg needs batch_stat=False'
-    if hard and layers(lambda layer, kind, target: kind == target == 'SN'):
+    if hard and layers(lambda layer, kind, target: kind in MIXTURES and target in MIXTURES):
         yield 'its SN layers are hardened: their norm_cfg needs hard=True'
     untaken = layers(lambda layer, *_: 'running_var' in layer and not layer['running_var'].any())
     if untaken:

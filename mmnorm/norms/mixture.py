@@ -17,7 +17,7 @@ from .checks import called, check_groups, warn_once
 from .marks import put_marks
 
 NAMES = ('IN', 'LN', 'BN')  # the order of the weights, that of core's scopes
-_SATURATED = 128.0  # exp(-128) is 0 in float32
+SATURATED = 128.0  # exp(-128) is 0 in float32
 
 
 class Mixture(PlaneNorm):
@@ -252,7 +252,7 @@ def weights_of_bn_share(share: float) -> list[float]:
     """
     if not 0 < share <= 1:
         raise ValueError(f'the share of BN must be above 0 and at most 1, got {share}')
-    return [0.0, 0.0, _SATURATED if share == 1 else math.log(2 * share / (1 - share))]
+    return [0.0, 0.0, SATURATED if share == 1 else math.log(2 * share / (1 - share))]
 
 
 def ratios(model: nn.Module) -> dict[str, dict[str, Tensor]]:

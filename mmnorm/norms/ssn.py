@@ -57,7 +57,7 @@ class SSN(SN):
         return self.hard or (self._ended and not self.training and not torch.is_grad_enabled())
 
     def soft_ratios(self, weight):
-        return sparsestmax(weight, (self.radius.to(weight) / self._largest_radius).clamp(max=1))
+        return ratios_at(weight, self.radius.to(weight))
 
     def blend(self, x):
         return super().blend(x) if self.selects else None  # whose ratios are a softmax
@@ -108,6 +108,11 @@ def set_sparsity(model: nn.Module, fraction: float) -> int:
     for layer in layers:
         layer.set_sparsity(fraction)
     return len(layers)
+
+
+def ratios_at(weight: Tensor, radius: Tensor) -> Tensor:
+    """The ratios, (..., K), of the weights of a layer, as many, at its radius."""
+    return sparsestmax(weight, (radius / _largest_radius(weight.shape[-1])).clamp(max=1))
 
 
 def sparsestmax(weight: Tensor, fraction: Tensor | float) -> Tensor:

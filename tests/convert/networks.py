@@ -34,6 +34,20 @@ def sn_tensors(channels, sources=3):
     return tensors
 
 
+def ssn_tensors(channels):
+    """Weights that are their own ratios: points of the simplex not nearer to its middle than the radius."""
+    ended = bool(torch.rand(()) < 0.5)
+    weight = torch.eye(3)[0] if ended else torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    return dict(
+        sn_tensors(channels),
+        mean_weight=weight[torch.randperm(3)],
+        var_weight=weight[torch.randperm(3)],
+        radius=torch.tensor([(2 / 3) ** 0.5 if ended else 0.4]),
+        mean_fixed=torch.tensor([int(ended)]),
+        var_fixed=torch.tensor([int(ended)]),
+    )
+
+
 def rbn_tensors(channels):
     bn = bn_tensors(channels)
     own = {leaf: torch.randn(1, channels, 1, 1) / 4 for leaf in ('center_weight', 'scale_weight', 'scale_bias')}
@@ -81,7 +95,7 @@ def with_classifier(state):
     return {**state, 'fc.weight': torch.randn(10, 32 * WIDTH), 'fc.bias': torch.zeros(10)}
 
 
-def forward(state, x, norm):
+def forward(state, x, norm, pool_padding=1):
     """Output of each stage; ``norm(tensors, x)`` is the formula of the norms."""
 
     def conv(x, name, stride=1, padding=0):
@@ -92,7 +106,7 @@ def forward(state, x, norm):
             {key.removeprefix(f'{name}.'): value for key, value in state.items() if key.startswith(f'{name}.')}, x
         )
 
-    x = F.max_pool2d(normed(conv(x, 'conv1', 2, 3), 'bn1').relu(), 3, 2, 1)
+    x = F.max_pool2d(normed(conv(x, 'conv1', 2, 3), 'bn1').relu(), 3, 2, pool_padding, ceil_mode=not pool_padding)
     outputs = []
     for stage, number in enumerate(BLOCKS):
         for block in range(number):
@@ -120,6 +134,15 @@ def bn_or_gn(t, x):
 
 def sn(t, x, correction=0):
     """sn, Eq. 3 to 5, in evaluation; with ``correction=1`` as in the authors' code, by unbiased variances."""
+    return mixed(t, x, t['mean_weight'].softmax(0), t['var_weight'].softmax(0), correction)
+
+
+def ssn(t, x):
+    """In evaluation as the authors' code, by unbiased variances, of weights that are their own ratios."""
+    return mixed(t, x, t['mean_weight'], t['var_weight'], 1)
+
+
+def mixed(t, x, mean_ratios, var_ratios, correction):
     m, v = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=correction, keepdim=True)
     m_ln = m.mean(1, keepdim=True)
     means = [m, m_ln]
@@ -127,8 +150,8 @@ def sn(t, x, correction=0):
     if 'running_mean' in t:
         means.append(t['running_mean'].view(1, -1, 1, 1))
         variances.append(t['running_var'].view(1, -1, 1, 1))
-    mean = sum(w * part for w, part in zip(t['mean_weight'].softmax(0), means))
-    var = sum(w * part for w, part in zip(t['var_weight'].softmax(0), variances))
+    mean = sum(w * part for w, part in zip(mean_ratios, means))
+    var = sum(w * part for w, part in zip(var_ratios, variances))
     return (x - mean) / (var + 1e-5).sqrt() * t['weight'] + t['bias']
 
 

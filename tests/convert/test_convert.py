@@ -13,7 +13,7 @@ from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmnorm.convert import convert_file, convert_norms
 from mmnorm.convert.backbones import build_backbone
 from mmnorm.engine import read_checkpoint
-from mmnorm.norms import RBN, SN
+from mmnorm.norms import RBN, SN, SSN
 from mmnorm.openmmlab.mmdet_models import XBNResNet
 
 from . import networks
@@ -63,9 +63,7 @@ def assert_same(ours, theirs, tolerance=1e-9):
         assert (ours_of_stage - theirs_of_stage).abs().max() <= tolerance * theirs_of_stage.abs().max()
 
 
-@pytest.mark.parametrize(
-    'leaf, norm', [('weight_readjust', 'IEBN'), ('group_weight', 'BCN'), ('instance_channels', 'IBN')]
-)
+@pytest.mark.parametrize('leaf, norm', [('group_weight', 'BCN'), ('instance_channels', 'IBN')])
 def test_norms_that_have_bns_tensors_and_are_not_bn_are_refused(convert, leaf, norm):
     weights = bn_resnet50() | {f'layer1.0.bn1.{leaf}': torch.ones(1)}
     with pytest.raises(
@@ -74,7 +72,7 @@ def test_norms_that_have_bns_tensors_and_are_not_bn_are_refused(convert, leaf, n
         convert(weights, 'RBN')
 
 
-@pytest.mark.parametrize('norm', ['RBN', 'SN', 'EN', 'BN'])
+@pytest.mark.parametrize('norm', ['RBN', 'IEBN', 'SN', 'SSN', 'EN', 'BN'])
 def test_bn_to_another_norm_and_back_computes_the_same(convert, norm):
     bn = bn_resnet50()
     report, weights = convert(with_classifier(bn), norm)
@@ -82,13 +80,14 @@ def test_bn_to_another_norm_and_back_computes_the_same(convert, norm):
     assert report.norms == {f'BN -> {norm}': 53} and list(report.mapped) == [key for key in weights if key in bn]
     expected = forward(bn, X, networks.bn)
     assert_same(outputs(weights, norm_cfg=dict(type=norm)), expected)
-    if norm == 'RBN':  # said in the file: it does not matter how the layer takes BN checkpoints
-        assert_same(outputs(weights, norm_cfg=dict(type='RBN', fold_bn=False)), expected)
+    gated = norm in ('RBN', 'IEBN')
+    if gated:  # said in the file: it does not matter how the layer takes BN checkpoints
+        assert_same(outputs(weights, norm_cfg=dict(type=norm, fold_bn=False)), expected)
     report, back = convert(weights, 'BN')
     assert report.layout == dict(RBN='rbn', BN='torchvision').get(norm, 'torchvision' if norm == 'EN' else 'mmdet')
     assert back.keys() == bn.keys()
     for key, value in back.items():
-        torch.testing.assert_close(value, bn[key], rtol=0 if norm != 'RBN' else 1e-15, atol=0)
+        torch.testing.assert_close(value, bn[key], rtol=1e-15 if gated else 0, atol=0)
     assert_same(outputs(back), expected)
 
 
@@ -163,6 +162,73 @@ def test_sn_of_the_authors(convert, layout, name, first):
     assert_same(ours, forward(sn, X, functools.partial(networks.sn, correction=1)))
     assert not torch.allclose(ours[-1], forward(sn, X, networks.sn)[-1], rtol=1e-2)
     assert not report.notes
+
+
+class Unpadded(ResNet):
+    """With the max pooling of SSN's authors."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)
+
+
+def ssn_of_the_authors():
+    return resnet50(lambda _, channels: networks.ssn_tensors(channels))
+
+
+def test_ssn_of_the_authors(convert):
+    ssn = ssn_of_the_authors()
+    theirs = {f'module.{key.replace("bn", "sn")}': value for key, value in with_classifier(ssn).items()}
+    report, weights = convert(dict(model='resnetv1ssn50', state_dict=theirs), 'SSN')
+    assert report.layout == 'ssn' and report.norms == {'SSN -> SSN': 53} and weights['bn1.radius'].shape == ()
+    assert len(report.dropped['flags of ratios that are 0 and 1']) == 106
+    norm_cfg = dict(type='SSN', unbiased=True)
+    assert report.backbone['norm_cfg'] == norm_cfg
+    expected = forward(ssn, X, networks.ssn)
+    assert_same(outputs(weights, norm_cfg=norm_cfg), expected)
+    # which is not what the authors' ResNet computes, as the note says
+    (note,) = report.notes
+    assert 'backbone.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True) computes what they did' in note
+    as_theirs = forward(ssn, X, networks.ssn, pool_padding=0)
+    assert_same(outputs(weights, Unpadded, norm_cfg=norm_cfg), as_theirs)
+    assert not torch.allclose(as_theirs[-1], expected[-1], rtol=1e-2)
+
+
+def test_ssn_to_sn_and_back_computes_the_same(convert):
+    ssn = ssn_of_the_authors()
+    names = {key.replace('bn', 'sn'): value for key, value in ssn.items()}
+    report, sn = convert(names, 'SN')
+    norm_cfg = dict(type='SN', unbiased=True)
+    assert report.norms == {'SSN -> SN': 53} and report.backbone['norm_cfg'] == norm_cfg
+    expected = forward(ssn, X, networks.ssn)
+    assert_same(outputs(sn, norm_cfg=norm_cfg), expected)
+    report, again = convert(sn, 'SyncSSN')
+    assert report.norms == {'SN -> SSN': 53} and report.layout == 'mmdet' and 'bn1.radius' in report.missing
+    assert report.backbone['norm_cfg'] == dict(type='SyncSSN', unbiased=True)
+    assert_same(outputs(again, norm_cfg=dict(type='SSN', unbiased=True)), expected)
+    for leaf in ('mean_weight', 'var_weight'):
+        torch.testing.assert_close(again[f'layer4.2.bn3.{leaf}'], ssn[f'layer4.2.bn3.{leaf}'], rtol=1e-14, atol=1e-14)
+
+
+def test_ssn_that_ended_at_bn_becomes_bn(convert):
+    ssn = {
+        key: torch.eye(3)[2].double() if key.endswith(('mean_weight', 'var_weight')) else value
+        for key, value in ssn_of_the_authors().items()
+    }
+    _, weights = convert({key.replace('bn', 'sn'): value for key, value in ssn.items()}, 'BN')
+    assert_same(outputs(weights), forward(ssn, X, networks.ssn))
+    # this radius ends at BN what a softmax would not, and what a smaller one leaves between
+    ssn['bn1.mean_weight'], ssn['bn1.radius'] = torch.tensor([0.3, 0.3, 0.4]), torch.tensor([(2 / 3) ** 0.5])
+    convert({key.replace('bn', 'sn'): value for key, value in ssn.items()}, 'BN')
+    ssn['bn1.radius'] = torch.tensor([0.5])
+    with pytest.raises(ValueError, match=r'become BN: SSN whose ratios do not select BN .*: 1 \(bn1\)$'):
+        convert({key.replace('bn', 'sn'): value for key, value in ssn.items()}, 'BN')
+
+
+@pytest.mark.parametrize('norm', ['FRN', 'ILM', 'BCN', 'bgn', 'PN', 'GW'])
+def test_norms_that_no_tensors_make_compute_the_same_are_refused(convert, norm):
+    with pytest.raises(ValueError, match=f'--to {norm.upper()}: no tensors make {norm.upper()} compute what a network'):
+        convert(bn_resnet50(), norm)
 
 
 def detectron(key, body, last_stage):
@@ -366,11 +432,12 @@ def test_classifiers_of_mmpretrain(convert, cfg, tmp_path):
     assert_same(ours(X), theirs(X))
 
 
+@pytest.mark.parametrize('norm', [SN, SSN])
 @pytest.mark.parametrize('share', [0.9, 1 / 3])
-def test_share_of_bn(share):
-    weights, reference = networks.bn_tensors(4), SN(4)
+def test_share_of_bn(norm, share):
+    weights, reference = networks.bn_tensors(4), norm(4)
     converted, changed, notes = convert_norms(weights, reference.state_dict(), bn_share=share)
-    assert changed == {'': ('BN', 'SN')} and 'has to be trained' in notes[0]
+    assert changed == {'': ('BN', norm.__name__)} and 'has to be trained' in notes[0]
     reference.load_state_dict(converted)
     for ratios in reference.ratios():
         torch.testing.assert_close(ratios, torch.tensor([(1 - share) / 2, (1 - share) / 2, share]))
@@ -386,8 +453,9 @@ def test_ratios_train_unless_they_select_bn_to_the_last_bit():
     assert gradients[0] == 0 and 0 < gradients[1] < gradients[2]
 
 
-def test_sn_with_groups_gets_ratios_for_each():
-    reference = SN(4, groups=2)
+@pytest.mark.parametrize('norm', [SN, SSN])
+def test_groups_get_ratios_for_each(norm):
+    reference = norm(4, groups=2)
     converted = convert_norms(networks.bn_tensors(4), reference.state_dict())[0]
     reference.load_state_dict(converted)
     assert torch.equal(reference.ratios()[0], torch.tensor([[0.0, 0.0, 1.0]] * 2))
@@ -427,6 +495,9 @@ def test_only_what_computes_bn_becomes_bn(convert):
     for leaf in ('center_weight', 'scale_weight'):
         with pytest.raises(ValueError, match=r'BN: RBN whose center_weight or scale_weight is not 0.*: 1 \(bn1\)$'):
             convert({**rbn, f'bn1.{leaf}': torch.eye(WIDTH)[0]}, 'BN')
+    iebn = convert(bn_resnet50(), 'IEBN')[1]
+    with pytest.raises(ValueError, match=r'BN: IEBN whose weight_readjust is not 0.*: 1 \(bn1\)$'):
+        convert({**iebn, 'bn1.weight_readjust': torch.eye(WIDTH)[0]}, 'BN')
 
 
 def test_refusals_name_three_layers_or_all(convert):
@@ -439,7 +510,10 @@ def test_refusals_name_three_layers_or_all(convert):
 
 
 @pytest.mark.parametrize(
-    'norm, kind', dict(SyncSN='SN', SyncRBN='RBN', SyncEN='EN', SyncBN='BN', FrozenBN='BN', BRN='BN').items()
+    'norm, kind',
+    dict(
+        SyncSN='SN', SyncIEBN='IEBN', SyncRBN='RBN', SyncEN='EN', SyncBN='BN', FrozenBN='BN', BRN='BN', CBN='BN'
+    ).items(),
 )
 def test_norms_that_take_the_files_of_another(convert, norm, kind):
     bn = bn_resnet50()
@@ -686,7 +760,7 @@ def sn_names(bn):
         (
             lambda bn: bn,
             dict(norm='GN'),
-            '--to GN: not a norm to convert to; choose one of BN, EN, RBN, SN, XBN, IBN, ',
+            '--to GN: not a norm to convert to; choose one of BN, EN, RBN, IEBN, SN, SSN, XBN, IBN, ',
         ),
         (lambda bn: bn, dict(whole=True), '--whole converts the whole network of a config'),
     ],
@@ -736,7 +810,6 @@ def test_nothing_is_overwritten(convert, tmp_path):
 @pytest.mark.parametrize(
     'name, what',
     [
-        ('layer1.0.sn1.mean_fixed', 'SSN, whose ratios are a sparsestmax'),
         ('layer1.2.IN.weight', 'IBN-Net-b, with IN after the addition'),
         ('module.layer1.0.se.fc.0.weight', 'a network of squeeze-and-excitation blocks'),
     ],
