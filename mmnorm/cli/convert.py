@@ -32,6 +32,7 @@ NORMS = {
     'SN': 'or SyncSN; from BN: ratios that select BN (--bn-share)',
     'RBN': 'or SyncRBN; from BN: weight / sigmoid(1)',
     'SSN': "or SyncSSN; from BN as SN; from SN: its ratios, which a training makes sparse; SN is from SSN's",
+    'BW': "or SyncBW; from BN: BN's tensors, channels taken to be uncorrelated",
     'IEBN': 'or SyncIEBN; from BN: weight / sigmoid(-1)',
     'EN': "or SyncEN; from BN: BN's tensors",
     'IBN': 'from IBN-Net-a only',

@@ -6,6 +6,8 @@ from importlib import import_module
 from itertools import accumulate
 from typing import NamedTuple
 
+from mmnorm.norms import BW
+from mmnorm.norms.groups import cut_channels
 from mmnorm.norms.rbn import STATISTICS
 
 from .tensors import MIXTURES, OWN, alike, kind_of, listed, mode_of, norm_layers
@@ -267,6 +269,16 @@ def _norm_cfg(weights, norm, hard):
                 for what in ('center', 'scale')
                 if f'{name}.{what}_statistic' in weights
             },
+        )
+    elif kind == norm.removeprefix('Sync') == 'BW':
+        iterations = int(weights.get(f'{name}.batch_newton_iterations', 0))
+        matrices = [layer[leaf] for layer in layers.values() for leaf in OWN['BW'] if leaf in layer]
+        channels, sizes = zip(*((matrix.shape[0] * matrix.shape[-1], matrix.shape[-1]) for matrix in matrices))
+        usual = tuple(cut_channels(norm, number, most=BW.usual_size) for number in channels)
+        own = _without_none(
+            channels_per_group=max(sizes) if sizes != usual else None,
+            iterations=iterations if iterations not in (0, 5) else None,
+            tracked='covariance' if 'running_cov' in first else None,
         )
     elif kind == norm.removeprefix('Sync') == 'EN':
         mode = mode_of([layer for layer in layers.values() if kind_of(layer) == kind])

@@ -10,6 +10,7 @@ A layer's kind is known by what it keeps:
 | IEBN       | BN's, weight_readjust, bias_readjust                  | if the first is 0       | weight / sigmoid(-1)  |
 | SN         | BN's, mean_weight, var_weight                         | if the ratios select BN | ratios that select BN |
 | SSN        | SN's, radius                                          | as SN                   | as SN, radius 0       |
+| BW         | BN's, running_wm or running_cov                       | never                   | as it is              |
 | batch-free | nothing: GN, IN and GW, as XBN has them               | never                   | statistics go         |
 | IBN        | BN's for one half, in_weight and in_bias of the other | never                   | never                 |
 
@@ -43,7 +44,7 @@ would differ by the order of 1 / L: the config that is printed has ``unbiased=Tr
 import torch
 from torch.nn import functional as F
 
-from mmnorm.norms import EN, IEBN, RBN, SN, SSN
+from mmnorm.norms import BW, EN, IEBN, RBN, SN, SSN
 from mmnorm.norms.batch_size import RULES
 from mmnorm.norms.gates import initial_gate
 from mmnorm.norms.mixture import SATURATED, weights_of_bn_share
@@ -58,7 +59,7 @@ _GATED = dict(RBN=(RBN, 'scale_bias'), IEBN=(IEBN, 'bias_readjust'))
 #: What each kind of norm learns or keeps beside BN's tensors, and SSN beside SN's: the first that a layer has is its.
 OWN = {
     'SSN': tuple(SSN.control_buffers),
-    **{norm.__name__: tuple(norm.added_to_bn()) for norm in (SN, RBN, EN, IEBN)},
+    **{norm.__name__: tuple(norm.added_to_bn()) for norm in (SN, RBN, EN, IEBN, BW)},
     'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalized one
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -72,6 +73,7 @@ _REFUSED = {
     'SSN': 'SSN whose ratios do not select BN for mean and variance',
     'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
     'IEBN': 'IEBN whose weight_readjust is not 0, so that each instance has a gate of its own',
+    'BW': 'BW, which mixes the channels of a group',
     BATCH_FREE: 'batch-free, without the running statistics that another norm needs (--to XBN keeps them)',
     'IBN': 'IBN, of which half normalizes each instance (--to IBN keeps it)',
     'BN': 'BN, which has no instance-normalized half',
@@ -199,7 +201,7 @@ def _shape(leaf, value):
     """Of a tensor here, of which the authors keep more axes."""
     if leaf in OWN['SSN']:
         return ()
-    return value.shape if leaf in OWN['SN'] or not value.dim() else (-1,)
+    return value.shape if leaf in (*OWN['SN'], *OWN['BW']) or not value.dim() else (-1,)
 
 
 def _is_norm(layer):
@@ -216,7 +218,7 @@ def _is_norm(layer):
 def _to_bn(kind, layer, hard):
     """BN's tensors of a layer; None if BN cannot compute what it computes."""
     bn = {leaf: layer[leaf] for leaf in _BN if leaf in layer}
-    if kind in (BATCH_FREE, 'IBN'):
+    if kind in (BATCH_FREE, 'IBN', 'BW'):
         return None
     if kind in MIXTURES and not all(_selects_bn(layer, leaf, hard) for leaf in OWN['SN']):
         return None
@@ -270,7 +272,7 @@ def _from_bn(kind, bn, reference, bn_share):
         }
         gate = initial_gate(norm.control_parameters[bias], bn['weight']) if bias in own else 1
         return {**bn, 'weight': bn['weight'] / gate, **own}
-    return bn  # EN starts from its norm_cfg, as it does from any BN checkpoint
+    return bn  # EN and BW start from their norm_cfg, as they do from any BN checkpoint
 
 
 def _joined(layer):
@@ -323,6 +325,12 @@ def _notes(sources, changed, bn_share, hard):
             f'{len(placed)} norms become batch-free and lose only their running statistics, as XBN backbones load '
             'BN checkpoints anyway: what the network computes changes, so train it with live BNs '
             f'({config("_base_/live_norm.py")})'
+        )
+    if layers(lambda layer, kind, target: kind != 'BW' == target):
+        yield (
+            'the channels of a group of BW are taken to be uncorrelated, as BN takes them: with a running matrix '
+            "evaluation computes what it computed with BN until training finds how they are, with tracked='covariance' "
+            "as nearly as Newton's iterations come"
         )
     if layers(lambda layer, kind, target: target in MIXTURES and not alike(kind, target)):
         yield (

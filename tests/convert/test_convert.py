@@ -164,6 +164,37 @@ def test_sn_of_the_authors(convert, layout, name, first):
     assert not report.notes
 
 
+@pytest.mark.parametrize(
+    'cfg', [{}, dict(tracked='covariance', channels_per_group=4, iterations=7), dict(channels_per_group=1)], ids=str
+)
+def test_bw_from_bn_and_as_it_is(convert, tmp_path, cfg):
+    bn, norm_cfg = bn_resnet50(), dict(type='BW', **cfg)
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\ncustom_imports = dict(imports=['mmnorm'])\n"
+        f'model = dict(backbone=dict(base_channels=8, stem_channels=8, norm_cfg={norm_cfg}, init_cfg=None), '
+        'neck=dict(in_channels=[32, 64, 128, 256]))\n'
+    )
+    report, weights = convert(bn, 'BW', config=str(config))
+    assert report.norms == {'BN -> BW': 53} and 'taken to be uncorrelated' in report.notes[0]
+    trained = ResNet(50, base_channels=WIDTH, norm_cfg=norm_cfg)
+    trained.load_state_dict(weights)
+    trained.double().eval()
+    if not cfg.get('tracked'):
+        with torch.no_grad():
+            assert_same(trained(X), forward(bn, X, networks.bn), 1e-4)  # its matrices were made in float32
+    trained.train()
+    trained(X)
+    source = trained.state_dict()
+    report, weights = convert(source, 'BW')
+    assert report.norms == {'BW -> BW': 53} and report.backbone['norm_cfg'] == norm_cfg
+    trained.eval()
+    with torch.no_grad():
+        assert_same(outputs(weights, norm_cfg=norm_cfg), trained(X))
+    with pytest.raises(ValueError, match=r'cannot become SN: BW, which mixes the channels of a group: 53 \(bn1, '):
+        convert(source, 'SN')
+
+
 class Unpadded(ResNet):
     """With the max pooling of SSN's authors."""
 
@@ -760,7 +791,7 @@ def sn_names(bn):
         (
             lambda bn: bn,
             dict(norm='GN'),
-            '--to GN: not a norm to convert to; choose one of BN, EN, RBN, IEBN, SN, SSN, XBN, IBN, ',
+            '--to GN: not a norm to convert to; choose one of BN, EN, RBN, IEBN, SN, SSN, BW, XBN, IBN, ',
         ),
         (lambda bn: bn, dict(whole=True), '--whole converts the whole network of a config'),
     ],
