@@ -13,6 +13,7 @@ dict(imports=['mmnorm'], allow_failed_imports=False)``); :mod:`mmnorm.openmmlab`
 from importlib.util import find_spec
 
 from .blocks import (
+    ConvMABN,
     Fused,
     NormLayer,
     compile_norms,
@@ -40,6 +41,7 @@ from .norms import (
     IBN,
     IEBN,
     ILM,
+    MABN,
     PN,
     RBN,
     SN,
@@ -71,6 +73,7 @@ __all__ = [
     'BRN',
     'BW',
     'CBN',
+    'ConvMABN',
     'EN',
     'FRN',
     'GBGN',
@@ -78,6 +81,7 @@ __all__ = [
     'IBN',
     'IEBN',
     'ILM',
+    'MABN',
     'PN',
     'RBN',
     'SN',

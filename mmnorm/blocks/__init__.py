@@ -2,6 +2,7 @@
 
 from .checkpointing import update_statistics_once
 from .compiling import compile_norms
+from .convolutions import ConvMABN
 from .fuse import Fused, fuse_conv_norm
 from .layers import (
     NormLayer,
@@ -24,6 +25,7 @@ from .regions import padding_readers, valid_regions
 from .xbn import GN16, GN64, place_xbn, residual_blocks
 
 __all__ = [
+    'ConvMABN',
     'GN16',
     'GN64',
     'Fused',

@@ -17,6 +17,7 @@ from .ibn import IBN
 from .iebn import IEBN, SyncIEBN
 from .ilm import ILM
 from .levels import PerLevel, count_levels
+from .mabn import MABN
 from .mixture import harden, ratios
 from .pn import PN
 from .rbn import RBN, SyncRBN
@@ -29,7 +30,7 @@ NORMS = {
     norm.__name__: norm
     for norm in (
         *(FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN),
-        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM, SSN, SyncSSN, CBN),
+        *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM, SSN, SyncSSN, CBN, MABN),
         *(BW, SyncBW),
     )
 }
@@ -53,6 +54,7 @@ __all__ = [
     'IBN',
     'IEBN',
     'ILM',
+    'MABN',
     'MARKS',
     'NORMS',
     'OWN_TENSORS',

@@ -137,7 +137,7 @@ class StepHistory:
 
 
 def count_steps(model: nn.Module, optimizer: optim.Optimizer) -> RemovableHandle:
-    """Count the steps that an optimizer takes, for the norms of a network that use those before: CBN.
+    """Count the steps that an optimizer takes, for the norms of a network that use those before: CBN and MABN.
 
     Args:
         model (nn.Module): A network or a layer.

@@ -1,8 +1,8 @@
 """Every name that a config can use, and where it is registered.
 
-Normalizers, hooks, the initializer and our own ShuffleNetV2 go to mmengine's root registries, which every other
-OpenMMLab project falls back on; twins of backbones to the registries of mmdet, mmseg and mmpretrain, when something is
-first looked up there. Each host may be missing.
+Normalizers, convolutions, hooks, the initializer and our own ShuffleNetV2 go to mmengine's root registries, which every
+other OpenMMLab project falls back on; twins of backbones to the registries of mmdet, mmseg and mmpretrain, when
+something is first looked up there. Each host may be missing.
 
 A name that a project has given to a class of its own stays the project's, registered before ours or after, with a
 warning. Ours has its full name then (``type='mmnorm.norms.SN'``). Of what the hosts ship, ours takes the place.
@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS as HOOK_REGISTRY
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS, Registry
 
 from mmnorm import statistics
+from mmnorm.blocks import ConvMABN
 from mmnorm.norms import NORMS
 from mmnorm.norms.checks import warn_once
 
@@ -71,6 +72,7 @@ def install() -> None:
     for name, norm in NORMS.items():
         _register(MODELS, norm, name)
     _register(MODELS, PerLevelFromConfig, 'PerLevel')
+    _register(MODELS, ConvMABN)
     for name, hook in HOOKS.items():
         _register(HOOK_REGISTRY, hook)
         setattr(statistics, name, hook)  # where configs of earlier versions, and of their work dirs, have it

@@ -8,7 +8,7 @@ from mmnorm.statistics import unwrapped
 
 
 class CountStepsHook(Hook):
-    """Count the steps that the optimizer takes for CBN layers, which use the batches of the last ones.
+    """Count the steps that the optimizer takes for CBN and MABN layers, which use the batches of the last ones.
 
     It is a part of every training of a model that has such layers. Of several optimizers the first one's steps count.
     """

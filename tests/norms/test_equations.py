@@ -238,6 +238,13 @@ def ilm(layer, x, training):
     return ((groups - mean) / (var + layer.eps).sqrt()).view_as(x) * gamma + beta
 
 
+def mabn(layer, x, training):
+    """Without steps that are counted; test_mabn.py has those."""
+    if not training:
+        return bn(layer, x, False)  # whose running mean is 0
+    return affine_of(layer, x / (x.square().mean((0, *spatial(x)), True) + layer.eps).sqrt())
+
+
 def evalnorm(layer, x, training):
     mean, var = bn_statistics(layer, x, training)
     if not training:
@@ -263,6 +270,7 @@ REFERENCES = dict(
     BCN=bcn,
     ILM=ilm,
     CBN=bn,  # without a convolution: test_cbn.py has the rest
+    MABN=mabn,
     FrozenBN=lambda layer, x, training: bn(layer, x, False),
 )
 

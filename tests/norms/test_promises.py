@@ -161,6 +161,8 @@ def test_half_precision_layer_computes_in_float32(cfg, dtype, mean, training):
         pytest.skip("torch's batch_norm, whose errors are up to 10 times as large")
     if cfg.get('estimate') and training:
         pytest.skip('normalizes by the running statistics, as the layer keeps them: in half precision')
+    if cfg['type'] == 'MABN' and dtype == torch.float16:
+        pytest.skip('keeps a mean square, which is beyond float16 at such a mean')
     layer = randomized(build(cfg))
     if is_bn_like(layer):
         layer.running_mean.fill_(mean)
@@ -269,7 +271,7 @@ def test_constant_input_gives_the_bias_in_training(cfg):
     layer = randomized(build(cfg)).train()
     if getattr(layer, 'frozen', False):
         pytest.skip('normalizes by running statistics in training')
-    if cfg['type'] == 'FRN':
+    if cfg['type'] in ('FRN', 'MABN'):
         pytest.skip('takes no mean off')
     if cfg['type'] == 'ILM':
         pytest.skip('beta depends on the input')
@@ -513,8 +515,11 @@ def test_bn_checkpoint_loads_strictly(cfg):
     bn = randomized(nn.BatchNorm2d(CHANNELS))
     layer.load_state_dict(bn.state_dict(), strict=True)
     torch.testing.assert_close(layer.bias, bn.bias)
-    if is_bn_like(layer) and layer.running_mean.shape == bn.running_mean.shape:
+    if cfg['type'] == 'MABN':  # its running variance is a mean square
+        torch.testing.assert_close(layer.running_var, bn.running_var + bn.running_mean.square())
+    elif is_bn_like(layer) and layer.running_mean.shape == bn.running_mean.shape:
         torch.testing.assert_close(layer.running_mean, bn.running_mean)
+    if is_bn_like(layer):
         assert set(bn.state_dict()) <= set(layer.state_dict())
 
 
@@ -583,7 +588,7 @@ def test_update_bn_gives_plain_averages(cfg):
         if name == 'running_var' and cfg.get('estimate'):
             continue  # around the running mean of before
         torch.testing.assert_close(value, torch.stack([single[name] for single in one_by_one]).mean(0))
-    assert layer.momentum == 0.1
+    assert layer.momentum == build(cfg).momentum
 
 
 def one_forward(layer, batches):
