@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import elements
 from .backends import spelled_out
 from .elements import statistics_dtype
 from .plane import apart, gradients, replayed, without_autocast
@@ -22,6 +22,10 @@ def whiten(
     takes_moments: bool = True,
 ) -> Tensor:
     """Center the rows of matrices, and multiply each by a matrix that is computed from means and covariances of rows.
+
+    The least that must be moved is x for the moments, x and the result, and backward x and the result's gradient for
+    the sums, both and the gradient of x: 3 and 5 times the tensor. ATen, which makes a centered copy of x in float32
+    and reads it for each product, moves 22 of GW's in float32 and 50 in half precision.
 
     Args:
         x (Tensor): Floating point, (N, C, L).
@@ -41,7 +45,7 @@ def whiten(
     """
     parameters = [p for p in parameters if p is not None and p.requires_grad]
     with without_autocast(x):
-        if spelled_out() or not torch.is_grad_enabled():
+        if spelled_out() or not torch.is_grad_enabled() or is_traceable_wrapper_subclass(x):
             return _spell_out(x, rows, statistics, weight, bias, takes_moments)
         return _Whiten.apply(x, rows, statistics, takes_moments, weight, bias, *parameters)
 
@@ -94,31 +98,44 @@ class _Whiten(torch.autograd.Function):
                 dx, dweight, dbias, *of_parameters = gradients(y, inputs, grad, create_graph=True)
                 return dx, None, None, None, dweight, dbias, *of_parameters
             centered, _ = _centered(x, ctx.rows, own)
-            grad, dweight, dbias = grad.to(centered.dtype), None, None
+            # each run of L values has a product of its own, whose rows weight multiplies, and not the gradient itself
+            plane, (matrices, size, values) = x.shape[:2], ctx.rows
+            runs = x.shape[0] * x.shape[1] // max(matrices * size, 1)
+            c, g = (t.reshape(matrices, size, runs, x.shape[2]).transpose(1, 2) for t in (centered, grad.to(own.dtype)))
+            parts: Iterable = [(slice(None), i) for i in range(runs)] if runs <= matrices else range(matrices)
+            scale = own.new_ones(()) if weight is None else weight.to(own.dtype)
+            scale = scale.expand(plane).reshape(matrices, size, runs).mT
+            products, sums = own.new_empty(matrices, runs, size, size), g.sum(3)
+            for part in parts:
+                torch.bmm(g[part], c[part].mT, out=products[part])
+            if shift is not None:
+                products += sums[..., None] * shift[:, None, None]
+            dweight = dbias = dx = None
             if needs_weight:
-                z = _product(root, centered, shift).reshape(x.shape)
-                _, products = elements.reduce(grad, z, z.new_zeros(z.shape[:2]))
-                dweight = products.sum(0).to(weight.dtype)
-            if needs_bias:  # not the sum that reduce makes, which is less precise in long rows
-                dbias = grad.sum(2).sum(0).to(bias.dtype)
-            grad = _affine(grad, x.shape, weight, None).reshape(ctx.rows)
-            dx = root.mT @ grad
+                dweight = (products * root[:, None]).sum(3).mT.reshape(plane).sum(0).to(weight.dtype)
+            if needs_bias:
+                dbias = sums.mT.reshape(plane).sum(0).to(bias.dtype)
             found: list[Any] = []
             if ctx.inputs:
-                total = grad.sum(2, keepdim=True)
-                droot = grad @ centered.mT
-                if shift is not None:
-                    droot = droot.baddbmm_(total, shift[:, None])
-                dmean = -(root.mT @ total).squeeze(2)
+                droot = (products * scale[..., None]).sum(1)
+                dmean = -(root.mT @ (sums * scale).sum(1)[..., None]).squeeze(2)
                 # also where x needs no gradient: ranks may wait for this one
                 found += torch.autograd.grad(
                     ctx.outputs, ctx.inputs, (dmean, droot), retain_graph=True, materialize_grads=True
                 )
-            if ctx.moments:
-                values = max(ctx.rows[2], 1)
-                down, dcovariance = found[:2]
-                dx = dx.baddbmm_((dcovariance + dcovariance.mT) / values, centered).add_(down[:, :, None] / values)
-            dx = dx.reshape(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
+            if ctx.needs_input_grad[0]:
+                dx = torch.empty_like(centered).view(matrices, size, runs, x.shape[2]).transpose(1, 2)
+                of_grad = root.mT[:, None] * scale[:, :, None]
+                if ctx.moments:
+                    down, dcovariance = found[:2]
+                    of_x = ((dcovariance + dcovariance.mT) / max(values, 1))[:, None].expand_as(of_grad)
+                for part in parts:
+                    torch.bmm(of_grad[part], g[part], out=dx[part])
+                    if ctx.moments:
+                        dx[part].baddbmm_(of_x[part], c[part])
+                if ctx.moments:
+                    dx.add_(down[:, None, :, None] / max(values, 1))
+                dx = dx.transpose(1, 2).reshape(x.shape).to(x.dtype)
             return dx, None, None, None, dweight, dbias, *found[ctx.moments :]
 
 
@@ -137,9 +154,9 @@ def _spell_out(x, rows, statistics, weight, bias, takes_moments):
 
 def _centered(x, rows, mean=None):
     """x as rows, less a mean, that of each row if none is given; and this mean, (B, R)."""
-    x = x.to(statistics_dtype(x)).reshape(rows)
+    x = x.reshape(rows)
     if mean is None:
-        mean = x.sum(2) / max(rows[2], 1)
+        mean = x.sum(2, dtype=statistics_dtype(x)) / max(rows[2], 1)
     return x - mean[:, :, None], mean
 
 
@@ -155,6 +172,8 @@ def _product(root, centered, shift):
 
 def _affine(z, shape, weight, bias):
     z = z.reshape(shape)
+    if weight is not None and bias is not None:
+        return torch.addcmul(bias[:, None], z, weight[:, None])
     for parameter, apply in ((weight, torch.mul), (bias, torch.add)):
         if parameter is not None:
             z = apply(z, parameter[:, None])
