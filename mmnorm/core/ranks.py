@@ -73,59 +73,67 @@ def _timeout(group) -> timedelta:
     return group._get_backend(group._device_types[0]).options._timeout
 
 
-def gather(planes: list[Tensor], samples: Any, group: Any, peers: 'Peers | None') -> tuple[list[Tensor], Tensor]:
-    """What every rank of a group has; one collective.
+def parts_of(messages: Tensor) -> tuple[Tensor, ...]:
+    """The parts of what ranks tell each other in a forward pass, float64, as views.
 
     Args:
-        planes (list[Tensor]): This rank's, of one type.
-        samples (int): This rank's number of samples.
+        messages (Tensor): (2 + 3 G,), or those of several ranks, (ranks, 2 + 3 G), for G statistics.
+
+    Returns:
+        tuple[Tensor, ...]: The place of the rank and the number of its samples, (1,) each; its means and biased
+        variances, and the number of elements behind each of them, (G,) each.
+    """
+    # the place in front, where it is found even in a message that is shorter than ours
+    size = (messages.shape[-1] - 2) // 3
+    return messages.split([1, 1, size, size, size], -1)
+
+
+def gather(own: Tensor, place: float, group: Any, peers: 'Peers | None') -> Tensor:
+    """What every rank of a group has to tell; one collective.
+
+    Args:
+        own (Tensor): What this rank has; :func:`parts_of` tells its parts.
+        place (float): That of this rank, which :meth:`Peers.enter` gives; NaN in compiled code.
         group (ProcessGroup): The ranks.
         peers (Peers or None): What this rank knows of the others; None in compiled code.
 
     Returns:
-        tuple[list[Tensor], Tensor]: The planes, (ranks, *shape) each, and the numbers of samples, (ranks,).
+        Tensor: (ranks, numbers).
 
     Raises:
         RuntimeError: The ranks are not in the same layer and step, or not of the same type, or the collective failed.
     """
-    like = planes[0]
-    place = peers.enter(like.dtype) if peers else math.nan
-    # the place in front, where it is found even in a message that is shorter than ours
-    header = (like.new_full((1,), value, dtype=torch.float64) for value in (place, samples))
-    own = torch.cat([*header, *(plane.reshape(-1) for plane in planes)])
     ranks = own.new_empty(distributed.get_world_size(group), own.numel())
     if peers:
         peers.meet(_all_gather, ranks.view(-1), own)
         peers.compare(ranks[:, 0], place)
     else:
         distributed.all_gather_into_tensor(ranks.view(-1), own, group=group)
-    samples = ranks[:, 1].to(like.dtype)
-    return cut(ranks[:, 2:].to(like.dtype), planes), samples
+    return ranks
 
 
-def add(planes: list[Tensor], group: Any, peers: 'Peers | None', call: int) -> Tensor:
-    """The sum over the ranks of a group of each plane, in a backward pass; one collective.
+def add(own: Tensor, place: float, group: Any, peers: 'Peers | None', call: int) -> Tensor:
+    """Sum up over the ranks of a group, in a backward pass; one collective.
 
     Args:
-        planes (list[Tensor]): This rank's, of one shape and type.
+        own (Tensor): This rank's place and behind it what is summed; the sum is written into it.
+        place (float): That of this rank, which :meth:`Peers.place_in` gives; NaN in compiled code.
         group (ProcessGroup): The ranks.
         peers (Peers or None): What this rank knows of the others; None in compiled code.
         call (int): The number of the forward pass that this one belongs to.
 
     Returns:
-        Tensor: (len(planes), *shape).
+        Tensor: The sum, without the place.
 
     Raises:
         RuntimeError: The ranks are not in the same layer and call, or the collective failed.
     """
-    place = (peers.number + 97 * call) % _PLACES_BACKWARD if peers else math.nan
-    total = torch.cat([planes[0].new_full((1,), place), *(plane.reshape(-1) for plane in planes)])
     if peers:
-        peers.meet(distributed.all_reduce, total, backward=call)
-        peers.compare_sum(total[0], place, call)
+        peers.meet(distributed.all_reduce, own, backward=call)
+        peers.compare_sum(own[0], place, call)
     else:
-        distributed.all_reduce(total, group=group)
-    return total[1:].view(len(planes), *planes[0].shape)
+        distributed.all_reduce(own, group=group)
+    return own[1:]
 
 
 def cut(values: Tensor, planes: list[Tensor]) -> list[Tensor]:
@@ -169,6 +177,10 @@ class Peers:
         """Count a forward pass with statistics of a type, and return the place that this rank is at."""
         self.calls += 1
         return ((_tell_step() or 0) % _STEPS * 2 + (dtype == torch.float64)) * _NUMBERS + self.number
+
+    def place_in(self, call: int) -> int:
+        """The place that this rank is at in the backward pass of a call."""
+        return (self.number + 97 * call) % _PLACES_BACKWARD
 
     def meet(self, collective: Callable, *tensors: Tensor, backward: int | None = None) -> None:
         """Run a collective, forward or in the backward pass of a call; RuntimeError, with the place, if it fails."""

@@ -5,8 +5,10 @@ with the products of their distances to the mean. Across ranks the mean is weigh
 in detection two ranks hold different N, H, W.
 """
 
+import math
+
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .backends import spelled_out
@@ -55,7 +57,50 @@ def pool_ranks(
     Raises:
         RuntimeError: The ranks are not in the same layer and step, or the collective failed.
     """
-    return _PoolRanks.apply(mean, var, elements, samples, group, peers)
+    with torch.no_grad():
+        counts = elements.to(mean) if torch.is_tensor(elements) else torch.full_like(mean, elements)
+        place = peers.enter(mean.dtype) if peers else math.nan
+        header = (mean.new_full((1,), value, dtype=torch.float64) for value in (place, samples))
+        own = torch.cat([*header, *(plane.reshape(-1) for plane in (mean, var, counts))])
+        messages = gather(own, place, group, peers).to(mean.dtype)
+        samples = messages[:, 1].sum()
+        pooled, pooled_var, total = join_ranks(*cut(messages[:, 2:], [mean, var, counts]))
+    exchange = group, peers, peers.calls if peers else 0
+    pooled, pooled_var = as_pooled(mean, var, pooled, pooled_var, counts / total.clamp(min=1), exchange)
+    return pooled, pooled_var, total, samples
+
+
+def join_ranks(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance over several ranks, by Chan's formula.
+
+    Args:
+        means, variances, counts (Tensor): Of each rank, (ranks, *shape): mean, biased variance or, as in
+            :func:`pool_ranks`, covariances, and the number of elements behind each mean.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: Mean, variance and the number of elements behind each mean, 0 if no rank has
+        elements.
+    """
+    total = counts.sum(0)
+    shares = counts / total.clamp(min=1)
+    pooled = (shares * means).sum(0)
+    pooled_var = (of_means(shares, variances) * (variances + products(means - pooled, variances))).sum(0)
+    return pooled, pooled_var, total
+
+
+def as_pooled(
+    mean: Tensor, var: Tensor, pooled: Tensor, pooled_var: Tensor, share: Tensor, exchange: tuple
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of several ranks, known already, as functions of this rank's.
+
+    Args:
+        mean, var (Tensor): This rank's, any shape.
+        pooled, pooled_var (Tensor): Those of the ranks, the same shape.
+        share (Tensor): This rank's share of the elements, the same shape.
+        exchange (tuple): The group, its :class:`~mmnorm.core.ranks.Peers` or None, and the number of the call, with
+            which the backward pass has its collective.
+    """
+    return _PoolRanks.apply(mean, var, pooled, pooled_var, share, exchange)
 
 
 class _Pool(torch.autograd.Function):
@@ -97,21 +142,13 @@ def of_means(values: Tensor, like: Tensor) -> Tensor:
 
 class _PoolRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mean, var, elements, samples, group, peers):
-        counts = elements.to(mean) if torch.is_tensor(elements) else torch.full_like(mean, elements)
-        ranks, samples = gather([mean, var, counts], samples, group, peers)
-        means, variances, counts = ranks
-        total, samples = counts.sum(0), samples.sum()
-        shares = counts / total.clamp(min=1)
-        pooled = (shares * means).sum(0)
-        pooled_var = (of_means(shares, variances) * (variances + products(means - pooled, variances))).sum(0)
-        ctx.save_for_backward(mean, mean - pooled, shares[distributed.get_rank(group)])
-        ctx.exchange = group, peers, peers.calls if peers else 0
-        ctx.mark_non_differentiable(total, samples)
-        return pooled, pooled_var, total, samples
+    def forward(ctx, mean, var, pooled, pooled_var, share, exchange):
+        ctx.save_for_backward(mean, mean - pooled, share)
+        ctx.exchange = exchange
+        return pooled.clone(), pooled_var.clone()
 
     @staticmethod
-    def backward(ctx, dmean, dvar, *_):
+    def backward(ctx, dmean, dvar):
         mean, distance, share = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: as a function of every rank's mean, by one more collective
             distance = mean - _SumOverRanks.apply((share * mean)[None], ctx.exchange)[0]
@@ -131,8 +168,10 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, own, exchange):
-        ctx.exchange = exchange
-        return add(list(own), *exchange)
+        ctx.exchange = group, peers, call = exchange
+        place = peers.place_in(call) if peers else math.nan
+        total = torch.cat([own.new_full((1,), place), own.reshape(-1)])
+        return add(total, place, group, peers, call).view_as(own)
 
     @staticmethod
     def backward(ctx, grad):
