@@ -7,7 +7,7 @@ from .constant import constant_affine
 from .elements import spread, statistics_dtype
 from .plane import like, moments, normalize, recomputed
 from .positions import normalize_positions
-from .ranks import neighbors, peers_of, set_step
+from .ranks import Peers, neighbors, peers_of, set_step
 from .scopes import of_means, pool, pool_ranks, products
 from .tracking import Renorm, Running
 from .whitening import row_moments, whiten
@@ -20,6 +20,7 @@ __all__ = [
     'STD',
     'Blend',
     'Calibration',
+    'Peers',
     'Renorm',
     'Running',
     'blend',

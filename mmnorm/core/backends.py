@@ -167,7 +167,7 @@ def _made_up(aten, x, args, variant):
         if torch.is_tensor(value):
             if not value.is_floating_point():
                 return torch.full_like(value, 3)
-            return _waves(1 / next(steps), value.shape, value.device).abs().add(0.1)
+            return _waves(1 / next(steps), value.shape, value.device).abs().add(0.1).to(value.dtype)
         return _no_function if callable(value) else value
 
     values = _values(x, variant) if x.dim() > 2 else {}
@@ -175,7 +175,7 @@ def _made_up(aten, x, args, variant):
     return [values[name] if name in values else tree_map(other, arg) for name, arg in parameters]
 
 
-def _no_function(*_):
+def _no_function(*_, **__):
     """In the place of one that a check must not call."""
 
 

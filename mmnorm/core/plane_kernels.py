@@ -2,7 +2,8 @@
 
 The equations, and the names in them, are those of :mod:`mmnorm.core.blends`. In either direction one kernel sums over
 the channels of a sample, or of each group of them, where there is something to sum; then one has blocks of channels
-with all samples: it sums over these, and computes all else. Planes are float32 and contiguous.
+with all samples: it sums over these, and computes all else. Planes are float32 and contiguous. Where ranks pool BN's
+part, one kernel more writes what this rank tells the others, and the next one reads what all have told.
 """
 
 from collections.abc import Iterable
@@ -16,10 +17,13 @@ from torch import Tensor
 from . import kernels
 from .blends import BN, IN, LN, Blend
 from .kernels import jit
+from .ranks import parts_of
 from .tracking import Renorm, Running
 
 _SAMPLES, _CHANNELS = 64, 8  # of a tile: 8 neighbors are what a card reads at least
 _ROW = 512  # channels of a tile that has one sample
+# Whole numbers that are exact in float64 alone reach a kernel as two of 32 bits
+_LOW = tl.constexpr(2**24)
 
 
 class Parts(NamedTuple):
@@ -56,7 +60,9 @@ def variant(m: Tensor, args: tuple) -> Parts | None:
     return Parts((IN in scopes, LN in scopes, BN in scopes), pooled, tracked, tuple(absent))
 
 
-def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: int, eps: float) -> tuple:
+def coefficients(
+    parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: int, eps: float, told: Tensor | None = None
+) -> tuple:
     """What to normalize by; see :func:`mmnorm.core.blends.coefficients`. Planes are (N, C) here."""
     samples, channels = m.shape
     groups, width = (channels, 1) if what.groups is None else (what.groups, channels // what.groups)
@@ -70,11 +76,9 @@ def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: 
     bn: Any = (None, None)
     corrected: Any = (None, None, None)
     grouped, uncounted = (m, v), batches
-    if LN in what.scopes or (pooled and what.groups is not None):
+    if LN in what.scopes or (pooled and what.groups is not None and told is None):
         rows, columns = (samples, channels) if LN in what.scopes else (samples * groups, width)
-        sums, uncounted = (m.new_empty(rows, 1), m.new_empty(rows, 1)), None
-        args = m, v, batches, *sums, columns, what.correction
-        kernels.launch(_over_channels, m, (_ROW,), rows, *args, given=parts)
+        sums, uncounted = _pool_channels(parts, m, v, batches, rows, columns, what.correction), None
         ln, grouped = (sums, grouped) if LN in what.scopes else (ln, sums)
     if pooled:
         bn = m.new_empty(1, channels), m.new_empty(1, channels)
@@ -85,38 +89,82 @@ def coefficients(parts: Parts, m: Tensor, v: Tensor | None, what: Blend, count: 
         # counted at the end, since each program looks at the count
         corrected, uncounted = [m.new_empty(channels) for _ in range(3)], None
     shares = None if what.ratios is None else m.new_empty(2, len(what.scopes))
+    part, ranks = (None, 0) if told is None else (m.new_empty(groups), len(told))
     mean, rstd, scale = torch.empty_like(m), torch.empty_like(m), torch.empty_like(m)
     kernels.launch(
         _blend, m, (*parts.scopes, pooled, _SAMPLES, _CHANNELS), kernels.divided(channels, _CHANNELS),
-        m, v, *inputs, mean_buffer, var_buffer, uncounted, *grouped, *ln, *bn, shares, mean, rstd, scale, *corrected,
-        samples, channels, width, what.instances, eps, what.correction, what.gate_eps,
-        batch.momentum if tracked else 0.0, count / (count - 1) if tracked and batch.bessel else 1.0, *renorm[3:],
-        given=parts,
+        m, v, *inputs, mean_buffer, var_buffer, uncounted, *grouped, told, *ln, *bn, shares, part, mean, rstd, scale,
+        *corrected, samples, channels, width, ranks, float(count), count * groups / m.numel(), what.instances, eps,
+        what.correction, what.gate_eps, *((batch.momentum, float(batch.bessel)) if tracked else (0.0, 0.0)),
+        *renorm[3:], given=parts,
     )  # fmt: skip
     if what.renorm is not None and batches is not None:
         batches.add_(1)
     if pooled and not tracked:
-        batch(*(plane.view(groups, width)[:, 0] for plane in bn), count)
+        behind: Any = count, samples
+        if told is not None:
+            _, of_ranks, *_, counts = parts_of(told)
+            behind = counts.sum(0), of_ranks.sum()
+        batch(*(plane.view(groups, width)[:, 0] for plane in bn), behind[0], samples=behind[1])
     r, d, bias = corrected
     if what.renorm is None:
         bias = 0.0 if what.bias is None else what.bias
-    return mean, rstd, scale, bias, *ln, *bn, r, d, shares
+    return mean, rstd, scale, bias, *ln, *bn, r, d, shares, part
+
+
+def tell_statistics(
+    parts: Parts, m: Tensor, v: Tensor, what: Blend, count: int, place: int, told: tuple[Tensor, ...]
+) -> None:
+    """What this rank tells of BN's statistics; see :func:`mmnorm.core.blends.tell_statistics`."""
+    samples, channels = m.shape
+    groups = what.groups or channels
+    kernels.check_devices(m, (v, what.center))
+    m, v, center = _contiguous((m, v, what.center))
+    correction = what.correction
+    if what.groups is not None:
+        m, v = _pool_channels(parts, m, v, None, samples * groups, channels // groups, correction)
+        correction = 1.0
+    kernels.launch(
+        _tell_statistics, m, (_SAMPLES, _CHANNELS), kernels.divided(groups, _CHANNELS),
+        m, v, center, *told, samples, groups, *divmod(count, _LOW.value), *divmod(place, _LOW.value), correction,
+        given=parts,
+    )  # fmt: skip
+
+
+def tell_gradients(
+    parts: Parts, total: Tensor, centered: Tensor, what: Blend, m: Tensor, v: Tensor | None, mean: Tensor,
+    rstd: Tensor, scale: Tensor, shares: Any, place: int, told: tuple[Tensor, ...],
+) -> None:  # fmt: skip
+    """What this rank tells of the gradients of BN's; see :func:`mmnorm.core.blends.tell_gradients`."""
+    samples, channels = m.shape
+    groups = what.groups or channels
+    prepared, (weight, _, _, *gate) = _prepared(total, centered, m, mean, rstd, scale, v, what)
+    sums: Any = (None, None)
+    if what.groups is not None:
+        sums = m.new_empty(samples * groups), m.new_empty(samples * groups)
+        kernels.launch(
+            _gradients_over_channels, m, (*parts.scopes, _ROW), samples * groups,
+            *prepared, weight, *gate, None, None, None, None, *sums, None,
+            samples, channels, channels // groups, what.correction, given=parts,
+        )  # fmt: skip
+    kernels.launch(
+        _tell_gradients, m, (*parts.scopes, _SAMPLES, _CHANNELS), kernels.divided(groups, _CHANNELS),
+        *prepared, weight, *gate, shares, *sums, *told, samples, groups, channels // groups, what.instances,
+        what.gate_eps, place, given=parts,
+    )  # fmt: skip
 
 
 def coefficient_gradients(
     parts: Parts, total: Tensor, centered: Tensor, what: Blend, needs_ratios: bool, m: Tensor, v: Tensor | None,
     mean: Tensor, rstd: Tensor, scale: Tensor, ln_mean: Any, ln_var: Any, bn_mean: Any, bn_var: Any, r: Any, d: Any,
-    shares: Any,
+    shares: Any, part: Any, added: Any = None,
 ) -> tuple:  # fmt: skip
     """The gradients of the moments and of a blend's tensors; see :func:`mmnorm.core.blends.coefficient_gradients`."""
     samples, channels = m.shape
     groups, width = (1, channels) if what.groups is None else (what.groups, channels // what.groups)
-    grouped = parts.pooled and what.groups is not None
-    # of ATen they may be of fewer samples
-    mean, rstd, scale = (plane if plane.shape == m.shape else plane.expand_as(m) for plane in (mean, rstd, scale))
-    *prepared, v, weight, bias, center, gate_weight, gate_bias = _contiguous(
-        (total, centered, m, mean, rstd, scale, v, *what.tensors()[2:])
-    )
+    grouped = parts.pooled and what.groups is not None and added is None
+    prepared, vectors = _prepared(total, centered, m, mean, rstd, scale, v, what)
+    weight, _, center, *gate = vectors
     sums: Any = (None, None)
     dratios: Any = (None, None)
     dshares = None
@@ -126,20 +174,34 @@ def coefficient_gradients(
             dshares, dratios = m.new_empty(2, len(what.scopes), samples), [torch.empty_like(t) for t in what.ratios]
         kernels.launch(
             _gradients_over_channels, m, (*parts.scopes, _ROW), samples * groups,
-            *prepared, v, weight, gate_weight, gate_bias, ln_mean, ln_var, bn_mean, bn_var, *sums, dshares,
+            *prepared, weight, *gate, ln_mean, ln_var, bn_mean, bn_var, *sums, dshares,
             samples, channels, width, what.correction, given=parts,
         )  # fmt: skip
     dm, dv = torch.empty_like(prepared[0]), torch.empty_like(prepared[0])
-    vectors = weight, bias, center, gate_weight, gate_bias
     dvectors = [None if vector is None else torch.empty_like(vector) for vector in vectors]
     kernels.launch(
         _gradients, m, (*parts.scopes, parts.pooled, grouped, _SAMPLES, _CHANNELS),
         kernels.divided(channels, _CHANNELS),
-        *prepared, v, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares, *sums, dshares,
-        dm, dv, *dvectors, *dratios, samples, channels, width, what.instances, what.correction, what.gate_eps,
-        given=parts,
+        *prepared, weight, center, *gate, ln_mean, bn_mean, r, d, shares, part, *(added or (None, None)), *sums,
+        dshares, dm, dv, *dvectors, *dratios, samples, channels, 1 if what.groups is None else width,
+        what.instances, what.correction, what.gate_eps, given=parts,
     )  # fmt: skip
     return dm, dv, *dratios, *dvectors
+
+
+def _pool_channels(parts, m, v, batches, rows, columns, correction):
+    """Mean and variance of rows of so many channels, (rows, 1) each; the number of batches counts on."""
+    sums = m.new_empty(rows, 1), m.new_empty(rows, 1)
+    kernels.launch(_over_channels, m, (_ROW,), rows, m, v, batches, *sums, columns, correction, given=parts)
+    return sums
+
+
+def _prepared(total, centered, m, mean, rstd, scale, v, what):
+    """As the kernels of gradients read them: the planes, and what each channel has."""
+    # of ATen they may be of fewer samples
+    mean, rstd, scale = (plane if plane.shape == m.shape else plane.expand_as(m) for plane in (mean, rstd, scale))
+    prepared = _contiguous((total, centered, m, mean, rstd, scale, v, *what.tensors()[2:]))
+    return prepared[:7], prepared[7:]
 
 
 def _is_plain(buffers: Any, kind: type) -> bool:
@@ -198,6 +260,72 @@ def _shifted(means, exists, center, channel, column_exists):
     return own
 
 
+@triton.jit
+def _over_samples(
+    m, v, center, samples, channel, channels, columns, column, correction,
+    SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Mean and variance of a block of channels over all samples, of a plane of so many columns."""
+    column_exists = channel < channels
+    total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+    for start in range(0, samples, SAMPLES):
+        _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
+        total += _shifted(m + at, exists, center, channel, column_exists)
+    mean = tl.sum(total, 0) / samples
+    total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+    for start in range(0, samples, SAMPLES):
+        _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
+        distance = _shifted(m + at, exists, center, channel, column_exists) - mean[None, :]
+        own_var = tl.load(v + at, exists, other=0.0) * correction
+        total += tl.where(exists, own_var + distance * distance, 0.0)
+    return mean, tl.sum(total, 0) / samples
+
+
+@triton.jit
+def _over_ranks(
+    told, ranks, channel, channels, groups, group, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Mean, variance and number of elements of a block of channels, of what ranks tell of groups, by Chan's formula."""
+    means, stride = told + 2, 2 + 3 * groups
+    variances, counts = means + groups, means + 2 * groups
+    elements = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+    total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+    for start in range(0, ranks, SAMPLES):
+        _, exists, at = _tile(start, ranks, channel, channels, stride, group, SAMPLES)
+        count = tl.load(counts + at, exists, other=0.0).to(tl.float32)
+        elements += count
+        total += count * tl.load(means + at, exists, other=0.0).to(tl.float32)
+    found = tl.where(channel < channels, tl.sum(elements, 0), 1.0)
+    number = tl.maximum(found, 1.0)
+    mean = tl.sum(total, 0) / number
+    total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
+    for start in range(0, ranks, SAMPLES):
+        _, exists, at = _tile(start, ranks, channel, channels, stride, group, SAMPLES)
+        count = tl.load(counts + at, exists, other=0.0).to(tl.float32)
+        distance = tl.load(means + at, exists, other=0.0).to(tl.float32) - mean[None, :]
+        total += count * (tl.load(variances + at, exists, other=0.0).to(tl.float32) + distance * distance)
+    return mean, tl.sum(total, 0) / number, found
+
+
+@jit
+def _tell_statistics(
+    m, v, center, place, number, mean, var, count, samples, groups, count_high, count_low, place_high, place_low,
+    correction, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """BN's mean and variance of a block of groups over this rank's samples, in float64."""
+    group = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    own_mean, own_var = _over_samples(
+        m, v, center, samples, group, groups, groups, group, correction, SAMPLES, CHANNELS
+    )
+    tl.store(mean + group, own_mean.to(tl.float64), group < groups)
+    tl.store(var + group, own_var.to(tl.float64), group < groups)
+    zeros = tl.zeros([CHANNELS], tl.float64)
+    tl.store(count + group, zeros + count_high.to(tl.float64) * _LOW + count_low, group < groups)
+    if tl.program_id(0) == 0:
+        tl.store(place, place_high.to(tl.float64) * _LOW + place_low)
+        tl.store(number, samples.to(tl.float64))
+
+
 @jit
 def _over_channels(m, v, batches, mean, var, width, correction, COLUMNS: tl.constexpr):
     """Mean and variance of so many channels that follow each other; the number of batches counts on."""
@@ -224,30 +352,27 @@ def _over_channels(m, v, batches, mean, var, width, correction, COLUMNS: tl.cons
 def _blend(
     m, v, mean_ratios, var_ratios, weight, bias, center, gate_weight, gate_bias,
     renorm_mean, renorm_var, renorm_batches, running_mean, running_var, running_batches,
-    grouped_m, grouped_v, ln_mean, ln_var, bn_mean, bn_var, shares, mean, rstd, scale, r, d, shift,
-    samples, channels, width, instances, eps, correction, gate_eps, momentum, bessel, warmup, since, r_max, d_max,
+    grouped_m, grouped_v, told, ln_mean, ln_var, bn_mean, bn_var, shares, part, mean, rstd, scale, r, d, shift,
+    samples, channels, width, ranks, count, length, instances, eps, correction, gate_eps, momentum, bessel,
+    warmup, since, r_max, d_max,
     IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr,
     SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Mean, rstd and scale of a block of channels, and BN's part of it, which running statistics follow."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     column_exists = channel < channels
+    elements = tl.zeros([CHANNELS], tl.float32) + count
     if POOLED:
         columns, column = channels // width, channel // width
-        total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
-        for start in range(0, samples, SAMPLES):
-            _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
-            own = _shifted(grouped_m + at, exists, center, channel, column_exists)
-            total += own
-        pooled_mean = tl.sum(total, 0) / samples
-        total = tl.zeros([SAMPLES, CHANNELS], tl.float32)
-        for start in range(0, samples, SAMPLES):
-            _, exists, at = _tile(start, samples, channel, channels, columns, column, SAMPLES)
-            own = _shifted(grouped_m + at, exists, center, channel, column_exists)
-            distance = own - pooled_mean[None, :]
-            own_var = tl.load(grouped_v + at, exists, other=0.0) * correction
-            total += tl.where(exists, own_var + distance * distance, 0.0)
-        pooled_var = tl.sum(total, 0) / samples
+        if told is not None:
+            pooled_mean, pooled_var, elements = _over_ranks(
+                told, ranks, channel, channels, columns, column, SAMPLES, CHANNELS
+            )
+            tl.store(part + column, length / elements, column_exists & (channel % width == 0))
+        else:
+            pooled_mean, pooled_var = _over_samples(
+                grouped_m, grouped_v, center, samples, channel, channels, columns, column, correction, SAMPLES, CHANNELS
+            )
         tl.store(bn_mean + channel, pooled_mean, column_exists)
         tl.store(bn_var + channel, pooled_var, column_exists)
     elif BN:
@@ -282,7 +407,8 @@ def _blend(
         held = tl.load(running_mean + channel // width, first, other=0.0)
         tl.store(running_mean + channel // width, held + momentum * (pooled_mean - held), first)
         held = tl.load(running_var + channel // width, first, other=0.0)
-        tl.store(running_var + channel // width, held + momentum * (pooled_var * bessel - held), first)
+        unbiased = pooled_var * (elements / tl.maximum(elements - bessel, 1.0))
+        tl.store(running_var + channel // width, held + momentum * (unbiased - held), first)
     if running_batches is not None:  # noqa: SIM102
         if tl.program_id(0) == 0:  # not `and`: only the compiler's constants decide what there is
             tl.store(running_batches, tl.load(running_batches) + 1)
@@ -417,6 +543,39 @@ def _gradients_over_channels(
             tl.store(of_var + (IN + LN) * samples, tl.sum(var_bn, 0))
 
 
+@jit
+def _tell_gradients(
+    total, centered, m, mean, rstd, scale, v, weight, gate_weight, gate_bias, shares, dmeans, dvars,
+    place, dmean_told, dvar_told, samples, groups, width, instances, gate_eps, own_place,
+    IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """The gradients of BN's mean and variance of a block of groups, summed over this rank's samples."""
+    group = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    sum_mean, sum_var = tl.zeros([SAMPLES, CHANNELS], tl.float32), tl.zeros([SAMPLES, CHANNELS], tl.float32)
+    for start in range(0, samples, SAMPLES):
+        _, exists, at = _tile(start, samples, group, groups, groups, group, SAMPLES)
+        if dmeans is not None:  # means over a group
+            dmean, dvar = (
+                tl.load(dmeans + at, exists, other=0.0) * width,
+                tl.load(dvars + at, exists, other=0.0) * width,
+            )
+        else:
+            _, _, _, _, dmean, dvar, _, _, _, _ = _gradients_at(
+                at, group[None, :], exists, total, centered, m, mean, rstd, scale, v, weight, gate_weight, gate_bias,
+                gate_eps,
+            )  # fmt: skip
+        sum_mean += dmean
+        sum_var += dvar
+    a, b = 1.0, 1.0
+    if shares is not None:
+        a, b = tl.load(shares + IN + LN), tl.load(shares + IN + LN + BN + IN + LN)
+    is_pooled = group >= instances
+    tl.store(dmean_told + group, tl.where(is_pooled, a * tl.sum(sum_mean, 0), 0.0), group < groups)
+    tl.store(dvar_told + group, tl.where(is_pooled, b * tl.sum(sum_var, 0), 0.0), group < groups)
+    if tl.program_id(0) == 0:
+        tl.store(place, own_place.to(tl.float32))
+
+
 @triton.jit
 def _gradient_of_softmax(dshares, shares, dratios, samples, SCOPES: tl.constexpr, SAMPLES: tl.constexpr):
     """From each sample's part of the gradients of the shares."""
@@ -434,7 +593,8 @@ def _gradient_of_softmax(dshares, shares, dratios, samples, SCOPES: tl.constexpr
 @jit
 def _gradients(
     total, centered, m, mean, rstd, scale, v, weight, center, gate_weight, gate_bias, ln_mean, bn_mean, r, d, shares,
-    dmeans, dvars, dshares, dm, dv, dweight, dbias, dcenter, dgate_weight, dgate_bias, dmean_ratios, dvar_ratios,
+    part, added_mean, added_var, dmeans, dvars, dshares, dm, dv, dweight, dbias, dcenter, dgate_weight, dgate_bias,
+    dmean_ratios, dvar_ratios,
     samples, channels, width, instances, correction, gate_eps,
     IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr, GROUPED: tl.constexpr,
     SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -460,7 +620,8 @@ def _gradients(
             dmean, dvar = tl.load(dmeans + at, exists, other=0.0), tl.load(dvars + at, exists, other=0.0)
         sum_mean += dmean
         sum_var += dvar
-        sum_own += own
+        if added_mean is None:
+            sum_own += own
     dgamma, dbeta = tl.sum(sum_weight, 0), tl.sum(sum_bias, 0)
     if r is not None:
         dgamma *= tl.load(r + channel, column_exists, other=0.0)
@@ -474,6 +635,10 @@ def _gradients(
         tl.store(dgate_bias + channel, tl.sum(sum_argument, 0), column_exists)
     pooled_mean, pooled_var = (tl.sum(sum_mean, 0) / samples)[None, :], (tl.sum(sum_var, 0) / samples)[None, :]
     own_mean = (tl.sum(sum_own, 0) / samples)[None, :]
+    if added_mean is not None:
+        of_each = tl.load(part + channel // width, column_exists, other=0.0)
+        pooled_mean = (of_each * tl.load(added_mean + channel // width, column_exists, other=0.0))[None, :]
+        pooled_var = (of_each * tl.load(added_var + channel // width, column_exists, other=0.0))[None, :]
     sum_center = 0.0 * sum_bias
     for start in range(0, samples, SAMPLES):
         sample, exists, at = _tile(start, samples, channel, channels, channels, channel, SAMPLES)
@@ -498,7 +663,7 @@ def _gradients(
         of_bn = 0.0 * of_m
         if POOLED:
             a, b = 1.0, 1.0
-            if shares is not None:
+            if shares is not None and added_mean is None:  # they have taken part in what is added
                 a, b = tl.load(shares + IN + LN), tl.load(shares + IN + LN + BN + IN + LN)
             distance = own - _at(bn_mean, channel, column_exists)
             if center is not None:

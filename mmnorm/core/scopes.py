@@ -6,6 +6,7 @@ in detection two ranks hold different N, H, W.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,8 @@ def pool_ranks(
     with torch.no_grad():
         counts = elements.to(mean) if torch.is_tensor(elements) else torch.full_like(mean, elements)
         place = peers.enter(mean.dtype) if peers else math.nan
-        header = (mean.new_full((1,), value, dtype=torch.float64) for value in (place, samples))
+        header: Any = place, samples
+        header = (mean.new_full((1,), value, dtype=torch.float64) for value in header)
         own = torch.cat([*header, *(plane.reshape(-1) for plane in (mean, var, counts))])
         messages = gather(own, place, group, peers).to(mean.dtype)
         samples = messages[:, 1].sum()

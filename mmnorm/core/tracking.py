@@ -27,8 +27,13 @@ class Running(NamedTuple):
     others: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
-    def __call__(self, mean: Tensor, var: Tensor, elements: float | Tensor, *others: Tensor) -> None:
-        """Move on by a batch's mean and variance, (G,) each, over so many elements; a tensor may be 0, of none."""
+    def __call__(
+        self, mean: Tensor, var: Tensor, elements: float | Tensor, *others: Tensor, samples: int | Tensor = 0
+    ) -> None:
+        """Move on by a batch's mean and variance, (G,) each, over so many elements; a tensor may be 0, of none.
+
+        The number of samples, which others are told as well, is of no concern here.
+        """
         # in the type of the batch's statistics: buffers of half precision would round on the way
         dtype = torch.promote_types(mean.dtype, self.mean.dtype)
         held: Any = 1

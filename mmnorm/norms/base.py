@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mmnorm.core import Blend, blend, constant_affine, normalize, spelled_out, statistics_dtype
+from mmnorm.core import BN, Blend, blend, constant_affine, normalize, spelled_out, statistics_dtype
 from mmnorm.terminal import config
 
 from .arguments import DEVICE, DTYPE, FLAG, GROUP, NONE, checked, integer, note_stock_arguments, number, one_of
@@ -223,12 +223,13 @@ class PlaneNorm(Controls, RunningStatistics):
 
     def blended(self, x: Tensor, scopes: Sequence[int], **parts: Any) -> Blend:
         """A blend of BN's part in training, of the running statistics in evaluation, and of gamma and beta."""
-        batch = self.tracker(x.shape[0]) if self.by_batch else self.held_statistics(statistics_dtype(x))
-        return Blend(scopes, batch, **{'weight': self.weight, 'bias': self.bias, **parts})
+        batch = self.tracker() if self.by_batch else self.held_statistics(statistics_dtype(x))
+        peers = self.peers() if BN in scopes and self.spans_ranks() else None
+        return Blend(scopes, batch, **{'weight': self.weight, 'bias': self.bias, 'peers': peers, **parts})
 
     def _may_blend(self, x):
-        # subclasses of Tensor (DTensor) have rules of their own, and ranks an exchange of their own
-        return x.numel() > 0 and not (spelled_out() or is_traceable_wrapper_subclass(x) or self.spans_ranks())
+        # subclasses of Tensor (DTensor) have rules of their own
+        return x.numel() > 0 and not (spelled_out() or is_traceable_wrapper_subclass(x))
 
     def running_affine(self, x: Tensor) -> Tensor:
         """Evaluate as BN: normalize by the running statistics, a constant affine per channel."""

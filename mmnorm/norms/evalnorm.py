@@ -5,6 +5,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from mmnorm.core import BN
+
 from . import estimate
 from .arguments import FLAG, NONE, checked, integer, one_of
 from .batch_size import MODES, BatchSizeRule
@@ -87,6 +89,9 @@ class EN(BatchSizeRule):
         if self.by_batch:
             return *self.batch_statistics(mean, var, count), *self.gamma_beta
         return *self.evaluated(mean, var), *self.gamma_beta
+
+    def blend(self, x):
+        return self.blended(x, [BN]) if self.by_batch and not self.virtual_batch_size else None
 
     def evaluated(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The corrected mean and variance of each sample (evalnorm, Eq. 5 and 6) from its moments, (N, C)."""

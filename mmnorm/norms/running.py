@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from mmnorm.core import Running, moments, neighbors, peers_of, pool, pool_ranks, spelled_out
+from mmnorm.core import Peers, Running, moments, neighbors, peers_of, pool, pool_ranks, spelled_out
 
 from .checks import called
 from .passes import recomputing
@@ -151,9 +151,8 @@ class RunningStatistics(nn.BatchNorm2d):
             # a rank whose input has no graph, as that of no RoIs may have none, takes part in the backward pass that
             # the other ranks wait for all the same
             mean = mean + 0 * self.weight.sum()
-        group = self._ranks()
-        peers = None if spelled_out() else peers_of(self, group, _called_with_width)
-        return pool_ranks(mean, var, elements, samples, group, peers)
+        peers = None if spelled_out() else self.peers()
+        return pool_ranks(mean, var, elements, samples, self._ranks(), peers)
 
     def track(
         self, mean: Tensor, var: Tensor, elements: float | Tensor, samples: int | Tensor, *others: Tensor
@@ -171,10 +170,10 @@ class RunningStatistics(nn.BatchNorm2d):
             Running.__call__(self._running(), mean, var, elements, *others)  # which torch.compile can follow
             self.see_batch_size(samples)
 
-    def tracker(self, samples: int) -> Callable:
-        """What :meth:`track` does for batches of so many samples; a :class:`Running` where it does nothing else."""
+    def tracker(self) -> Callable:
+        """What does what :meth:`track` does; a :class:`Running` where that is all it does."""
         if not _only_tracks(type(self)):  # type: ignore[arg-type]
-            return partial(self.track, samples=samples)
+            return self.track
         return self._running() if self._tracks() else _track_nothing
 
     def _tracks(self):
@@ -228,6 +227,10 @@ class RunningStatistics(nn.BatchNorm2d):
             return False
         return distributed.get_world_size(self._ranks()) > 1
 
+    def peers(self) -> Peers:
+        """The ranks that BN's part is over, with what they know of each other."""
+        return peers_of(self, self._ranks(), _called_with_width)
+
     def _ranks(self):
         """The process group that BN's part is taken over."""
         if self.group_size is None:
@@ -255,5 +258,5 @@ def _called_with_width(layer):
     return f'{called(layer)} ({layer.num_features} channels)'
 
 
-def _track_nothing(mean, var, elements):
+def _track_nothing(mean, var, elements, samples):
     """Of a layer without running statistics, or in a pass that is computed a second time."""

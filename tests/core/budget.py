@@ -10,12 +10,15 @@ run eagerly. Host time is that of an eager layer over nn.BatchNorm2d's on the sa
 counts: by the clock, so that no test compares it, and what is written stays where it changed by less than a fifth.
 """
 
+import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mmnorm.files import read_json, write_json
 from mmnorm.norms import NORMS
@@ -34,6 +37,18 @@ LAYERS = {
     'EN known': lambda channels: NORMS['EN'](channels, batch_size=4),
     **{name: norm for name, norm in NORMS.items() if not name.startswith('Sync') and name != 'EN'},
 }
+#: Counted on one of two ranks, each of whose collectives is a launch.
+EXCHANGING = {name: norm for name, norm in NORMS.items() if name.startswith('Sync')}
+
+
+@contextlib.contextmanager
+def two_ranks() -> Iterator[None]:
+    """A process group of which there is this rank alone: its collectives return at once."""
+    distributed.init_process_group('fake', rank=0, world_size=2, store=FakeStore())
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def measure(build, dtype: str, memory_format: str) -> dict[str, list]:
@@ -95,10 +110,11 @@ def host_times(rounds: int = 30, calls: int = 10) -> dict[str, dict[str, float]]
 
 def counts() -> dict:
     """Of every norm, type and memory format."""
-    return {
-        name: {f'{dtype} {layout}': measure(build, dtype, layout) for dtype in TYPES for layout in FORMATS}
-        for name, build in LAYERS.items()
-    }
+    with two_ranks():
+        return {
+            name: {f'{dtype} {layout}': measure(build, dtype, layout) for dtype in TYPES for layout in FORMATS}
+            for name, build in (LAYERS | EXCHANGING).items()
+        }
 
 
 def counts_compiled() -> dict:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import distributed
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmnorm.core import (
@@ -25,8 +26,11 @@ from mmnorm.core import (
     plane_kernels,
     position_kernels,
     positions,
+    ranks,
     use_triton,
 )
+from mmnorm.core.ranks import parts_of
+from mmnorm.norms import PlaneNorm
 
 from ..norms.cases import EVERY, build, described, randomized
 from .cards import kernels_everywhere
@@ -358,11 +362,87 @@ def test_blends_equal_their_formulas(launched, monkeypatch, cfg, samples, traini
         *zip(*map(tree_leaves, (what.batch, exact_what.batch))),
     ]
     for ours, wanted in pairs:
-        if not torch.is_tensor(ours):
-            assert not torch.is_tensor(wanted)
-            continue
+        assert_near(ours, wanted)
+
+
+PLACE = 2**48 + 2**24 - 1  # exact in float64 alone
+
+
+@torch.no_grad()
+def over_ranks(whats, moments, sums, positions, eps):
+    """What each rank finds that has samples, as a list; the ranks' messages are passed on by hand."""
+    groups = whats[0].groups or moments[0][0].shape[1]
+    full = [(what, *own, length) for what, own, length in zip(whats, moments, positions) if len(own[0])]
+    counts = [m.numel() // groups * length for _, m, _, length in full]
+    told = torch.zeros(len(moments), 2 + 3 * groups, dtype=torch.float64)
+    rows = [row for row, (m, _) in zip(told, moments) if len(m)]
+    for (what, m, v, _), count, row in zip(full, counts, rows):
+        blends.tell_statistics(m, v, what, count, PLACE, parts_of(row))
+        assert row[:2].tolist() == [PLACE, len(m)] and row[-groups:].tolist() == [count] * groups
+    found = [blends.coefficients(m, v, what, count, eps, told) for (what, m, v, _), count in zip(full, counts)]
+    saved = [(m, v, *own[:3], *own[4:]) for (_, m, v, _), own in zip(full, found)]
+    whats = [what._replace(renorm=None) for what, *_ in full]
+    sums = [own for own in sums if len(own[0])]
+    added = torch.zeros(1 + 2 * groups, dtype=moments[0][0].dtype)
+    for what, own, kept in zip(whats, sums, saved):
+        message = torch.full_like(added, float('nan'))
+        parts = message.split([1, groups, groups])
+        blends.tell_gradients(*own, what, *kept[:5], *kept[-2:-1], 4095, parts)
+        added += message
+    assert added[0] == 4095 * len(full)
+    return [
+        (*own, *blends.coefficient_gradients(*two, what, what.ratios is not None, *kept, added[1:].chunk(2)))
+        for what, two, kept, own in zip(whats, sums, saved, found)
+    ]
+
+
+def assert_near(ours, wanted):
+    assert torch.is_tensor(ours) == torch.is_tensor(wanted)
+    if torch.is_tensor(ours):
         off = (ours.double() - wanted).abs().max()
         assert off <= 3e-6 * (10 + wanted.abs().max()), f'{off:.3g} of {wanted.abs().max():.3g}'
+
+
+@pytest.mark.parametrize('positions', [(9, 9, 0, 9), (4, 100, 0, 9)], ids=['equal', 'of different sizes'])
+@pytest.mark.parametrize(
+    'cfg', [cfg for cfg in BLENDS if cfg['type'] != 'SN' or len(cfg) == 1 or 'unbiased' in cfg], ids=described
+)
+def test_ranks_together_have_the_statistics_and_the_gradients_of_the_whole(launched, monkeypatch, cfg, positions):
+    """By kernels what ATen has in float64; which is what one rank has, where all samples have the same weight."""
+    monkeypatch.setattr(plane_kernels, '_ROW', 8)
+    monkeypatch.setattr(plane_kernels, '_SAMPLES', 2)
+    samples, channels = [5, 1, 0, 3], 12
+    layer = randomized(build(cfg, channels)).train()
+    layer.num_batches_tracked += 5
+    what, whole = layer.blend(torch.randn(2, channels, 3, 3)), (sum(samples), channels)
+    m, v, total, centered = torch.randn(whole) * 2 + 10, torch.rand(whole) + 0.5, torch.randn(whole), torch.randn(whole)
+    moments, sums = (list(zip(*(plane.split(samples) for plane in planes))) for planes in ((m, v), (total, centered)))
+    exact = in_double((what, m, v, total, centered))
+    whats, exact_whats = ([tree_map_only(torch.Tensor, torch.clone, w) for _ in samples] for w in (what, exact[0]))
+    found = over_ranks(whats, moments, sums, positions, layer.eps)
+    assert {'_tell_statistics', '_blend', '_tell_gradients', '_gradients'} <= set(launched)
+    launched.clear()
+    wanted = over_ranks(exact_whats, in_double(moments), in_double(sums), positions, layer.eps)
+    assert not launched
+    for pair in zip(
+        tree_leaves((found, [w.batch for w in whats])), tree_leaves((wanted, [w.batch for w in exact_whats]))
+    ):
+        assert_near(*pair)
+    if len({length for length in positions if length}) > 1:
+        return
+    what, m, v, total, centered = exact
+    own = blends.coefficients(m, v, what, positions[0] * m.numel() // (what.groups or channels), layer.eps)
+    kept, plain = (m, v, *own[:3], *own[4:]), what._replace(renorm=None)
+    own += blends.coefficient_gradients(total, centered, plain, what.ratios is not None, *kept)
+    of_ranks, (start, end) = list(zip(*wanted)), (len(own) - 9, len(own) - 7)
+    for i in (0, 1, 2, *range(start, end)):  # mean, rstd, scale, dm and dv
+        ours = torch.cat([part.expand(size, -1) for part, size in zip(of_ranks[i], (5, 1, 3), strict=True)])
+        torch.testing.assert_close(ours, own[i].expand(whole))
+    for parts, expected in zip(of_ranks[end:], own[end:], strict=True):  # of what is learned
+        if expected is not None:
+            torch.testing.assert_close(sum(parts), expected)
+    for ours, expected in zip(exact_whats[0].batch[:3], what.batch[:3]):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_a_sample_that_overflows_is_alone(everywhere):
@@ -571,6 +651,38 @@ def test_switched_off(launched, monkeypatch):
 def unchecked():
     with kernels_everywhere(checked=False):
         yield
+
+
+@pytest.fixture
+def one_rank(monkeypatch):
+    """A process group of this rank alone, of which layers take it that there are more."""
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(PlaneNorm, 'spans_ranks', lambda self: self.sync and self.training)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('name', ['SyncSN', 'SyncRBN', 'SyncBGN', 'SyncEN'])
+def test_layers_that_exchange_are_checked_before_too(one_rank, unchecked, name):
+    """Neither a check nor anything else is an exchange that other ranks would wait for."""
+    layers = [randomized(build(dict(type=name))), randomized(build(dict(type=name.removeprefix('Sync'))))]
+    layers[1].load_state_dict(layers[0].state_dict())
+    base, grad, found = tensor((4, 8, 3, 5), offset=2), tensor((4, 8, 3, 5)), []
+    for layer in layers:
+        use_triton(layer is layers[0])
+        x = base.clone().requires_grad_()
+        with (
+            mock.patch.object(ranks, '_all_gather', wraps=ranks._all_gather) as gather,
+            mock.patch.object(distributed, 'all_reduce', wraps=distributed.all_reduce) as reduce,
+            mock.patch.object(backends, '_works', wraps=backends._works) as works,
+        ):
+            y = layer(x)
+            y.backward(grad)
+        assert gather.call_count == reduce.call_count == layer.sync
+        checked = {call.args[1].__name__ for call in works.call_args_list}
+        assert ({'tell_statistics', 'coefficients', 'tell_gradients', 'coefficient_gradients'} <= checked) == layer.sync
+        found.append([y, x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()])
+    torch.testing.assert_close(*found, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(

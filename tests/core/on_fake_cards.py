@@ -11,11 +11,10 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import distributed
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
+from mmnorm.core import Peers
 from mmnorm.files import read_json
 from mmnorm.norms import NORMS
 from mmnorm.norms.whitening import Whitening
@@ -34,6 +33,14 @@ from .cards import (
 )
 
 LAST = torch.channels_last
+
+
+@pytest.fixture
+def two_ranks():
+    """See there."""
+    with budget.two_ranks():
+        yield
+
 
 # the compiler
 
@@ -55,6 +62,8 @@ NARROW = [
 #: How many tiles a kernel loads, the first twice where it takes moments, and how many it stores.
 LOADS = {'_moments': 2, '_affine': 1, '_reduce': 2, '_input_gradient': 2}
 PLANE = '_over_channels', '_blend', '_gradients_over_channels', '_gradients'
+#: Norms whose exchange is written and read by the plane's kernels.
+EXCHANGING = 'SyncSN', 'SyncRBN', 'SyncBGN'
 STORES = {'_moments': 0, '_affine': 1, '_reduce': 0, '_input_gradient': 1}
 
 
@@ -109,17 +118,20 @@ def check_registers(kernel, name, constants, folder):
     assert stack == local == 0 and registers <= 128, (name, constants, usage)
 
 
-@pytest.mark.parametrize('architecture, names', [(90, ['RBN', 'RBN*', 'BGN', 'BRN', 'IBN']), (80, ['RBN', 'BRN'])])
-def test_the_planes_kernels_compile_without_spills(tmp_path, architecture, names):
+@pytest.mark.parametrize(
+    'architecture, names', [(90, ['RBN', 'RBN*', 'BGN', 'BRN', 'IBN', *EXCHANGING]), (80, ['RBN', 'BRN', 'SyncSN'])]
+)
+def test_the_planes_kernels_compile_without_spills(monkeypatch, two_ranks, tmp_path, architecture, names):
     """Of SN they are compiled above."""
     from mmnorm.core import kernels
 
+    monkeypatch.setattr(Peers, '_looks', lambda *_: False)  # at messages that nothing has written
     with counting_driver(architecture):
         for name in names:
             x = torch.zeros(2, 8, 4, 4, requires_grad=True)
-            budget.LAYERS[name](8)(x).backward(torch.zeros_like(x))
+            (budget.LAYERS | budget.EXCHANGING)[name](8)(x).backward(torch.zeros_like(x))
         compiled = dict(kernels._compiled)
-    assert {key[0] for key in compiled} >= {'_blend', '_gradients'}
+    assert {key[0] for key in compiled} >= {'_blend', '_gradients', '_tell_statistics', '_tell_gradients'}
     for key, kernel in compiled.items():
         check_registers(kernel, key[0], key[3], tmp_path)
 
@@ -342,14 +354,6 @@ def test_a_layer_on_another_device_than_its_input_is_a_clear_error(cfg):
                 norm(x)
 
 
-@pytest.fixture(scope='module')
-def two_ranks():
-    """A process group of which there is this rank alone: its collectives return at once."""
-    distributed.init_process_group('fake', rank=0, world_size=2, store=FakeStore())
-    yield
-    distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize('dtype, layout', [(torch.float32, torch.contiguous_format), (torch.bfloat16, LAST)])
 @pytest.mark.parametrize('name', [name for name in NORMS if name.startswith('Sync')])
 def test_ranks_meet_once_each_way_and_nobody_waits(two_ranks, name, dtype, layout):
@@ -358,6 +362,7 @@ def test_ranks_meet_once_each_way_and_nobody_waits(two_ranks, name, dtype, layou
     with fake_card():
         on_fake_card(norm)
         for _ in range(2):
+            norm.zero_grad()
             x = torch.empty(4, 8, 3, 5, dtype=dtype, device=FAKE).contiguous(memory_format=layout).requires_grad_()
             with Counter(x) as forward, kernels_on_fake_card(forward):
                 y = norm(x)
@@ -366,6 +371,15 @@ def test_ranks_meet_once_each_way_and_nobody_waits(two_ranks, name, dtype, layou
             assert forward.collectives == ['_allgather_base_'] and backward.collectives == ['allreduce_']
             # those that whiten multiply matrices, whose traffic the budget has
             assert forward.units + backward.units == 8 or isinstance(norm, Whitening)
+            if name in EXCHANGING:
+                over_channels = ['_over_channels'] if name != 'SyncRBN' else []
+                told, answered = ['_tell_statistics'], ['_tell_gradients']
+                first = [*told, *over_channels] if name == 'SyncSN' else [*over_channels, *told]
+                gradients = [f'_gradients{kernel}' for kernel in over_channels]
+                last = [*answered, *gradients] if name == 'SyncSN' else [*gradients, *answered]
+                assert forward.kernels == ['_moments', *first, '_blend', '_affine']
+                assert backward.kernels == ['_reduce', *last, '_gradients', '_input_gradient']
+                assert forward.launches == len(forward.kernels) + 1 and backward.launches == len(backward.kernels) + 1
             for result in (y, x.grad):
                 assert (result.device, result.dtype, result.stride()) == (x.device, dtype, x.stride())
         with Counter(x) as counter, kernels_on_fake_card(counter), torch.no_grad():

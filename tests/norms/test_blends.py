@@ -10,7 +10,7 @@ from .cases import CHANNELS, EVERY, build, described, randomized
 # of a layer in training; in evaluation those whose statistics then are the running ones are computed as BN
 BLENDED = {
     *('SN', 'SyncSN', 'SN,groups=2', 'SN,batch_stat=False', 'SN,hard=True', 'SN,unbiased=True', 'SSN,hard=True'),
-    *('RBN', 'SyncRBN', 'RBN,center=False', 'GBGN', 'BRN', 'BRN,warmup=0', 'IBN'),
+    *('RBN', 'SyncRBN', 'RBN,center=False', 'GBGN', 'BRN', 'BRN,warmup=0', 'IBN', 'CBN'),
     *(
         'RBN,scale_stat=channel_std',
         'BGN',
