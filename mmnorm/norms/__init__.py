@@ -24,6 +24,7 @@ from .rbn import RBN, SyncRBN
 from .sn import SN, SyncSN
 from .ssn import SSN, SyncSSN, set_sparsity
 from .steps import count_steps
+from .sw import SW, SyncSW
 
 #: Every normalizer by its name, which is that of its class.
 NORMS = {
@@ -31,7 +32,7 @@ NORMS = {
     for norm in (
         *(FrozenBN, SN, SyncSN, RBN, SyncRBN, EN, SyncEN, BGN, SyncBGN, GBGN, PN, BRN, GW, IBN),
         *(FRN, IEBN, SyncIEBN, BCN, SyncBCN, ILM, SSN, SyncSSN, CBN, MABN),
-        *(BW, SyncBW),
+        *(BW, SyncBW, SW, SyncSW),
     )
 }
 #: Normalizers to their twins whose batch statistics are those of all ranks.
@@ -63,6 +64,7 @@ __all__ = [
     'RBN',
     'SN',
     'SSN',
+    'SW',
     'SYNC_TWINS',
     'TLU',
     'BatchFreeNorm',
@@ -76,6 +78,7 @@ __all__ = [
     'SyncRBN',
     'SyncSN',
     'SyncSSN',
+    'SyncSW',
     'count_levels',
     'count_steps',
     'estimate_offline',

@@ -8,6 +8,7 @@ from math import prod
 from mmnorm.core import like, statistics_dtype, whiten
 
 from .arguments import checked, one_of
+from .checks import warn_once
 from .passes import beside_saving_hooks
 from .roots import inverse_root
 from .whitening import Whitening
@@ -57,11 +58,16 @@ class BW(Whitening):
             batch_whitened_groups=0 if kept else self.num_groups, batch_newton_iterations=self.iterations * by_newton
         )
 
-    @property
-    def of_bn(self):
-        if self.tracked == 'matrix':
-            return 'Until then evaluation computes what it computed with BN.'
-        return "Until then evaluation computes nearly what it computed with BN: as nearly as Newton's iterations come."
+    def from_bn(self, tensors):
+        found = self.uncorrelated(tensors)
+        if found:
+            nearly = '' if self.tracked == 'matrix' else ", as nearly as Newton's iterations come to it"
+            warn_once(
+                f'{type(self).__name__}: a BN checkpoint is loaded; the channels of a group are taken to be '
+                'uncorrelated, as BN takes them, until training finds how they are. Until then evaluation computes '
+                f'what it computed with BN{nearly}.'
+            )
+        return tensors | found
 
     def normalize(self, x):
         samples, channels, *positions = x.shape

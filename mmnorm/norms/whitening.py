@@ -9,7 +9,6 @@ from mmnorm.core import row_moments
 
 from .arguments import NONE, checked, integer
 from .base import PlaneNorm
-from .checks import warn_once
 from .groups import NUM_GROUPS, cut_channels
 
 
@@ -134,22 +133,14 @@ class Whitening(PlaneNorm):
         """Set the running matrix to that of a covariance, (G, D, D)."""
         self.running_matrix.copy_(self.matrix_of(covariance))
 
-    def from_bn(self, tensors):
+    def uncorrelated(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The running matrix that a BN's tensors stand for, where they have none: that of uncorrelated channels."""
+        var = tensors.get('running_var')
         missing = [name for name in self.control_buffers if name in self._buffers and name not in tensors]
-        if not missing or tensors.get('running_var', self.running_mean[:0]).numel() != self.num_features:
-            return tensors
-        norm = type(self).__name__
-        warn_once(
-            f'{norm}: a BN checkpoint is loaded; the channels of a group are taken to be uncorrelated, as BN takes '
-            f'them, until training finds how they are. {self.of_bn}'
-        )
-        var = tensors['running_var'].to(torch.promote_types(tensors['running_var'].dtype, torch.float32))
-        return tensors | {name: self.matrix_of(var.reshape(self.grouped).diag_embed(), exact=True) for name in missing}
-
-    @property
-    def of_bn(self) -> str:
-        """What evaluation computes of a BN that the layer starts from, in a sentence."""
-        raise NotImplementedError
+        if var is None or var.numel() != self.num_features:
+            return {}
+        covariance = var.to(torch.promote_types(var.dtype, torch.float32)).reshape(self.grouped).diag_embed()
+        return {name: self.matrix_of(covariance, exact=True) for name in missing}
 
     def extra_repr(self):
         return f'{super().extra_repr()}, num_groups={self.num_groups}, iterations={self.iterations}'

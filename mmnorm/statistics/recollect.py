@@ -24,7 +24,7 @@ def recollect(
     The layers normalize each batch by its own statistics, as in training; everything else evaluates. With training
     data it is sn's batch average, in its pooled form also called precise BN; with data of another domain it is AdaBN.
     It is right for batches and images of any sizes and empty batches, and for our layers, whose running statistics may
-    be those of something else than their input (RBN, BGN), or matrices: a whitening matrix (BW) becomes that of the
+    be those of something else than their input (RBN, BGN), or matrices: a matrix (BW, SW) becomes that of the
     covariance of all elements, where training averages those of the batches. Frozen layers keep theirs. A layer that is
     called several times in a pass gets what all calls have together, which may fit none of them:
     :func:`~mmnorm.blocks.per_level` gives it statistics for each.

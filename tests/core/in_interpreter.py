@@ -488,7 +488,7 @@ def test_every_norm_is_that_of_aten(launched, cfg, dtype, layout):
         return
     by_element = cfg['type'] == 'BGN' and layer.num_groups == 16
     if (
-        cfg['type'] not in ('GW', 'BW', 'SyncBW', 'PN', 'FrozenBN', 'FRN') and not by_element
+        cfg['type'] not in ('GW', 'BW', 'SyncBW', 'SW', 'SyncSW', 'PN', 'FrozenBN', 'FRN') and not by_element
     ):  # which are not on the plane
         assert {'_moments', '_affine', '_reduce', '_input_gradient'} <= set(launched)
     if cfg in BLENDS:

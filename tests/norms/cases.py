@@ -46,6 +46,8 @@ VARIANTS = [
     dict(type='SSN', hard=True),
     dict(type='BW', channels_per_group=4),
     dict(type='BW', num_groups=2, tracked='covariance', iterations=7),
+    dict(type='SW', num_groups=2, members=3),
+    dict(type='SW', num_groups=2, members=5),
 ]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 

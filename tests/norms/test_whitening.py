@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmnorm import perturbed, recollect
-from mmnorm.norms import BW
+from mmnorm.norms import BW, GW, SW
 
 from .cases import CHANNELS, build, randomized
 from .test_equations import newton
@@ -92,3 +92,27 @@ def test_reset_starts_matrices_anew():
     layer(torch.randn(4, CHANNELS, 5, 5))
     layer.reset_running_stats()
     assert torch.equal(layer.running_wm[0], torch.eye(CHANNELS))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('picked', [0, 1])
+def test_a_ratio_of_1_is_that_member_alone(picked):
+    """BW, and GW of each group by itself."""
+    layer, x = SW(CHANNELS, num_groups=2).double(), correlated(4, CHANNELS, 6, 5)
+    layer.sw_mean_weight[picked] = layer.sw_var_weight[picked] = 1000
+    if picked:
+        expected = GW(4, num_groups=4).double()(x.reshape(8, 4, 6, 5)).view_as(x)
+    else:
+        expected = BW(CHANNELS, num_groups=2).double()(x)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_bn_checkpoint_in_sw_is_said_to_compute_something_else():
+    with pytest.warns(UserWarning, match='SW: a BN checkpoint is loaded; its ratios start equal, as in the paper, and'):
+        build(dict(type='SW')).load_state_dict(nn.BatchNorm2d(CHANNELS).state_dict())
+
+
+@pytest.mark.parametrize('members', [1, 4])
+def test_an_unknown_number_of_members_is_named(members):
+    with pytest.raises(ValueError, match=rf'SW\(8\): members must be 2, 3 or 5, got {members}'):
+        SW(CHANNELS, members=members)

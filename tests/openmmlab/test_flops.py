@@ -8,7 +8,7 @@ from mmnorm.norms import PlaneNorm
 
 from ..norms.cases import EVERY, build, described
 
-WHITEN = 'GW', 'BW', 'SyncBW'
+WHITEN = 'GW', 'BW', 'SyncBW', 'SW', 'SyncSW'
 over_all = pytest.mark.parametrize('cfg', EVERY, ids=described)
 
 
