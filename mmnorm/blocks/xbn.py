@@ -3,6 +3,7 @@
 Huang et al., CVPR 2022, https://arxiv.org/abs/2203.10778 (paper xbn)
 """
 
+import collections
 import itertools
 from collections.abc import Callable, Collection
 from typing import Any
@@ -24,6 +25,7 @@ def place_xbn(
     stem: bool = False,
     stages: Collection[int] | None = None,
     scope: str | None = None,
+    counted: str = 'backbone',
     build: Callable[[dict, int], nn.Module] = build_norm,
 ) -> list[str]:
     """Replace one BN of each residual block of a built backbone by a batch-free normalizer.
@@ -38,7 +40,7 @@ def place_xbn(
         position (int or tuple[int] or None): Which norms of a block: 1, 2 or 3 (Table 1; two at once are worse,
             footnote 2). None means 2 for a Bottleneck, 1 for a BasicBlock. In an inverted residual 2, the default, is
             after the depthwise convolution, of ShuffleNetV2's projection too; 1 and 3 are before and after it.
-        every (int): The every-th blocks only, counted 1, 2, 3 ... through the whole backbone (D2, D4, D8).
+        every (int): The every-th blocks only, counted 1, 2, 3 ... (D2, D4, D8).
         norm_cfg (dict): The batch-free normalizer. GN takes ``num_groups``, a number (as many as channels, where these
             are fewer) or 'auto', the largest divisor of a layer's channels up to ``max_groups`` (64); or
             ``channels_per_group``. Default GN with 'auto': 64 groups in every ResNet and ResNeXt of the paper.
@@ -47,6 +49,8 @@ def place_xbn(
         scope (str or None): 'full' replaces every norm, downsamples and stem included: Figure 7's "Full". With
             ``stages`` every norm of those, and the stem only if ``stem``: with RBN as norm_cfg the stages of paper
             rbn's Table 4.
+        counted (str): 'backbone' (default): blocks are counted through the whole backbone, as in xbn; 'stage': anew in
+            each stage, as the authors of SW place it (:class:`~mmnorm.norms.SW`; ``every=2``, ``stem=True``).
         build (callable): ``(norm_cfg, channels) -> layer``. Default :func:`~mmnorm.blocks.build_norm`.
 
     Returns:
@@ -57,12 +61,15 @@ def place_xbn(
         ValueError: An argument does not fit the backbone; the message names the layer.
     """
     blocks = residual_blocks(backbone)
-    _check_arguments(backbone, position, every, stages, scope)
+    _check_arguments(backbone, position, every, stages, scope, counted)
     if scope == 'full':
         return [_replace(backbone, name, norm_cfg, build) for name in _all_norms(backbone, stages, stem)]
     names = _stem_norms(backbone)[-1:] if stem else []
-    for number, (stage, block_name, block) in enumerate(blocks, start=1):
-        if number % every == 0 and (stages is None or stage in stages):
+    numbers: collections.Counter = collections.Counter()
+    for stage, block_name, block in blocks:
+        count = stage if counted == 'stage' else None
+        numbers[count] += 1
+        if numbers[count] % every == 0 and (stages is None or stage in stages):
             names += [f'{block_name}.{name}' for name in _norms_at(block_name, block, position)]
     return [_replace(backbone, name, norm_cfg, build) for name in names]
 
@@ -110,11 +117,13 @@ def _norms_of(block):
     return norms
 
 
-def _check_arguments(backbone, position, every, stages, scope):
+def _check_arguments(backbone, position, every, stages, scope, counted):
     if scope not in (None, 'full'):
         raise ValueError(f"xbn: scope must be None or 'full', got {scope!r}")
     if not isinstance(every, int) or every < 1:
         raise ValueError(f'xbn: every must be a positive integer (1, 2, 4 or 8 in the paper), got {every!r}')
+    if counted not in ('backbone', 'stage'):
+        raise ValueError(f"xbn: counted must be 'backbone' or 'stage', got {counted!r}")
     num_stages = len(_stages(backbone))
     if stages is not None and not set(stages) <= set(range(num_stages)):
         raise ValueError(f'xbn: stages must be indices below {num_stages}, got {tuple(stages)}')

@@ -55,6 +55,14 @@ def test_placement_is_counted(name, position, every):
         assert placed == ([position] if number % every == 0 else []), block_name
 
 
+@pytest.mark.parametrize('name', NETWORKS)
+def test_blocks_may_be_counted_anew_in_each_stage(name):
+    backbone = build(NETWORKS[name][0], xbn=dict(every=2, counted='stage', stages=(0, 2), stem=True))
+    norm = 'bn1' if name == 'resnet18' else 'bn2'
+    of_stages = [f'layer{k}.{i}.{norm}' for k in (1, 3) for i in range(1, len(getattr(backbone, f'layer{k}')), 2)]
+    assert backbone.xbn_layers == ['bn1', *of_stages]
+
+
 @pytest.mark.parametrize('depth, expected', [(18, 'bn1'), (50, 'bn2')])
 def test_default_position(depth, expected):
     names = build(dict(type='XBNResNet', depth=depth)).xbn_layers
@@ -127,6 +135,7 @@ def test_more_groups_than_channels_means_as_many_as_channels():
         (dict(position=4), r'position must be 1, 2, 3 or a tuple of them, got 4'),
         (dict(every=0), r'every must be a positive integer'),
         (dict(stages=(4,)), r'stages must be indices below 4, got \(4,\)'),
+        (dict(counted='block'), r"counted must be 'backbone' or 'stage', got 'block'"),
         (dict(scope='all'), r"scope must be None or 'full', got 'all'"),
     ],
 )
