@@ -6,7 +6,7 @@ from importlib import import_module
 from itertools import accumulate
 from typing import NamedTuple
 
-from mmnorm.norms import BW
+from mmnorm.norms import BW, SW
 from mmnorm.norms.groups import cut_channels
 from mmnorm.norms.rbn import STATISTICS
 
@@ -18,6 +18,8 @@ DEPTHS = {
     True: {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
 }
 _STAGES = 4
+#: Norms that whiten, and the mark that tells the iterations where they are not 5.
+_WHITENING = dict(BW=(BW, 'batch_newton_iterations'), SW=(SW, 'switched_iterations'))
 _FIRST_OF_MOBILENET = 'layer1.0.depthwise_conv.conv.weight'
 #: What would do for a network that is not found.
 OTHER = '; for another network give its --config'
@@ -242,14 +244,29 @@ def _norms(weights, norm, host, hard):
                 'it has no instance-normalized halves'
             )
         xbn = dict(position=1, stages=stages, norm_cfg=dict(type='IBN'))
+    elif norm in ('SW', 'SyncSW') and not all(f'{name}.sw_mean_weight' in weights for name in norm_names(weights)):
+        xbn = _switched(weights, norm)
     else:
         return dict(norm_cfg=_norm_cfg(weights, norm, hard)) if norm != 'BN' else {}
     return dict(type=f'XBN{host}', **(dict(xbn=xbn) if xbn else {}))
 
 
-def _norm_cfg(weights, norm, hard):
-    """Arguments of norms which tensors of the same kind show."""
-    layers, name = norm_layers(weights), norm_names(weights)[0]
+def _switched(weights, norm):
+    """Placement of SW as its authors have it; :func:`check_fit` tells whether it is that."""
+    names = [name for name in norm_names(weights) if f'{name}.sw_mean_weight' in weights]
+    stages = sorted({int(stage) - 1 for stage in re.findall(r'^layer(\d+)', '\n'.join(names), re.MULTILINE)})
+    if not stages:
+        raise ValueError(
+            "only files of SW's authors, with names such as layer1.1.sw2.sw_mean_weight, and of networks with SW "
+            'become SW: it has no statistics of pairs of channels'
+        )
+    norm_cfg = _norm_cfg(weights, norm, False, names[0])
+    return dict(every=2, counted='stage', stages=tuple(stages), stem='bn1' in names, norm_cfg=norm_cfg)
+
+
+def _norm_cfg(weights, norm, hard, name=None):
+    """Arguments of norms which tensors of the same kind show: those of a layer, by default the first."""
+    layers, name = norm_layers(weights), name or norm_names(weights)[0]
     first, own = layers.get(name, {}), {}
     kind = kind_of(first)
     if kind in MIXTURES and alike(kind, norm.removeprefix('Sync')):
@@ -270,15 +287,18 @@ def _norm_cfg(weights, norm, hard):
                 if f'{name}.{what}_statistic' in weights
             },
         )
-    elif kind == norm.removeprefix('Sync') == 'BW':
-        iterations = int(weights.get(f'{name}.batch_newton_iterations', 0))
+    elif kind in _WHITENING and kind == norm.removeprefix('Sync'):
+        whitening, mark = _WHITENING[kind]
+        iterations = int(weights.get(f'{name}.{mark}', 0))
         matrices = [layer[leaf] for layer in layers.values() for leaf in OWN['BW'] if leaf in layer]
         channels, sizes = zip(*((matrix.shape[0] * matrix.shape[-1], matrix.shape[-1]) for matrix in matrices))
-        usual = tuple(cut_channels(norm, number, most=BW.usual_size) for number in channels)
+        usual = tuple(cut_channels(norm, number, most=whitening.usual_size) for number in channels)
+        members = len(first['sw_mean_weight']) if kind == 'SW' else None
         own = _without_none(
+            members=members if members != 2 else None,
             channels_per_group=max(sizes) if sizes != usual else None,
             iterations=iterations if iterations not in (0, 5) else None,
-            tracked='covariance' if 'running_cov' in first else None,
+            tracked='covariance' if kind == 'BW' and 'running_cov' in first else None,
         )
     elif kind == norm.removeprefix('Sync') == 'EN':
         mode = mode_of([layer for layer in layers.values() if kind_of(layer) == kind])

@@ -19,11 +19,11 @@ from .layouts import LAYOUTS, find_layout, select, take_backbone, take_network, 
 from .tensors import BATCH_FREE, MIXTURES, OWN, alike, convert_norms, kinds, listed
 
 #: What a network may be converted to: a kind of norm, batch-free norms as XBN places them, or IBN as IBN-Net-a has it.
-TARGETS = ('BN', 'EN', 'RBN', 'IEBN', 'SN', 'SSN', 'BW', 'XBN', 'IBN')
+TARGETS = ('BN', 'EN', 'RBN', 'IEBN', 'SN', 'SSN', 'BW', 'SW', 'XBN', 'IBN')
 #: Norms that take the files of another.
 ALIASES = {
     **dict.fromkeys(('SyncBN', 'FrozenBN', 'BRN', 'CBN'), 'BN'),
-    **{f'Sync{norm}': norm for norm in ('EN', 'RBN', 'IEBN', 'SN', 'SSN', 'BW')},
+    **{f'Sync{norm}': norm for norm in ('EN', 'RBN', 'IEBN', 'SN', 'SSN', 'BW', 'SW')},
 }
 
 

@@ -105,6 +105,19 @@ LAYOUTS = {
         ),
         stated=_SN_STATED,
     ),
+    # the stem and the second, fourth ... blocks of all stages but the last have SW, of whatever number of members
+    'sw': Layout(
+        "SW's authors, Switchable-Whitening (ResNet, torchvision's names)",
+        signs=('layer1.1.sw?.sw_mean_weight',),
+        norms=('SW', 'BN'),
+        rename={r'\bsw(\d)\.': r'bn\1.'},
+        drop=_CLASSIFIER,
+        license="if it is the authors' release: MIT",
+        note=(
+            "no tensor tells the number of Newton's iterations: the 5 of the authors' scripts are assumed. To train on "
+            'as they did give norm_cfg momentum=0.01'
+        ),
+    ),
     # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
     'sn-detectron': Layout(
         "SN's authors, SwitchNorm_Detection (Detectron.pytorch): pretrained backbones and whole detectors",
@@ -320,6 +333,11 @@ def take_backbone(weights, layout):
         raise ValueError(
             f'it is not in the layout {layout}, which has {norms}names such as {wanted.signs[0]}; it '
             f'looks like {other}: --from {other}'
+        )
+    if layout == 'sw' and any(len(value) == 5 for name, value in weights.items() if name.endswith('.sw_mean_weight')):
+        raise ValueError(
+            "its SW has five members, to which the authors' code gives other ratios than the paper: the variances of "
+            'BN and IN have those of BW and IW. No tensors make SW compute that'
         )
     return _take(weights, wanted)
 

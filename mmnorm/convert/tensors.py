@@ -11,6 +11,7 @@ A layer's kind is known by what it keeps:
 | SN         | BN's, mean_weight, var_weight                         | if the ratios select BN | ratios that select BN |
 | SSN        | SN's, radius                                          | as SN                   | as SN, radius 0       |
 | BW         | BN's, running_wm or running_cov                       | never                   | as it is              |
+| SW         | BN's, sw_mean_weight, sw_var_weight, running_cov      | never                   | never                 |
 | batch-free | nothing: GN, IN and GW, as XBN has them               | never                   | statistics go         |
 | IBN        | BN's for one half, in_weight and in_bias of the other | never                   | never                 |
 
@@ -44,7 +45,7 @@ would differ by the order of 1 / L: the config that is printed has ``unbiased=Tr
 import torch
 from torch.nn import functional as F
 
-from mmnorm.norms import BW, EN, IEBN, RBN, SN, SSN
+from mmnorm.norms import BW, EN, IEBN, RBN, SN, SSN, SW
 from mmnorm.norms.batch_size import RULES
 from mmnorm.norms.gates import initial_gate
 from mmnorm.norms.mixture import SATURATED, weights_of_bn_share
@@ -56,10 +57,13 @@ BATCH_FREE = 'batch-free'
 MIXTURES = dict(SN=SN, SSN=SSN)
 #: Norms of which a gate multiplies the weight: the class, and the control parameter that is the gate's bias.
 _GATED = dict(RBN=(RBN, 'scale_bias'), IEBN=(IEBN, 'bias_readjust'))
-#: What each kind of norm learns or keeps beside BN's tensors, and SSN beside SN's: the first that a layer has is its.
+#: What each kind of norm learns or keeps beside BN's tensors, SSN beside SN's, and SW beside BW's. A layer is of the
+#: first kind of which it has any.
 OWN = {
     'SSN': tuple(SSN.control_buffers),
-    **{norm.__name__: tuple(norm.added_to_bn()) for norm in (SN, RBN, EN, IEBN, BW)},
+    **{norm.__name__: tuple(norm.added_to_bn()) for norm in (SN, RBN, EN, IEBN)},
+    'SW': tuple(SW.control_parameters),
+    'BW': tuple(BW.control_buffers),
     'IBN': ('in_weight', 'in_bias'),  # of IBN-Net's two halves, the instance-normalized one
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -74,9 +78,10 @@ _REFUSED = {
     'RBN': 'RBN whose center_weight or scale_weight is not 0, so that each instance is calibrated',
     'IEBN': 'IEBN whose weight_readjust is not 0, so that each instance has a gate of its own',
     'BW': 'BW, which mixes the channels of a group',
+    'SW': 'SW, which mixes the channels of a group (--to SW keeps it)',
     BATCH_FREE: 'batch-free, without the running statistics that another norm needs (--to XBN keeps them)',
     'IBN': 'IBN, of which half normalizes each instance (--to IBN keeps it)',
-    'BN': 'BN, which has no instance-normalized half',
+    'BN': 'BN, which has no part of each instance',
 }
 
 
@@ -176,7 +181,7 @@ def convert_norms(weights, reference, bn_share=1.0, hard=False, ibn=(), verbose=
         elif kind != target and alike(kind, target):
             layer = _of_ratios(target, {leaf: _ratios(layer, leaf, hard) for leaf in OWN['SN'] if leaf in layer}, layer)
         elif kind != target:
-            layer = None if target == 'IBN' else _to_bn(kind, layer, hard)
+            layer = None if target in ('IBN', 'SW') else _to_bn(kind, layer, hard)
             if layer is None:
                 refused.setdefault(kind, []).append(name)
                 continue
@@ -201,7 +206,7 @@ def _shape(leaf, value):
     """Of a tensor here, of which the authors keep more axes."""
     if leaf in OWN['SSN']:
         return ()
-    return value.shape if leaf in (*OWN['SN'], *OWN['BW']) or not value.dim() else (-1,)
+    return value.shape if leaf in (*OWN['SN'], *OWN['BW'], *OWN['SW']) or not value.dim() else (-1,)
 
 
 def _is_norm(layer):
@@ -218,7 +223,7 @@ def _is_norm(layer):
 def _to_bn(kind, layer, hard):
     """BN's tensors of a layer; None if BN cannot compute what it computes."""
     bn = {leaf: layer[leaf] for leaf in _BN if leaf in layer}
-    if kind in (BATCH_FREE, 'IBN', 'BW'):
+    if kind in (BATCH_FREE, 'IBN', 'BW', 'SW'):
         return None
     if kind in MIXTURES and not all(_selects_bn(layer, leaf, hard) for leaf in OWN['SN']):
         return None
@@ -286,6 +291,12 @@ def _completed(layer):
     """A layer with the buffers that the authors' files lack: the counter, and without BN's part the statistics."""
     layer = dict(layer)
     layer.setdefault('num_batches_tracked', torch.tensor(0))
+    if kind_of(layer) == 'SW':
+        if 'running_cov' in layer:
+            layer.setdefault('running_var', layer['running_cov'].diagonal(dim1=1, dim2=2).flatten())
+        mean_weight, var_weight = OWN['SW']  # one, where theirs are tied
+        if mean_weight in layer:
+            layer.setdefault(var_weight, layer[mean_weight].clone())
     if _without_bn(layer):
         layer.setdefault('running_mean', torch.zeros_like(layer['weight']))
         layer.setdefault('running_var', torch.ones_like(layer['weight']))

@@ -48,6 +48,19 @@ def ssn_tensors(channels):
     )
 
 
+def sw_tensors(channels, size=4, tied=False):
+    bn, factor = bn_tensors(channels), torch.randn(channels // size, size, 2 * size, dtype=torch.float64)
+    tensors = dict(
+        weight=bn['weight'],
+        bias=bn['bias'],
+        running_mean=bn['running_mean'].view(-1, size, 1),
+        running_cov=factor @ factor.mT / (2 * size),
+        sw_mean_weight=torch.randn(2),
+        sw_var_weight=torch.randn(2),
+    )
+    return {leaf: value for leaf, value in tensors.items() if not (tied and leaf == 'sw_var_weight')}
+
+
 def rbn_tensors(channels):
     bn = bn_tensors(channels)
     own = {leaf: torch.randn(1, channels, 1, 1) / 4 for leaf in ('center_weight', 'scale_weight', 'scale_bias')}
@@ -153,6 +166,24 @@ def mixed(t, x, mean_ratios, var_ratios, correction):
     mean = sum(w * part for w, part in zip(mean_ratios, means))
     var = sum(w * part for w, part in zip(var_ratios, variances))
     return (x - mean) / (var + 1e-5).sqrt() * t['weight'] + t['bias']
+
+
+def bn_or_sw(t, x):
+    """SW, Eq. 4 to 6, of two members, in evaluation, by 5 of Newton's iterations."""
+    if 'running_cov' not in t:
+        return bn(t, x)
+    groups, size = t['running_cov'].shape[:2]
+    values = x.view(len(x), groups, size, -1)
+    m = values.mean(3, keepdim=True)
+    w, u = t['sw_mean_weight'].softmax(0), t.get('sw_var_weight', t['sw_mean_weight']).softmax(0)
+    own = (values - m) @ (values - m).mT / values.shape[3]
+    sigma = u[0] * t['running_cov'] + u[1] * own + 1e-5 * torch.eye(size)
+    trace = sigma.diagonal(dim1=2, dim2=3).sum(2)[..., None, None]
+    root = torch.eye(size, dtype=x.dtype)
+    for _ in range(5):
+        root = 1.5 * root - 0.5 * root @ root @ root @ (sigma / trace)
+    y = root / trace.sqrt() @ (values - w[0] * t['running_mean'] - w[1] * m)
+    return y.view(x.shape) * t['weight'].view(-1, 1, 1) + t['bias'].view(-1, 1, 1)
 
 
 def rbn(t, x):

@@ -195,6 +195,61 @@ def test_bw_from_bn_and_as_it_is(convert, tmp_path, cfg):
         convert(source, 'SN')
 
 
+def sw_resnet50(stages='123', **options):
+    """Under torchvision's names, and under those of SW's authors."""
+
+    def tensors_of(name, channels):
+        placed = name == 'bn1' or re.fullmatch(rf'layer[{stages}]\.[135]\.bn2', name)
+        return networks.sw_tensors(channels, **options) if placed else networks.bn_tensors(channels)
+
+    state = resnet50(tensors_of)
+    sw = {key.rpartition('.')[0] for key in state if key.endswith('.sw_mean_weight')}
+    return state, {
+        key.replace('bn', 'sw') if key.rpartition('.')[0] in sw else key: value for key, value in state.items()
+    }
+
+
+@pytest.mark.parametrize('options', [{}, dict(tied=True), dict(stages='12', size=2)], ids=str)
+def test_sw_of_the_authors(convert, options):
+    state, theirs = sw_resnet50(**options)
+    report, weights = convert(dict(state_dict={f'module.{k}': v for k, v in with_classifier(theirs).items()}), 'SW')
+    stages = (0, 1) if options.get('stages') else (0, 1, 2)
+    placed = 1 + sum(networks.BLOCKS[stage] // 2 for stage in stages)
+    assert report.layout == 'sw' and report.norms == {'SW -> SW': placed, 'BN -> BN': 53 - placed}
+    norm_cfg = dict(type='SW', channels_per_group=options.get('size', 4))
+    xbn = dict(every=2, counted='stage', stages=stages, stem=True, norm_cfg=norm_cfg)
+    assert report.backbone['xbn'] == xbn and report.backbone['type'] == 'XBNResNet'
+    assert_same(outputs(weights, XBNResNet, xbn=xbn), forward(state, X, networks.bn_or_sw))
+    assert "the 5 of the authors' scripts" in report.notes[0]
+    # as a file of this package too, and as nothing else
+    again = convert(weights, 'SyncSW')[0]
+    xbn['norm_cfg'] = dict(norm_cfg, type='SyncSW')
+    assert again.layout == 'mmdet' and again.backbone['xbn'] == xbn and not again.notes
+    with pytest.raises(ValueError, match=rf'cannot become BN: SW, which mixes .*: {placed} \(bn1, layer1.1.bn2, '):
+        convert(theirs, 'BN')
+
+
+def test_what_does_not_become_sw(convert):
+    state, theirs = sw_resnet50()
+    for name, channels in (('layer2.1.bn2', 2 * WIDTH), ('layer3.5.bn2', 4 * WIDTH)):  # one block less has it
+        other = {key: value for key, value in state.items() if not key.startswith(f'{name}.')}
+        other.update({f'{name}.{leaf}': value for leaf, value in networks.bn_tensors(channels).items()})
+        with pytest.raises(ValueError, match=rf'become SW: BN, which has no part of each instance: 1 \({name}\)$'):
+            convert(other, 'SW')
+    with pytest.raises(ValueError, match="only files of SW's authors, .*layer1.1.sw2.sw_mean_weight, and of networks"):
+        convert(bn_resnet50(), 'SW')
+    five = {k: torch.ones(5) if k.endswith('_weight') and '.sw_' in k else v for k, v in theirs.items()}
+    with pytest.raises(ValueError, match="its SW has five members, to which the authors' code gives other ratios"):
+        convert(five, 'SW')
+
+
+def test_sw_everywhere(convert):
+    source = ResNet(50, base_channels=WIDTH, norm_cfg=dict(type='SW', members=3, channels_per_group=4, iterations=4))
+    report, weights = convert(source.state_dict(), 'SyncSW')
+    assert report.norms == {'SW -> SW': 53}
+    assert report.backbone['norm_cfg'] == dict(type='SyncSW', members=3, channels_per_group=4, iterations=4)
+
+
 class Unpadded(ResNet):
     """With the max pooling of SSN's authors."""
 
@@ -382,7 +437,7 @@ def test_ibn_fits_the_config_of_its_row_or_not(convert, tmp_path):
     )
     report, _ = convert(ibn_resnet50(), 'IBN', config=str(config))
     assert report.norms['IBN -> IBN'] == 13
-    with pytest.raises(ValueError, match=r'become IBN: BN, which has no instance-normalized half: 6 \(layer3.0.bn1, '):
+    with pytest.raises(ValueError, match=r'become IBN: BN, which has no part of each instance: 6 \(layer3.0.bn1, '):
         convert(ibn_resnet50(stages='12'), 'IBN', config=str(config))
 
 
@@ -791,7 +846,7 @@ def sn_names(bn):
         (
             lambda bn: bn,
             dict(norm='GN'),
-            '--to GN: not a norm to convert to; choose one of BN, EN, RBN, IEBN, SN, SSN, BW, XBN, IBN, ',
+            '--to GN: not a norm to convert to; choose one of BN, EN, RBN, IEBN, SN, SSN, BW, SW, XBN, IBN, ',
         ),
         (lambda bn: bn, dict(whole=True), '--whole converts the whole network of a config'),
     ],
