@@ -190,7 +190,9 @@ def convert_file(
 _NOT_BN = {
     leaf: norm
     for leaf, norm in OWN_TENSORS.items()
-    if issubclass(NORMS[norm], PlaneNorm) and norm not in {*TARGETS} - {'IBN'}
+    if issubclass(NORMS[norm], PlaneNorm)
+    and norm not in {*TARGETS} - {'IBN'}
+    and NORMS[norm].is_bn_in_evaluation is not True
 }
 _LIKE_BN = re.compile(r"""type=['"](IBN|(?:Sync)?BGN|GBGN)['"]""")
 

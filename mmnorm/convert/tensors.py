@@ -17,10 +17,11 @@ A layer's kind is known by what it keeps:
 
 All of it is for evaluation: what a converted network computes there is what the network computed before, but for
 batch-free norms in the place of BN.
-Whatever else has BN's tensors (SyncBN, FrozenBN, BRN, CBN) is of kind BN here. So would be our own IBN, which has both
-halves in BN's tensors: :func:`~mmnorm.convert.convert_file` knows it in the network that it converts for by its class,
-and refuses it as a source, by its mark (:mod:`mmnorm.norms.marks`) or, with BGN, by the config that a checkpoint of
-mmengine carries. Other marks tell GW, PN, hardened SN and RBN's statistics; what is converted gets those of its norms.
+Whatever else is BN in evaluation (SyncBN, FrozenBN, BRN, CBN, MABN) is of kind BN here. So would be our own IBN, with
+both halves in BN's tensors: :func:`~mmnorm.convert.convert_file` knows it in the network that it converts for by its
+class, and refuses it as a source, by its mark (:mod:`mmnorm.norms.marks`) or, with BGN, by the config that a checkpoint
+of mmengine carries. Other marks tell GW, PN, hardened SN and RBN's statistics; what is converted gets those of its
+norms.
 
 SN from BN. With ``bn_share=1`` the ratios are (0, 0, 1) to the last bit: the logits are (0, 0, 128), and exp(-128) is
 0 in float32. So evaluation is BN's, up to the rounding of the arithmetic; but the softmax is saturated there, its
@@ -50,6 +51,7 @@ from mmnorm.norms.batch_size import RULES
 from mmnorm.norms.gates import initial_gate
 from mmnorm.norms.mixture import SATURATED, weights_of_bn_share
 from mmnorm.norms.ssn import ratios_at
+from mmnorm.norms.steps import SteppedNorm
 from mmnorm.terminal import command, config
 
 BATCH_FREE = 'batch-free'
@@ -68,7 +70,8 @@ OWN = {
 }
 _BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 # sums that SN's authors' detector fills while it tests
-_IGNORED = ('batch_mean', 'batch_var')
+_BATCH_AVERAGE = ('batch_mean', 'batch_var')
+_IGNORED = (*_BATCH_AVERAGE, *SteppedNorm.control_buffers)  # and how many steps a training has taken
 _LEAVES = {*_BN, *_IGNORED, *(leaf for own in OWN.values() for leaf in own)}
 _RATIO_TOLERANCE = 1e-6  # below what float32 statistics resolve
 
@@ -360,7 +363,7 @@ def _notes(sources, changed, bn_share, hard):
             f'running_var of {len(untaken)} layers is 0 throughout: no statistics were ever collected. Recollect '
             f'them ({command("statistics")} recollect)'
         )
-    if layers(lambda layer, *_: any(leaf in layer for leaf in _IGNORED)):
+    if layers(lambda layer, *_: any(leaf in layer for leaf in _BATCH_AVERAGE)):
         yield (
             'batch_mean and batch_var, the sums of a batch average that the authors take when they test, are '
             f'dropped: recollect the statistics ({command("statistics")} recollect)'

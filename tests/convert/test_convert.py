@@ -195,6 +195,18 @@ def test_bw_from_bn_and_as_it_is(convert, tmp_path, cfg):
         convert(source, 'SN')
 
 
+@pytest.mark.parametrize('norm', ['CBN', 'MABN'])
+def test_what_is_bn_in_evaluation_becomes_bn(convert, norm):
+    source = ResNet(50, base_channels=WIDTH, norm_cfg=dict(type=norm, momentum=0.5)).double()
+    source.train()
+    source(X)
+    report, weights = convert(source.state_dict(), 'BN')
+    assert report.norms == {'BN -> BN': 53} and not any(key.endswith('.steps') for key in weights)
+    source.eval()
+    with torch.no_grad():
+        assert_same(outputs(weights), source(X))
+
+
 def sw_resnet50(stages='123', **options):
     """Under torchvision's names, and under those of SW's authors."""
 
