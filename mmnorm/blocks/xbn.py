@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from .activations import insert_at_end
 from .layers import build_norm, channels_of, errors_naming, fit_groups, is_conv_module, is_norm
 
 # the paper's numbers, where they divide a layer's channels
@@ -19,7 +20,7 @@ GN16 = dict(type='GN', num_groups='auto', max_groups=16)  # MobileNetV2
 
 def place_xbn(
     backbone: nn.Module,
-    position: int | tuple[int, ...] | None = None,
+    position: int | tuple[int, ...] | str | None = None,
     every: int = 1,
     norm_cfg: dict[str, Any] = GN64,
     stem: bool = False,
@@ -37,9 +38,12 @@ def place_xbn(
         backbone (nn.Module): A ResNet-like backbone of mmdet, mmseg or mmpretrain, whose blocks name their norms
             (``norm1_name`` ...), or one of inverted residuals: MobileNetV2 (Figure A10), ShuffleNetV2 (A11). Changed
             in place.
-        position (int or tuple[int] or None): Which norms of a block: 1, 2 or 3 (Table 1; two at once are worse,
+        position (int, tuple[int], 'end' or None): Which norms of a block: 1, 2 or 3 (Table 1; two at once are worse,
             footnote 2). None means 2 for a Bottleneck, 1 for a BasicBlock. In an inverted residual 2, the default, is
-            after the depthwise convolution, of ShuffleNetV2's projection too; 1 and 3 are before and after it.
+            after the depthwise convolution, of ShuffleNetV2's projection too; 1 and 3 are before and after it. 'end'
+            replaces none of a block: it puts a new layer, ``IN``, between the addition and the ReLU of the last block
+            of each stage. IBN-Net-b has instance norm there in the first two stages, and in place of the stem's norm
+            (Pan et al., ECCV 2018, https://arxiv.org/abs/1807.09441; which blocks, and its affine: the authors' code).
         every (int): The every-th blocks only, counted 1, 2, 3 ... (D2, D4, D8).
         norm_cfg (dict): The batch-free normalizer. GN takes ``num_groups``, a number (as many as channels, where these
             are fewer) or 'auto', the largest divisor of a layer's channels up to ``max_groups`` (64); or
@@ -54,7 +58,7 @@ def place_xbn(
         build (callable): ``(norm_cfg, channels) -> layer``. Default :func:`~mmnorm.blocks.build_norm`.
 
     Returns:
-        list[str]: Names of the replaced layers, in the order of the network.
+        list[str]: Names of the replaced layers, and of new ones, in the order of the network.
 
     Raises:
         TypeError: The backbone does not have the structure above.
@@ -65,6 +69,10 @@ def place_xbn(
     if scope == 'full':
         return [_replace(backbone, name, norm_cfg, build) for name in _all_norms(backbone, stages, stem)]
     names = _stem_norms(backbone)[-1:] if stem else []
+    if position == 'end':
+        ends = {stage: (name, block) for stage, name, block in blocks if stages is None or stage in stages}
+        added = [_add_at_end(name, block, norm_cfg, build) for name, block in ends.values()]
+        return [_replace(backbone, name, norm_cfg, build) for name in names] + added
     numbers: collections.Counter = collections.Counter()
     for stage, block_name, block in blocks:
         count = stage if counted == 'stage' else None
@@ -127,8 +135,11 @@ def _check_arguments(backbone, position, every, stages, scope, counted):
     num_stages = len(_stages(backbone))
     if stages is not None and not set(stages) <= set(range(num_stages)):
         raise ValueError(f'xbn: stages must be indices below {num_stages}, got {tuple(stages)}')
-    if not {1, 2, 3}.issuperset(_as_tuple(position)):
-        raise ValueError(f'xbn: position must be 1, 2, 3 or a tuple of them, got {position!r}')
+    if position == 'end':
+        if scope is not None or every != 1:
+            raise ValueError("xbn: position='end' goes with stages and stem, not with scope or every")
+    elif not {1, 2, 3}.issuperset(_as_tuple(position)):
+        raise ValueError(f"xbn: position must be 1, 2, 3, a tuple of them, or 'end', got {position!r}")
 
 
 def _all_norms(backbone, stages, stem):
@@ -166,8 +177,17 @@ def _norms_at(block_name, block, position):
 
 
 def _replace(backbone, name, norm_cfg, build):
-    channels = channels_of(backbone.get_submodule(name))
-    with errors_naming(f'xbn: {name}'):
-        layer = build(fit_groups(norm_cfg, channels, GN64['max_groups']), channels)  # type: ignore[arg-type]
-    backbone.set_submodule(name, layer)
+    backbone.set_submodule(name, _built(name, channels_of(backbone.get_submodule(name)), norm_cfg, build))
     return name
+
+
+def _add_at_end(block_name, block, norm_cfg, build):
+    name = f'{block_name}.IN'  # as in the authors' files, which load key by key
+    last = [name for names in _norms_of(block).values() for name in names][-1]
+    insert_at_end(block_name, block, 'IN', _built(name, channels_of(block.get_submodule(last)), norm_cfg, build))
+    return name
+
+
+def _built(name, channels, norm_cfg, build):
+    with errors_naming(f'xbn: {name}'):
+        return build(fit_groups(norm_cfg, channels, GN64['max_groups']), channels)  # type: ignore[arg-type]

@@ -229,13 +229,16 @@ LAYOUTS = {
     ),
 }
 
-#: Names of networks that no backbone here is, and what these networks are.
+#: Names in networks that are not converted, and what these networks are.
 _NO_BACKBONE = {
-    r'^(module\.)?layer\d\.\d+\.IN\.': 'IBN-Net-b, with IN after the addition of some blocks',
-    r'\.se\.fc\.\d\.weight$': 'a network of squeeze-and-excitation blocks (SE-ResNet, SE-IBN)',
+    r'^(module\.)?layer\d\.\d+\.IN\.': (
+        'IBN-Net-b, with IN after the addition of some blocks, which loads as it is into a backbone with '
+        "xbn=dict(position='end', stages=(0, 1), stem=True, norm_cfg=dict(type='IN', affine=True))"
+    ),
+    r'\.se\.fc\.\d\.weight$': 'a network of squeeze-and-excitation blocks (SE-ResNet, SE-IBN), which is not here',
     r'\.branch_proj\.0\.weight$': (
         "the XBN authors' ShuffleNetV2, whose shuffle gives another order of channels than XBNShuffleNetV2's, so that "
-        'the GNs in its projections have groups of other channels'
+        'the GNs in its projections have groups of other channels: there is no such network here'
     ),
 }
 
@@ -268,7 +271,7 @@ def unwrap(checkpoint):
     for pattern, what in _NO_BACKBONE.items():
         name = next((name for name in tensors if re.search(pattern, name)), None)
         if name:
-            raise ValueError(f'it is {what} ({name}): there is no such network here, so it cannot be converted')
+            raise ValueError(f'it is {what} ({name}): it cannot be converted')
     weights = {key.removeprefix('module.'): value for key, value in tensors.items()}
     if len(weights) < len(tensors):
         raise ValueError('it is ambiguous: it has some names both with module. and without')

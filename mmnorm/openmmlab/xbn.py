@@ -71,6 +71,7 @@ class XBN:
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         mmpretrain_keys.to_names_of(self, state_dict, prefix)
+        self._start_what_is_added(state_dict, prefix)
         bn_keys = dropped = 0
         for name in self.xbn_layers:
             own = self.get_submodule(name).state_dict()
@@ -110,6 +111,20 @@ class XBN:
         if misfit:
             raise ValueError(f'{type(self).__name__}: {self._initialized_by} is not its pretraining: {misfit}')
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _start_what_is_added(self, state_dict, prefix):
+        """Have a checkpoint of a network without the layers at ends of stages load: these stay as they are."""
+        ends = [name for name in self.xbn_layers if name.endswith('.IN')]
+        own = {f'{name}.{key}': value for name in ends for key, value in self.get_submodule(name).state_dict().items()}
+        if not own or not any(f'{prefix}{name.rpartition(".")[0]}.conv1.weight' in state_dict for name in ends):
+            return
+        missing = [key for key in own if f'{prefix}{key}' not in state_dict]
+        if len(missing) == len(own):
+            state_dict.update({f'{prefix}{key}': own[key] for key in missing})
+            warn_once(
+                f'{type(self).__name__}: the checkpoint has no layers between addition and ReLU ({", ".join(ends)}): '
+                'they start as new ones, and until they are trained the network computes something else than it did'
+            )
 
 
 def _misfit(backbone, state_dict):

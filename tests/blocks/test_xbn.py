@@ -132,7 +132,7 @@ def test_more_groups_than_channels_means_as_many_as_channels():
             dict(norm_cfg=dict(type='GN', num_groups=6)),
             r'xbn: layer1.0.bn1: GN: num_groups=6 does not divide 8 channels; choose one of 1, 2, 4, 8',
         ),
-        (dict(position=4), r'position must be 1, 2, 3 or a tuple of them, got 4'),
+        (dict(position=4), r"position must be 1, 2, 3, a tuple of them, or 'end', got 4"),
         (dict(every=0), r'every must be a positive integer'),
         (dict(stages=(4,)), r'stages must be indices below 4, got \(4,\)'),
         (dict(counted='block'), r"counted must be 'backbone' or 'stage', got 'block'"),
