@@ -188,12 +188,12 @@ def bw(layer, x, training):
     return affine_of(layer, torch.stack(out).view(CHANNELS, len(x), *x.shape[2:]).transpose(0, 1))
 
 
-def sw(layer, x, training):
+def sw(layer, x, training, released=False):
     """The authors' code (github.com/XingangPan/Switchable-Whitening, models/ops/switchwhiten.py) was run beside SW
     once, in float64, on the same correlated tensors of shape (4, 8, 5, 6) in groups of 4 channels, in training and
     evaluation. With 2 members result, gradients and running statistics differ by at most 3e-15 of the largest; with 3
     and 5, its variance of LN made biased and the ratios of BN and IN made their own, by as little; as it is, the result
-    differs by 2e-3 with 3 members and by 1.1e-1 with 5.
+    differs by 2e-3 with 3 members and by 1.1e-1 with 5. ``released`` is as it is; test_whitening.py has the difference.
     """
     count, groups = len(x), layer.num_groups
     rows = x.reshape(count, groups, CHANNELS // groups, -1)
@@ -202,9 +202,12 @@ def sw(layer, x, training):
         batch = of_batch.mean(2), torch.stack([torch.cov(group, correction=0) for group in of_batch])
     else:
         batch = layer.running_mean.view(of_batch.shape[:2]), layer.running_cov
+    mean_ratios, ratios = (weight.softmax(0) for weight in (layer.sw_mean_weight, layer.sw_var_weight))
+    if released and layer.members == 5:  # the variances of BN and IN have the ratios of BW and IW
+        ratios = ratios[[0, 1, 0, 1, 4]]
     out = []
     for sample in rows:
-        layer_mean, layer_var = sample.mean(), sample.var(correction=0)
+        layer_mean, layer_var = sample.mean(), sample.var(correction=int(released))
         for group, values in enumerate(sample):
             of_bw = batch[0][group], batch[1][group]
             of_iw = values.mean(1), torch.cov(values, correction=0)
@@ -212,8 +215,8 @@ def sw(layer, x, training):
             members = [of_bw, of_iw, *((mean, cov.diag().diag()) for mean, cov in (of_bw, of_iw)), of_ln]
             members = [members[k] for k in {2: (0, 1), 3: (0, 1, 4), 5: range(5)}[layer.members]]
             mean, sigma = (
-                sum(ratio * value for ratio, value in zip(weight.softmax(0), of_members))
-                for weight, of_members in zip((layer.sw_mean_weight, layer.sw_var_weight), zip(*members))
+                sum(share * value for share, value in zip(shares, of_members))
+                for shares, of_members in zip((mean_ratios, ratios), zip(*members))
             )
             whitening = newton(sigma + layer.eps * torch.eye(len(values)).to(x), layer.iterations)
             out.append(whitening @ (values - mean[:, None]))

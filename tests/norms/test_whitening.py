@@ -6,9 +6,10 @@ from torch import nn
 
 from mmnorm import perturbed, recollect
 from mmnorm.norms import BW, GW, SW
+from mmnorm.norms.sw import MEMBERS
 
 from .cases import CHANNELS, build, randomized
-from .test_equations import newton
+from .test_equations import newton, sw
 
 TRACKED = 'matrix', 'covariance'
 
@@ -116,3 +117,25 @@ def test_a_bn_checkpoint_in_sw_is_said_to_compute_something_else():
 def test_an_unknown_number_of_members_is_named(members):
     with pytest.raises(ValueError, match=rf'SW\(8\): members must be 2, 3 or 5, got {members}'):
         SW(CHANNELS, members=members)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('members', MEMBERS)
+def test_what_the_authors_code_has_differently_is_other_ratios_another_scale_and_eps(members):
+    """Their ratios of covariances do not sum to 1: LN's variance is unbiased, and of 5 members two have others' ratios.
+
+    Divided by the sum s they do; a covariance of 1 / s whitens to sqrt(s) as much.
+    """
+    layer, x = randomized(SW(CHANNELS, num_groups=2, members=members).double()), correlated(3, CHANNELS, 5, 6)
+    released = sw(layer, x, True, released=True)
+    assert torch.allclose(layer(x), released, rtol=1e-6) == (members == 2)
+    ratios = layer.ratios()[1]
+    if members == 5:
+        ratios[2:4] = ratios[:2]
+    if members > 2:
+        elements = x[0].numel()
+        ratios[-1] *= elements / (elements - 1)
+    layer.sw_var_weight.copy_(ratios.log())
+    layer.eps /= ratios.sum().item()
+    layer.weight /= ratios.sum().sqrt()
+    torch.testing.assert_close(layer(x), released)
