@@ -25,7 +25,7 @@ COMMANDS = {
     'report': "report of one or more runs, with the papers' figures",
     'diagnose': 'how well the BN statistics of a trained network fit, and which repair helps',
     'statistics': 'the single steps of diagnose: shift, recollect, evalnorm, perturb',
-    'weights': 'what SN and RBN layers learned: show, harden',
+    'weights': 'what SN, SW and RBN layers learned: show, harden',
     'norms': 'which norm layers a config has, and which of them train',
     'check-data': 'what is wrong with the annotation files, images, label maps and class folders of a config',
     'zoo': "configs of the papers' tables: list, show, check, table, sweep",

@@ -1,4 +1,4 @@
-"""Show what SN and RBN layers have learned, or harden SN's ratios."""
+"""Show what SN, SW and RBN layers have learned, or harden SN's ratios."""
 
 import contextlib
 import io
@@ -53,7 +53,7 @@ def show(args):
     from mmnorm.engine.config import fit_to_cpu
     from mmnorm.engine.preflight import missing_data
     from mmnorm.files import check_writable
-    from mmnorm.norms import RBN, SN
+    from mmnorm.norms import RBN, SN, SW
     from mmnorm.report.learned import write_weights
     from mmnorm.statistics.learned import measure_spread, norm_weights
     from mmnorm.statistics.receptive_field import receptive_fields, run_dense_part
@@ -65,8 +65,8 @@ def show(args):
     if not torch.cuda.is_available():
         fit_to_cpu(cfg)
     model = networks.build_network(cfg)
-    if not any(isinstance(layer, (SN, RBN)) for layer in model.modules()):
-        raise ValueError(f'{args.config} has neither SN nor RBN layers: there are no weights to show')
+    if not any(isinstance(layer, (SN, SW, RBN)) for layer in model.modules()):
+        raise ValueError(f'{args.config} has no SN, SW or RBN layers: there are no weights to show')
     if args.spread:
         if not any(isinstance(layer, RBN) and layer.scale for layer in model.modules()):
             raise ValueError(f'--spread needs RBN layers with a scaling calibration; {args.config} has none')

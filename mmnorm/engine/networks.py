@@ -6,7 +6,7 @@ import logging
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 
-from mmnorm.norms import RBN, SN, harden, ratios
+from mmnorm.norms import RBN, SN, SW, harden, ratios
 from mmnorm.openmmlab.configs import replace_norm_types
 
 from .checkpoint import read_checkpoint
@@ -40,7 +40,7 @@ def build_network(cfg):
 
 
 def load_network(model, path):
-    """Load a checkpoint with everything that the SN and RBN layers of a network learn.
+    """Load a checkpoint with everything that the SN, RBN and SW layers of a network learn.
 
     A BN checkpoint would load too, and leave that at its initial values.
 
@@ -61,15 +61,15 @@ def load_network(model, path):
     learned = [
         f'{name}.{key}' if name else key
         for name, layer in model.named_modules()
-        if isinstance(layer, (SN, RBN))
+        if isinstance(layer, (SN, RBN, SW))
         for key in layer.control_parameters
         if hasattr(layer, key)
     ]
     missing = [key for key in learned if key not in keys]
     if missing:
         raise ValueError(
-            f'{path} is missing {len(missing)} of the {len(learned)} weights that SN and RBN layers of '
-            f'the config learn; first: {missing[0]}. It is a checkpoint of another network, perhaps one '
+            f'{path} is missing {len(missing)} of the {len(learned)} weights that SN, RBN and SW layers '
+            f'of the config learn; first: {missing[0]}. It is a checkpoint of another network, perhaps one '
             'with BN'
         )
     return checkpoint
@@ -105,7 +105,8 @@ def harden_files(config, checkpoint, out):
     undecided = [
         name
         for name, of_layer in ratios(network).items()
-        if any((values.topk(2).values.diff() == 0).any() for values in of_layer.values())
+        if isinstance(network.get_submodule(name), SN)
+        and any((values.topk(2).values.diff() == 0).any() for values in of_layer.values())
     ]
     if undecided:
         print_log(

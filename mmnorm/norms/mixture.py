@@ -15,6 +15,7 @@ from .arguments import FLAG, NONE, checked, integer, number
 from .base import PlaneNorm
 from .checks import called, check_groups, warn_once
 from .marks import put_marks
+from .sw import SW
 
 NAMES = ('IN', 'LN', 'BN')  # the order of the weights, that of core's scopes
 SATURATED = 128.0  # exp(-128) is 0 in float32
@@ -256,15 +257,17 @@ def weights_of_bn_share(share: float) -> list[float]:
 
 
 def ratios(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The ratios of every SN layer of a network.
+    """The ratios of every SN and SW layer of a network.
 
     Args:
         model (nn.Module): A network or a layer.
 
     Returns:
-        dict[str, dict[str, Tensor]]: Layer name to ``mean`` and ``var``, the softmaxed weights in the order IN, LN, BN.
+        dict[str, dict[str, Tensor]]: Layer name to ``mean`` and ``var``, the softmaxed weights in the order IN, LN, BN;
+        of SW, means and covariances, in the order BW, IW, or BW, IW, LN, or BW, IW, BN, IN, LN.
     """
-    return {name: dict(zip(('mean', 'var'), m.ratios())) for name, m in model.named_modules() if isinstance(m, Mixture)}
+    mixtures = {name: m for name, m in model.named_modules() if isinstance(m, (Mixture, SW))}
+    return {name: dict(zip(('mean', 'var'), layer.ratios())) for name, layer in mixtures.items()}
 
 
 def harden(model: nn.Module) -> dict[str, tuple[list[str], list[str]]]:

@@ -1,4 +1,4 @@
-"""The page of what SN and RBN layers have learned, from the plain tables of ``mmnorm.statistics.learned``."""
+"""The page of what SN, SW and RBN layers have learned, from the plain tables of ``mmnorm.statistics.learned``."""
 
 import itertools
 import json
@@ -32,8 +32,8 @@ from .plots import (
 from .tables import made
 from .texts import one_line
 
-NORMALIZERS = ('IN', 'LN', 'BN')  # in COLORS' order, everywhere on the page
-NORMALIZER_STYLES = {name: area_style(color) for name, color in zip(NORMALIZERS, COLORS)}
+MEMBER_COLORS = dict(zip(('IN', 'LN', 'BN', 'BW', 'IW'), COLORS))  # everywhere on the page
+MIXTURES = dict(sn='SN', sw='SW')  # by the name of the table
 MOMENTS = dict(mean='Mean', var='Variance')
 UNTRAINED = 0.02  # differences of ratios within a layer, up to which they are as good as untouched
 MAX_LABELS = 130  # layers, more of which are not named in a plot
@@ -66,29 +66,18 @@ def write_weights(content, out):
     """
     snapshots = content['snapshots']
     last = snapshots[-1]
-    changes = [None, *itertools.starmap(count_changes, itertools.pairwise(snapshots))]
     context = dict(
         content,
         last=last,
-        changes=changes,
+        mixtures={kind: draw_mixture(snapshots, kind) for kind in MIXTURES if last[kind]},
         harden=f'{command("weights")} harden',
         findings=findings(last),
         facts=made(content),
     )
-    if last['sn']:
-        context |= dict(
-            ratios=draw_ratios(last['sn']),
-            by_part=draw_averages(last['sn_by_part']),
-            by_field=draw_averages(last['sn_by_field']),
-            hard=draw_hard_ratios(snapshots),
-        )
     if last['rbn']:
         context |= dict(rbn=draw_rbn(last['rbn']))
-    if len(snapshots) > 1:
-        context |= dict(
-            dynamics=draw_dynamics(snapshots) if last['sn'] else None,
-            rbn_dynamics=draw_rbn_dynamics(snapshots) if last['rbn'] else None,
-        )
+        if len(snapshots) > 1:
+            context |= dict(rbn_dynamics=draw_rbn_dynamics(snapshots))
     if content['spread']:
         context |= dict(
             spread_by_layer=draw_spread(content['spread'], last['rbn']), channels=draw_channels(content['spread'])
@@ -104,24 +93,9 @@ def write_weights(content, out):
 def findings(tables):
     """Return what the tables of a snapshot come to, a sentence (str) each."""
     found = []
-    if tables['sn']:
-        average = tables['sn_by_part']['all']
-        shares = {
-            moment: ', '.join(f'{100 * share:.0f} % {name}' for share, name in zip(average[moment], NORMALIZERS))
-            for moment in MOMENTS
-        }
-        ratios = [row[moment] for row in tables['sn'] for moment in MOMENTS]
-        moved = max(max(of) - min(of if of[2] else of[:2]) for of in ratios)  # a layer without BN's part has 0 there
-        if moved < UNTRAINED:
-            found.append(
-                f'SN: within each layer the ratios differ by {100 * moved:.1f} % at most, nearly as before training. '
-                'They say nothing yet about what the layers prefer, and hardening would pick by chance.'
-            )
-        else:
-            found.append(
-                f'SN: on average the layers take the mean from {shares["mean"]}, the variance from {shares["var"]}. '
-                f'In {100 * tables["differing"]:.0f} % of them mean and variance prefer different normalizers.'
-            )
+    for kind, norm in MIXTURES.items():
+        if tables[kind]:
+            found.append(f'{norm}: {_preferred(tables, kind)}')
     if tables['rbn']:
         average, sizes = tables['rbn_by_part']['all'], []
         for name, column in (('w_m', 'abs_center_weight'), ('w_v', 'abs_scale_weight')):
@@ -134,6 +108,30 @@ def findings(tables):
     return found
 
 
+def _preferred(tables, kind):
+    average, members = tables[f'{kind}_by_part']['all'], tables['members'][kind]
+    shares = {
+        moment: ', '.join(f'{100 * share:.0f} % {name}' for share, name in zip(average[moment], members))
+        for moment in MOMENTS
+    }
+    ratios = [  # of what the layer has
+        [share for share, name in zip(row[moment], members) if name in row['members']]
+        for row in tables[kind]
+        for moment in MOMENTS
+    ]
+    moved = max(max(of) - min(of) for of in ratios)
+    if moved < UNTRAINED:
+        return (
+            f'within each layer the ratios differ by {100 * moved:.1f} % at most, nearly as before training. '
+            'They say nothing yet about what the layers prefer'
+            + (', and hardening would pick by chance.' if kind == 'sn' else '.')
+        )
+    return (
+        f'on average the layers take the mean from {shares["mean"]}, the variance from {shares["var"]}. '
+        f'In {100 * tables[f"{kind}_differing"]:.0f} % of them mean and variance prefer different normalizers.'
+    )
+
+
 def finite(tree):
     """Return a tree of plain values with None for numbers that JSON does not have, infinite ones and NaN."""
     if isinstance(tree, dict):
@@ -143,17 +141,33 @@ def finite(tree):
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
+def draw_mixture(snapshots, kind):
+    """Return what the page shows of the layers of a norm that mixes, a key of MIXTURES (dict)."""
+    last = snapshots[-1]
+    members, rows = last['members'][kind], [snapshot[kind] for snapshot in snapshots]
+    return dict(
+        norm=MIXTURES[kind],
+        members=members,
+        changes=[None, *itertools.starmap(count_changes, itertools.pairwise(rows))],
+        ratios=draw_ratios(rows[-1], members),
+        by_part=draw_averages(last[f'{kind}_by_part'], members),
+        by_field=draw_averages(last[f'{kind}_by_field'], members),
+        hard=draw_hard_ratios(snapshots, kind, members),
+        dynamics=draw_dynamics(snapshots, kind, members) if len(snapshots) > 1 else None,
+    )
+
+
 def count_changes(earlier, later):
-    """Return how many layers pick another normalizer than in an earlier snapshot, for the mean and for the variance."""
-    picked = {row['name']: row for row in earlier['sn']}
+    """Return how many layers pick another normalizer than in earlier rows, for the mean and for the variance."""
+    picked = {row['name']: row for row in earlier}
     return {
-        moment: sum(row[f'{moment}_pick'] != picked[row['name']][f'{moment}_pick'] for row in later['sn'])
+        moment: sum(row[f'{moment}_pick'] != picked[row['name']][f'{moment}_pick'] for row in later)
         for moment in MOMENTS
     }
 
 
-def draw_ratios(rows):
-    """Return the Drawing of SN's ratios and their divergence by layer (sn, Fig. 5 and 7c)."""
+def draw_ratios(rows, members):
+    """Return the Drawing of the ratios of what layers mix and their divergence (sn, Fig. 5 and 7c)."""
     with matplotlib.rc_context(STYLE):
         divergences = [row['kl'] for row in rows]
         diverge = any(divergence and math.isfinite(divergence) for divergence in divergences)
@@ -163,27 +177,27 @@ def draw_ratios(rows):
         places = range(len(rows))
         for (moment, title), axes in zip(MOMENTS.items(), panels):
             ratios = np.array([row[moment] for row in rows])
-            for index in range(len(NORMALIZERS)):
-                axes.bar(places, ratios[:, index], 0.86, ratios[:, :index].sum(axis=1), color=COLORS[index])
+            for index, name in enumerate(members):
+                axes.bar(places, ratios[:, index], 0.86, ratios[:, :index].sum(axis=1), color=MEMBER_COLORS[name])
             axes.set(ylabel=f'{title}: share', ylim=(0, 1))
         if diverge:
             panels[2].bar(places, divergences, 0.86, color=SOFT)
             panels[2].set(ylabel='Divergence (nats)')
         name_layers(panels, rows)
-        return Drawing([('Ratios by layer', as_svg(figure))], 1, samples(NORMALIZER_STYLES))
+        return Drawing([('Ratios by layer', as_svg(figure))], 1, member_keys(members))
 
 
-def draw_averages(averages):
-    """Return the Drawing of SN's ratios averaged over groups of layers (sn, Fig. 1, 4, 10 and 11)."""
+def draw_averages(averages, members):
+    """Return the Drawing of ratios averaged over groups of layers (sn, Fig. 1, 4, 10 and 11)."""
     labels, panels = [f'{name} ({group["layers"]})' for name, group in averages.items()], []
     with matplotlib.rc_context(STYLE):
         for moment, title in MOMENTS.items():
             figure = Figure(figsize=(HALF, 0.7 + 0.3 * len(labels)), layout='constrained')
             axes = figure.subplots()
             ratios = np.array([group[moment] for group in averages.values()])
-            for index in range(len(NORMALIZERS)):
+            for index, name in enumerate(members):
                 left = ratios[:, :index].sum(axis=1)
-                bars = axes.barh(range(len(labels)), ratios[:, index], 0.78, left, color=COLORS[index])
+                bars = axes.barh(range(len(labels)), ratios[:, index], 0.78, left, color=MEMBER_COLORS[name])
                 texts = [f'{100 * ratio:.0f}' if ratio > 0.04 else '' for ratio in ratios[:, index]]
                 axes.bar_label(bars, texts, label_type='center', fontsize=9, **ON_COLOR)
             axes.set(title=title, xlim=(0, 1))
@@ -192,44 +206,44 @@ def draw_averages(averages):
             axes.grid(visible=False)
             axes.invert_yaxis()
             panels.append((title, as_svg(figure)))
-        return Drawing(panels, 2, samples(NORMALIZER_STYLES))
+        return Drawing(panels, 2, member_keys(members))
 
 
-def draw_hard_ratios(snapshots):
+def draw_hard_ratios(snapshots, kind, members):
     """Return the Drawing of what each layer prefers, in each snapshot (sn, Fig. 8)."""
-    rows = snapshots[-1]['sn']
+    rows = snapshots[-1][kind]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.4 + 0.44 * len(snapshots)), layout='constrained')
         panels = figure.subplots(2, 1, sharex=True)
         for axes, (moment, title) in zip(panels, MOMENTS.items()):
             for line, snapshot in enumerate(snapshots):
-                for place, row in enumerate(snapshot['sn']):
+                for place, row in enumerate(snapshot[kind]):
                     picks = row[f'{moment}_pick']
                     axes.bar(
                         [place] * len(picks),
                         0.86 / len(picks),
                         0.92,
                         [line - 0.43 + 0.86 * group / len(picks) for group in range(len(picks))],
-                        color=[COLORS[NORMALIZERS.index(pick)] for pick in picks],
+                        color=[MEMBER_COLORS[pick] for pick in picks],
                     )
             axes.set_yticks(range(len(snapshots)), [snapshot['name'] for snapshot in snapshots])
             axes.set(ylim=(len(snapshots) - 0.5, -0.5), ylabel=title)
             axes.grid(visible=False)
         name_layers(panels, rows)
-        return Drawing([('What each layer prefers', as_svg(figure))], 1, samples(NORMALIZER_STYLES))
+        return Drawing([('What each layer prefers', as_svg(figure))], 1, member_keys(members))
 
 
-def draw_dynamics(snapshots):
-    """Return the Drawing of SN's ratios over the snapshots, a panel for each part (sn, Fig. 7, 13 and 14)."""
+def draw_dynamics(snapshots, kind, members):
+    """Return the Drawing of ratios over the snapshots, a panel for each part (sn, Fig. 7, 13 and 14)."""
     curves = {
         f'{name}, {title.lower()}': (
-            dict(color=COLORS[index], linestyle=style, marker=marker, markersize=3.5),
+            dict(color=MEMBER_COLORS[name], linestyle=style, marker=marker, markersize=3.5),
             lambda group, m=moment, i=index: group[m][i],
         )
         for (moment, title), style, marker in zip(MOMENTS.items(), ('-', '--'), 'os')
-        for index, name in enumerate(NORMALIZERS)
+        for index, name in enumerate(members)
     }
-    return _draw_over_snapshots(snapshots, 'sn_by_part', curves, 'share')
+    return _draw_over_snapshots(snapshots, f'{kind}_by_part', curves, 'share')
 
 
 def draw_rbn_dynamics(snapshots):
@@ -308,6 +322,11 @@ def draw_channels(spread):
             axes.set(xlabel='Channel, sorted', ylabel='Standard deviation', ylim=(0, None))
             panels.append((name, as_svg(figure)))
         return Drawing(panels, 3, spread_keys())
+
+
+def member_keys(members):
+    """Return the keys of what layers mix."""
+    return samples({name: area_style(MEMBER_COLORS[name]) for name in members})
 
 
 def spread_keys():

@@ -1,4 +1,4 @@
-"""What SN and RBN layers have learned: their weights by layer, by part of the network and by receptive field.
+"""What SN, SW and RBN layers have learned: their weights by layer, by part of the network and by receptive field.
 
 Everything takes a network or a state dict alone, so that snapshots over training can be compared, and gives plain
 numbers. Papers sn (Fig. 1, 4, 5, 7, 8 and 10 to 14) and rbn (Fig. 3, 4 and 5).
@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmnorm.norms import RBN, SN, ratios
-from mmnorm.norms.mixture import NAMES as NORMALIZERS
+from mmnorm.norms import RBN, SN, SW, ratios
+from mmnorm.norms.mixture import NAMES
 from mmnorm.norms.modes import evaluating, feed
+from mmnorm.norms.sw import MEMBERS as SW_MEMBERS
 
 from .collect import Moments, unwrapped
 
 FIELD_BOUNDS = (49, 199, 299, 427)  # pixels; where sn's Section 4.1.4 divides the layers of ResNet-50
 FIELD_BINS = ('up to 49', '50 to 199', '200 to 299', '300 to 427', 'over 427', 'whole image', 'not defined')
+MIXTURES = dict(sn=SN, sw=SW)
+#: What is mixed, by the number of ratios, in their order; each has the names of those with fewer.
+MEMBERS = dict(sn={2: NAMES[:2], 3: NAMES}, sw=SW_MEMBERS)
 RBN_WEIGHTS = tuple(RBN.control_parameters)  # w_m, w_v, w_b
 RBN_COLUMNS = ('center_weight', 'abs_center_weight', 'scale_weight', 'abs_scale_weight', 'scale_bias')
 
@@ -29,7 +33,7 @@ RBN_COLUMNS = ('center_weight', 'abs_center_weight', 'scale_weight', 'abs_scale_
 def norm_weights(
     source: nn.Module | dict[str, Tensor], fields: dict[str, float | None] | None = None
 ) -> dict[str, Any]:
-    """What every SN and RBN layer has learned, and averages by part and by receptive field.
+    """What every SN, SW and RBN layer has learned, and averages by part and by receptive field.
 
     Args:
         source (nn.Module or dict[str, Tensor]): A network, or the state dict of one. Which layers are hardened is not
@@ -40,40 +44,54 @@ def norm_weights(
     Returns:
         dict: Plain numbers, empty where the network has no such layers:
 
-        - ``sn`` (list[dict]): For each SN layer, in network order: ``name``, ``part``, ``receptive_field`` (pixels,
-          infinite for the whole image, None where there is none), ``field_bin``, ``mean`` and ``var`` (ratios of IN,
-          LN and BN; averaged over SN's groups; BN's is 0 without ``batch_stat``), ``mean_pick`` and ``var_pick`` (the
-          hard ratios, one of 'IN', 'LN', 'BN' for each group), ``kl`` (see :func:`symmetric_kl`; the mean over groups).
+        - ``members`` (dict[str, list[str]]): For ``sn`` and ``sw`` what is mixed, in the order of the ratios: IN, LN
+          and BN; BW, IW, BN, IN and LN. Without what no layer of the network has.
+        - ``sn``, ``sw`` (list[dict]): For each SN and each SW layer, in network order: ``name``, ``part``,
+          ``receptive_field`` (pixels, infinite for the whole image, None where there is none), ``field_bin``,
+          ``members`` (the layer's), ``mean`` and ``var`` (ratios of the network's members, 0 of those that the layer
+          has not; averaged over SN's groups; ``var`` is that of SW's covariances), ``mean_pick`` and ``var_pick`` (the
+          member with the largest, for each group), ``kl`` (see :func:`symmetric_kl`; the mean over groups).
         - ``rbn`` (list[dict]): For each RBN layer ``name``, ``part``, ``receptive_field``, ``field_bin``, and means
           over channels ``center_weight`` (w_m), ``abs_center_weight``, ``scale_weight`` (w_v), ``abs_scale_weight``,
           ``scale_bias`` (w_b); None where the layer does not make that calibration.
-        - ``sn_by_part``, ``sn_by_field``, ``rbn_by_part`` (dict[str, dict]): Averages over layers, with their number
-          as ``layers``; those over all layers come last, as 'all'.
-        - ``differing`` (float or None): Share of SN layers of which mean and variance pick different normalizers.
+        - ``sn_by_part``, ``sn_by_field``, ``sw_by_part``, ``sw_by_field``, ``rbn_by_part`` (dict[str, dict]): Averages
+          over layers, with their number as ``layers``; those over all layers come last, as 'all'.
+        - ``sn_differing``, ``sw_differing`` (float or None): Share of layers of which mean and variance pick different
+          members.
     """
-    if isinstance(source, nn.Module):
-        found, tensors = ratios(source), source.state_dict()
-    else:
-        found, tensors = state_dict_ratios(source), source
     fields = fields or {}
-    sn = [_place(name, fields) | _describe_sn(**of_layer) for name, of_layer in found.items()]
+    tables: dict[str, Any] = dict(members={})
+    for kind, norm in MIXTURES.items():
+        found = _ratios_of(source, norm)
+        members = max((MEMBERS[kind][mean.shape[-1]] for mean, _ in found.values()), key=len, default=())
+        rows = [_place(name, fields) | _describe_mixture(kind, members, *of) for name, of in found.items()]
+        differing = [row['mean_pick'] != row['var_pick'] for row in rows]
+        tables['members'][kind] = list(members)
+        tables |= {
+            kind: rows,
+            f'{kind}_by_part': average(rows, 'part', ('mean', 'var', 'kl')),
+            f'{kind}_by_field': average(rows, 'field_bin', ('mean', 'var', 'kl'), FIELD_BINS),
+            f'{kind}_differing': sum(differing) / len(differing) if differing else None,
+        }
+    tensors = source.state_dict() if isinstance(source, nn.Module) else source
     rbn = [_place(name, fields) | _describe_rbn(of_layer) for name, of_layer in _rbn_weights(tensors).items()]
-    differing = [row['mean_pick'] != row['var_pick'] for row in sn]
-    return dict(
-        sn=sn,
-        rbn=rbn,
-        sn_by_part=average(sn, 'part', ('mean', 'var', 'kl')),
-        sn_by_field=average(sn, 'field_bin', ('mean', 'var', 'kl'), FIELD_BINS),
-        rbn_by_part=average(rbn, 'part', RBN_COLUMNS),
-        differing=sum(differing) / len(differing) if differing else None,
-    )
+    return tables | dict(rbn=rbn, rbn_by_part=average(rbn, 'part', RBN_COLUMNS))
 
 
-def state_dict_ratios(state_dict: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The ratios of every SN layer of a checkpoint, as :func:`mmnorm.norms.ratios` gives those of a network."""
+def _ratios_of(source, norm):
+    """The ratios of mean and variance by layer, of the layers of a norm."""
+    if not isinstance(source, nn.Module):
+        return {name: tuple(of.values()) for name, of in state_dict_ratios(source, norm).items()}
+    found = ratios(source).items()
+    return {name: tuple(of.values()) for name, of in found if isinstance(source.get_submodule(name), norm)}
+
+
+def state_dict_ratios(state_dict: dict[str, Tensor], norm: type[SN] | type[SW] = SN) -> dict[str, dict[str, Tensor]]:
+    """The ratios of SN's or SW's layers in a checkpoint, as :func:`mmnorm.norms.ratios` gives those of a network."""
+    keys = dict(zip(('mean', 'var'), norm.control_parameters))
     return {
-        name: {moment: tensors[f'{moment}_weight'].float().softmax(-1) for moment in ('mean', 'var')}
-        for name, tensors in _by_layer(state_dict, tuple(SN.control_parameters)).items()
+        name: {moment: tensors[key].float().softmax(-1) for moment, key in keys.items()}
+        for name, tensors in _by_layer(state_dict, tuple(keys.values())).items()
         if len(tensors) == 2
     }
 
@@ -177,11 +195,14 @@ def _place(name, fields):
     return dict(name=name, part=part_of(name), receptive_field=field, field_bin=field_bin(field))
 
 
-def _describe_sn(mean, var):
+def _describe_mixture(kind, members, mean, var):
+    own = MEMBERS[kind][mean.shape[-1]]
     mean, var = (moment.reshape(-1, moment.shape[-1]) for moment in (mean, var))  # one row for each group
-    picks = [[NORMALIZERS[index] for index in moment.argmax(-1).tolist()] for moment in (mean, var)]
-    averages = [nn.functional.pad(moment.mean(0), (0, 3 - moment.shape[-1])).tolist() for moment in (mean, var)]
+    picks = [[own[index] for index in moment.argmax(-1).tolist()] for moment in (mean, var)]
+    shares = [dict(zip(own, moment.mean(0).tolist())) for moment in (mean, var)]
+    averages = [[share.get(name, 0.0) for name in members] for share in shares]
     return dict(
+        members=list(own),
         mean=averages[0],
         var=averages[1],
         mean_pick=picks[0],

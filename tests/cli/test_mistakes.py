@@ -411,7 +411,7 @@ COMMANDS = [
     ('weights show sn.py html.pth', 'html.pth cannot be loaded as a checkpoint'),
     ('weights show sn.py lacking.pth', 'backbone.layer3.1.conv2.weight'),
     ('weights show sn.py base.pth', 'backbone.bn1.mean_weight. It is a checkpoint of another network, perhaps one wit'),
-    ('weights show base.py base.pth', 'base.py has neither SN nor RBN layers'),
+    ('weights show base.py base.pth', 'base.py has no SN, SW or RBN layers'),
     ('weights show sn.py sn.pth --spread', '--spread needs RBN layers with a scaling calibration; sn.py has none'),
     ('weights show sn.py sn.pth --out file', 'file is a file, not a folder'),
     *(

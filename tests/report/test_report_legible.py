@@ -87,8 +87,8 @@ def plots(tmp_path_factory):
         draw_curves([Panel('loss', 'Loss', [curve] * len(names), smooth=True)], names),
         draw_dots({'Box AP': table}),
         draw_confusion({'run': pd.DataFrame([[9, 1, 0], [3, 4, 2], [1, 1, 0]], [*'abc'], [*'abc'])}),
-        draw_ratios(rows),
-        draw_averages(averages),
+        draw_ratios(rows, ['IN', 'LN', 'BN']),
+        draw_averages(averages, ['IN', 'LN', 'BN']),
         draw_rbn(rows),
         draw_spread({row['name']: dict(before=[1.0, 2.0], after=[0.5, 1.0]) for row in rows}, rows),
     ]
@@ -114,7 +114,7 @@ def test_labels_of_boxes():
 def test_numbers_in_colored_areas_have_a_ground_of_their_own():
     counts = pd.DataFrame([[9, 1, 0], [3, 4, 2], [1, 1, 0]], [*'abc'], [*'abc'])
     averages = {'all': dict(layers=3, mean=[0.5, 0.3, 0.2], var=[0.2, 0.5, 0.3])}
-    for drawing, numbers in ((draw_confusion({'run': counts}), 7), (draw_averages(averages), 3)):
+    for drawing, numbers in ((draw_confusion({'run': counts}), 7), (draw_averages(averages, ['IN', 'LN', 'BN']), 3)):
         assert drawing.panels[0][1].count(b'stroke: #ffffff') == numbers
 
 

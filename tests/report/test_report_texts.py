@@ -191,7 +191,7 @@ def test_plots(text):
         draw_confusion({text: pd.DataFrame([[1, 2], [3, 4]], [text, 'b'], [text, 'c'])}),
         Drawing([(text, draw_perturbation([dict(blocks=1, delta=0.1, metrics=[{text: 1.0}])]))], 1),
         Drawing([(text, for_paper(plot_curves, Panel(text, text, [curve, curve]), [text, f'{text}2'])['svg'])], 1),
-        draw_averages(averages),
+        draw_averages(averages, ['IN', 'LN', 'BN']),
         draw_rbn(rows),
         draw_spread(spread, rows),
     ):

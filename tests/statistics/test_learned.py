@@ -1,4 +1,4 @@
-"""Weights of SN and RBN layers against brute force, and the hook that logs them."""
+"""Weights of SN, SW and RBN layers against brute force, and the hook that logs them."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmnorm
-from mmnorm.norms import RBN, SN, SyncSN, checks
+from mmnorm.norms import RBN, SN, SW, SyncSN, SyncSW, checks
 from mmnorm.openmmlab.weights_hook import NormWeightsHook, scalars
 from mmnorm.statistics.learned import (
     FIELD_BINS,
@@ -53,6 +53,7 @@ class Parts(nn.Module):
         self.backbone.layer1 = nn.Sequential(SN(6), SyncSN(6, groups=2))
         self.backbone.layer2 = nn.Sequential(SN(6, batch_stat=False), RBN(6), RBN(6, center=False))
         self.neck = nn.Sequential(RBN(6, scale=False), SN(6))
+        self.bbox_head = nn.Sequential(SW(6), SyncSW(6, members=3), SW(6, members=5))
 
 
 def softmax(values):
@@ -74,8 +75,29 @@ def test_every_sn_layer_against_brute_force():
             expected = [*ratios.mean(0), *[0] * (3 - ratios.shape[1])]  # without batch_stat there is no BN
             assert row[key] == pytest.approx(expected, abs=1e-6)
             assert row[f'{key}_pick'] == [('IN', 'LN', 'BN')[group.argmax()] for group in ratios]
-        divergence = (p * np.log(p / q)).sum(1) + (q * np.log(q / p)).sum(1)
-        assert row['kl'] == pytest.approx(divergence.mean(), rel=1e-5)
+        assert row['kl'] == pytest.approx(divergence(p, q).mean(), rel=1e-5)
+
+
+def divergence(p, q):
+    return (p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1)
+
+
+def test_every_sw_layer_against_brute_force():
+    """Ratios of what a layer does not mix are 0; its own are in the order of the network's members, not in its own."""
+    model = randomized(Parts())
+    found = norm_weights(model)
+    orders = [('BW', 'IW'), ('BW', 'IW', 'LN'), ('BW', 'IW', 'BN', 'IN', 'LN')]
+    assert found['members'] == dict(sn=['IN', 'LN', 'BN'], sw=list(orders[-1]))
+    for row, layer, order in zip(found['sw'], model.bbox_head, orders, strict=True):
+        p, q = (softmax(weight.detach()) for weight in (layer.sw_mean_weight, layer.sw_var_weight))
+        for key, ratios in (('mean', p), ('var', q)):
+            shares = dict(zip(order, ratios))
+            assert row[key] == pytest.approx([shares.get(name, 0) for name in orders[-1]], abs=1e-6)
+            assert row[f'{key}_pick'] == [order[ratios.argmax()]]
+        assert row['part'] == 'bbox_head' and row['members'] == list(order)
+        assert row['kl'] == pytest.approx(divergence(p, q), rel=1e-5)
+    assert found['sw_differing'] == np.mean([row['mean_pick'] != row['var_pick'] for row in found['sw']])
+    assert norm_weights(model.bbox_head[:2])['members'] == dict(sn=[], sw=['BW', 'IW', 'LN'])
 
 
 def test_every_rbn_layer_against_brute_force():
@@ -99,6 +121,7 @@ def test_averages_against_pandas():
     for table, rows, group, columns in (
         ('sn_by_part', 'sn', 'part', ['kl']),
         ('sn_by_field', 'sn', 'field_bin', ['kl']),
+        ('sw_by_part', 'sw', 'part', ['kl']),
         ('rbn_by_part', 'rbn', 'part', ['center_weight', 'abs_scale_weight', 'scale_bias']),
     ):
         frame = pd.DataFrame(found[rows])
@@ -114,15 +137,15 @@ def test_averages_against_pandas():
     assert list(found['sn_by_field']) == ['up to 49', '50 to 199', 'whole image', 'not defined', 'all']
     assert list(found['sn_by_part'])[-1] == 'all'
     differing = [row['mean_pick'] != row['var_pick'] for row in found['sn']]
-    assert found['differing'] == np.mean(differing)
+    assert found['sn_differing'] == np.mean(differing)
 
 
 def test_state_dict_alone_gives_the_same():
     model = randomized(Parts())
     assert norm_weights(model.state_dict()) == norm_weights(model)
-    frozen = nn.Sequential(SN(4, frozen=True), RBN(4, frozen=True))
+    frozen = nn.Sequential(SN(4, frozen=True), RBN(4, frozen=True), SW(4, frozen=True))
     assert norm_weights(frozen.state_dict()) == norm_weights(frozen)
-    assert len(norm_weights(frozen)['sn']) == len(norm_weights(frozen)['rbn']) == 1
+    assert [len(norm_weights(frozen)[kind]) for kind in ('sn', 'sw', 'rbn')] == [1, 1, 1]
     hardened = copy.deepcopy(model)
     mmnorm.harden(hardened)
     soft, hard = norm_weights(model), norm_weights(hardened)
@@ -132,13 +155,18 @@ def test_state_dict_alone_gives_the_same():
         assert after['mean_pick'] == before['mean_pick'] and after['var_pick'] == before['var_pick']
         assert after['kl'] == (0 if after['mean_pick'] == after['var_pick'] else math.inf)
         assert sorted(set(after['mean'])) in ([0.0, 1.0], [0.0, 0.5])  # two groups may pick two
-    assert hard['differing'] == soft['differing']
+    assert hard['sn_differing'] == soft['sn_differing']
 
 
 def test_a_bare_layer_and_a_network_without():
     assert norm_weights(SN(4))['sn'][0]['name'] == '' and norm_weights(SN(4))['sn'][0]['part'] == 'network'
     empty = norm_weights(nn.BatchNorm2d(4))
-    assert empty == dict(sn=[], rbn=[], sn_by_part={}, sn_by_field={}, rbn_by_part={}, differing=None)
+    assert empty == dict(
+        members=dict(sn=[], sw=[]),
+        **dict(sn=[], sn_by_part={}, sn_by_field={}, sn_differing=None),
+        **dict(sw=[], sw_by_part={}, sw_by_field={}, sw_differing=None),
+        **dict(rbn=[], rbn_by_part={}),
+    )
     assert state_dict_ratios({'other.mean_weight': torch.ones(3)}) == {}
     assert average([], 'part', ('kl',)) == {}
 
@@ -308,7 +336,7 @@ def run_training(tmp_path, layers, backends=('LocalVisBackend',), **options):
 def test_hook_logs_to_every_backend(tmp_path):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     backends = 'LocalVisBackend', 'TensorboardVisBackend'
-    runner, records = run_training(tmp_path, [SN(4), RBN(4)], backends, interval=2, per_layer=True)
+    runner, records = run_training(tmp_path, [SN(4), RBN(4), SW(4, members=5)], backends, interval=2, per_layer=True)
     assert [record.pop('step') for record in records] == [2, 4, 5]  # each second, and the last
     expected = scalars(runner.model, per_layer=True)
     assert records[-1] == expected
@@ -316,6 +344,11 @@ def test_hook_logs_to_every_backend(tmp_path):
     assert expected['norm_weights/neck/mean_LN'] == expected['norm_weights_of_layers/neck.0/mean_LN'] == row['mean'][1]
     assert expected['norm_weights/neck/kl'] == expected['norm_weights/all/kl'] == row['kl'] > 0
     assert expected['norm_weights/neck/scale_bias'] == pytest.approx(runner.model.neck[1].scale_bias.mean().item())
+    row = norm_weights(runner.model)['sw'][0]
+    assert (
+        expected['norm_weights/neck/sw_var_LN'] == expected['norm_weights_of_layers/neck.2/sw_var_LN'] == row['var'][4]
+    )
+    assert expected['norm_weights/all/sw_kl'] == row['kl'] > 0
     assert records[0]['norm_weights/neck/mean_LN'] != records[-1]['norm_weights/neck/mean_LN']
     events = accumulator.EventAccumulator(str(next(tmp_path.rglob('events.out.tfevents.*')).parent))
     events.Reload()
@@ -333,7 +366,7 @@ def test_hook_without_layers_warns_once(tmp_path, monkeypatch):
         warnings.simplefilter('always')
         _, records = run_training(tmp_path, [nn.BatchNorm2d(4)], interval=1)
     said = [str(w.message) for w in caught if 'NormWeightsHook' in str(w.message)]
-    assert records == [] and said == ['NormWeightsHook: the model has neither SN nor RBN layers, nothing is logged']
+    assert records == [] and said == ['NormWeightsHook: the model has no SN, SW or RBN layers, nothing is logged']
 
 
 @pytest.mark.parametrize('rank', [0, 1])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -139,6 +140,32 @@ def test_page_of_hardened_grouped_and_few_layers(tmp_path):
     rows = json.loads(page.with_suffix('.json').read_text())['snapshots'][0]['sn']  # strict JSON, without Infinity
     assert [row['kl'] for row in rows] == [finite(row['kl']) for row in tables['sn']]
     assert rows[1]['receptive_field'] is None and rows[1]['field_bin'] == 'whole image'
+
+
+def test_page_of_layers_that_whiten(main, network, tmp_path):
+    config, *checkpoints = network('SW', 0, 1)
+    assert main(['show', config, *checkpoints]) == 0
+    content = json.loads((tmp_path / 'norm_weights.json').read_text())
+    for snapshot, checkpoint in zip(content['snapshots'], checkpoints, strict=True):
+        expected = norm_weights(network_of(config, checkpoint))
+        assert snapshot['sw_by_part'] == expected['sw_by_part'] and snapshot['members']['sw'] == ['BW', 'IW']
+        assert [row['var'] for row in snapshot['sw']] == [row['var'] for row in expected['sw']]
+    text = (tmp_path / 'norm_weights.html').read_text()
+    for heading in ('Ratios by layer', 'Averages', 'What each SW layer prefers', 'Ratios over the training'):
+        assert f'<h2>{heading}</h2>' in text
+    assert '<th>BW</th><th>IW</th><th>BW</th><th>IW</th>' in text and '<th>LN</th>' not in text
+    assert text.count('alt="Plot: ') == 1 + 2 * 2 + 1 + len(content['snapshots'][0]['sw_by_part'])
+    assert re.search(r'SW: on average the layers take the mean from \d+ % BW, \d+ % IW, the variance', text)
+    assert 'harden' not in text
+
+
+def test_a_checkpoint_without_the_weights_of_sw_is_refused(main, network, tmp_path, capsys):
+    (config,) = network('SW')
+    model = build_network(read_config(config))
+    kept = {key: value for key, value in model.state_dict().items() if 'sw_' not in key}
+    torch.save(dict(state_dict=kept), tmp_path / 'bn.pth')
+    assert main(['show', config, str(tmp_path / 'bn.pth')]) == 2
+    assert 'of the config learn; first: backbone.bn1.sw_mean_weight' in capsys.readouterr().err
 
 
 def test_harden_writes_a_network_that_computes_the_argmax(main, network, tmp_path, capsys):
