@@ -83,10 +83,17 @@ def _index_table(models):
     ):
         line = {} if classify else {'model': architecture}
         for column in ('backbone', 'norm', 'mode', 'data') if classify else ('norm', 'mode', 'backbone', 'data'):
-            line[column] = ', '.join(dict.fromkeys(getattr(model, column) for model in group))
+            line[column] = _join([getattr(model, column) for model in group])
         short = title if group[0].published else 'more'
         lines.append(line | {'configs': len(group), 'page': f'[{paper}: {short}]({paper}/README.md#{_anchor(title)})'})
     return _to_markdown(pd.DataFrame(lines))
+
+
+def _join(names):
+    """Each name once, without the word that it shares with the first: "ShuffleNetV2 1.0x, 0.5x"."""
+    first, *others = dict.fromkeys(names)
+    word = first.partition(' ')[0] + ' '
+    return ', '.join([first, *(name.removeprefix(word) for name in others)])
 
 
 def _architecture(model):
