@@ -115,7 +115,8 @@ LAYOUTS = {
         license="if it is the authors' release: MIT",
         note=(
             "no tensor tells the number of Newton's iterations: the 5 of the authors' scripts are assumed. To train on "
-            'as they did give norm_cfg momentum=0.01'
+            'as they did give norm_cfg momentum=0.01. With three members their variance of LN is unbiased: larger by '
+            'one over the number of values of a sample'
         ),
     ),
     # Conv_Body with C4, Conv_Body.conv_body with FPN; C4 has the last stage in its box head, as mmdet's shared_head
@@ -340,7 +341,7 @@ def take_backbone(weights, layout):
     if layout == 'sw' and any(len(value) == 5 for name, value in weights.items() if name.endswith('.sw_mean_weight')):
         raise ValueError(
             "its SW has five members, to which the authors' code gives other ratios than the paper: the variances of "
-            'BN and IN have those of BW and IW. No tensors make SW compute that'
+            'BN and IN have those of BW and IW, and all do not sum to 1. SW does not compute that'
         )
     return _take(weights, wanted)
 
