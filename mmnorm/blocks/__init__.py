@@ -1,5 +1,6 @@
 """Where normalizers sit in a network: functions over a built network. They need torch alone."""
 
+from .activations import relus_behind_tlu
 from .checkpointing import update_statistics_once
 from .compiling import compile_norms
 from .convolutions import ConvMABN
@@ -44,6 +45,7 @@ __all__ = [
     'per_level',
     'place_xbn',
     'registered_name',
+    'relus_behind_tlu',
     'replace_norms',
     'residual_blocks',
     'set_layer',

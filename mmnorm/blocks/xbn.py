@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .activations import insert_at_end
+from .activations import insert_at_end, take_relus
 from .layers import build_norm, channels_of, errors_naming, fit_groups, is_conv_module, is_norm
 
 # the paper's numbers, where they divide a layer's channels
@@ -47,7 +47,10 @@ def place_xbn(
         every (int): The every-th blocks only, counted 1, 2, 3 ... (D2, D4, D8).
         norm_cfg (dict): The batch-free normalizer. GN takes ``num_groups``, a number (as many as channels, where these
             are fewer) or 'auto', the largest divisor of a layer's channels up to ``max_groups`` (64); or
-            ``channels_per_group``. Default GN with 'auto': 64 groups in every ResNet and ResNeXt of the paper.
+            ``channels_per_group``. Default GN with 'auto': 64 groups in every ResNet and ResNeXt of the paper. FRN with
+            ``tlu=True`` takes the ReLU behind it away; where an addition follows it, and for the last norm of a block
+            it does, a :class:`~mmnorm.norms.TLU` comes in the place of the ReLU behind that, as ``tlu`` of the block.
+            With ``scope='full'`` no ReLU is left (https://arxiv.org/abs/1911.09737).
         stem (bool): The stem's norm too, as in the authors' released weights; in a deep stem the last of the three.
         stages (tuple[int] or None): Indices of the stages to place in, from 0. None means all.
         scope (str or None): 'full' replaces every norm, downsamples and stem included: Figure 7's "Full". With
@@ -65,21 +68,21 @@ def place_xbn(
         ValueError: An argument does not fit the backbone; the message names the layer.
     """
     blocks = residual_blocks(backbone)
-    _check_arguments(backbone, position, every, stages, scope, counted)
+    _check_arguments(backbone, position, every, stages, scope, counted, norm_cfg)
     if scope == 'full':
-        return [_replace(backbone, name, norm_cfg, build) for name in _all_norms(backbone, stages, stem)]
+        return _replace_all(backbone, _all_norms(backbone, stages, stem), norm_cfg, build)
     names = _stem_norms(backbone)[-1:] if stem else []
     if position == 'end':
         ends = {stage: (name, block) for stage, name, block in blocks if stages is None or stage in stages}
         added = [_add_at_end(name, block, norm_cfg, build) for name, block in ends.values()]
-        return [_replace(backbone, name, norm_cfg, build) for name in names] + added
+        return _replace_all(backbone, names, norm_cfg, build) + added
     numbers: collections.Counter = collections.Counter()
     for stage, block_name, block in blocks:
         count = stage if counted == 'stage' else None
         numbers[count] += 1
         if numbers[count] % every == 0 and (stages is None or stage in stages):
             names += [f'{block_name}.{name}' for name in _norms_at(block_name, block, position)]
-    return [_replace(backbone, name, norm_cfg, build) for name in names]
+    return _replace_all(backbone, names, norm_cfg, build)
 
 
 def residual_blocks(backbone: nn.Module) -> list[tuple[int, str, nn.Module]]:
@@ -125,7 +128,7 @@ def _norms_of(block):
     return norms
 
 
-def _check_arguments(backbone, position, every, stages, scope, counted):
+def _check_arguments(backbone, position, every, stages, scope, counted, norm_cfg):
     if scope not in (None, 'full'):
         raise ValueError(f"xbn: scope must be None or 'full', got {scope!r}")
     if not isinstance(every, int) or every < 1:
@@ -138,6 +141,8 @@ def _check_arguments(backbone, position, every, stages, scope, counted):
     if position == 'end':
         if scope is not None or every != 1:
             raise ValueError("xbn: position='end' goes with stages and stem, not with scope or every")
+        if norm_cfg.get('tlu'):
+            raise ValueError("xbn: at position='end' a ReLU follows the norm; set tlu=False")
     elif not {1, 2, 3}.issuperset(_as_tuple(position)):
         raise ValueError(f"xbn: position must be 1, 2, 3, a tuple of them, or 'end', got {position!r}")
 
@@ -176,9 +181,14 @@ def _norms_at(block_name, block, position):
     return [name for number in positions for name in norms[number]]
 
 
-def _replace(backbone, name, norm_cfg, build):
-    backbone.set_submodule(name, _built(name, channels_of(backbone.get_submodule(name)), norm_cfg, build))
-    return name
+def _replace_all(backbone, names, norm_cfg, build):
+    blocks = [(name, block) for _, name, block in residual_blocks(backbone)]
+    trains = norm_cfg.get('requires_grad', True) and not norm_cfg.get('frozen', False)
+    thresholds = take_relus(backbone, blocks, names, trains) if norm_cfg.get('tlu') else names
+    for name in names:
+        cfg = norm_cfg if name in thresholds else dict(norm_cfg, tlu=False)
+        backbone.set_submodule(name, _built(name, channels_of(backbone.get_submodule(name)), cfg, build))
+    return names
 
 
 def _add_at_end(block_name, block, norm_cfg, build):

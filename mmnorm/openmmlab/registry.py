@@ -22,6 +22,7 @@ from mmnorm.norms import NORMS
 from mmnorm.norms.checks import warn_once
 
 from . import guards, hooks, padding, sparsity_hook, steps_hook, weights_hook
+from .activations import noticing_relus
 from .levels import PerLevelFromConfig, counting_levels
 from .pretrained import PretrainedWithoutNorms
 
@@ -93,14 +94,14 @@ def install() -> None:
         # a location that is imported after the host's own, when a name is first looked up
         registry._locations.append(f'{__package__}.{host}_names')
         registry._imported = False
-    _count_levels(MODELS)
+    _watch_builds(MODELS)
 
 
-def _count_levels(registry):
+def _watch_builds(registry):
     """In what this registry and those below it build; registries that are made later inherit the function."""
-    registry.build_func = counting_levels(registry.build_func)
+    registry.build_func = noticing_relus(counting_levels(registry.build_func))
     for child in registry.children.values():
-        _count_levels(child)
+        _watch_builds(child)
 
 
 def register_host(host: str) -> None:

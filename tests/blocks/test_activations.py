@@ -1,7 +1,8 @@
-"""Layers that a placement puts behind the additions of residual blocks of the hosts: IBN-Net-b."""
+"""What placements do around the ReLUs of the hosts: IBN-Net-b's IN before one, thresholds (FRN, TLU) in their place."""
 
 import copy
 import pickle
+import re
 import warnings
 
 import pytest
@@ -11,9 +12,10 @@ from mmdet.registry import MODELS as DET
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS as SEG
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmnorm.blocks import fuse_conv_norm, place_xbn
-from mmnorm.norms import checks
+from mmnorm.norms import FRN, TLU, checks
 
 try:
     from mmpretrain.registry import MODELS as PRE
@@ -204,3 +206,158 @@ def test_another_activation_is_refused():
     backbone.layer4[-1].relu = nn.GELU()
     with pytest.raises(TypeError, match=r'layer4.1 \(BasicBlock\): its activation is GELU, only that of a ReLU'):
         place_xbn(backbone, **IBN_B | dict(stages=(3,)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# thresholds
+THRESHOLDS = dict(scope='full', norm_cfg=dict(type='FRN', tlu=True))
+DEEP_STEMS = {
+    'mmdet, deep stem': (DET, dict(R18, type='ResNetV1d')),
+    'mmpretrain, deep stem': (PRE, dict(R18, type='ResNetV1c', stem_channels=8)),
+    'mmpretrain, small images': (PRE, dict(R18, type='ResNet_CIFAR', stem_channels=8)),
+    'mmpretrain, RegNet': (PRE, dict(type='RegNet', arch='regnetx_400mf', norm_eval=False)),
+    'mmpretrain, ShuffleNetV2': (PRE, dict(type='ShuffleNetV2', widen_factor=0.5)),
+}
+
+
+class Cut(nn.Module):
+    """What a ReLU becomes whose thresholds are all the same."""
+
+    def forward(self, x):
+        return x.clamp(min=-0.5)
+
+
+class CountingReLUs(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        relus = torch.ops.aten.relu.default, torch.ops.aten.relu_.default
+        self.count += function in relus and args[0].dim() == 4  # of maps; the plane takes one of variances
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize('name', [*HOSTS, *DEEP_STEMS])
+def test_thresholds_are_where_the_relus_were(name):
+    """The twin with FRN everywhere, each of whose ReLUs cuts at -0.5, is the one whose thresholds are all -0.5."""
+    registry, cfg = (HOSTS | DEEP_STEMS)[name]
+    if registry is None:
+        pytest.skip('mmpretrain is not installed')
+    host = twin((registry, cfg), scope='full', norm_cfg=dict(type='FRN'))
+    placed = twin((registry, cfg), **THRESHOLDS)
+    assert {*placed.load_state_dict(host.state_dict(), strict=False).missing_keys} == {
+        name for name, _ in placed.named_parameters() if name.endswith('tau')
+    }
+    for part in list(host.modules()):
+        for leaf, child in part.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(part, leaf, Cut())
+    thresholds = [p for name, p in placed.named_parameters() if name.endswith('tau')]
+    with torch.no_grad():
+        for tau in thresholds:
+            tau.fill_(-0.5)
+    relus = CountingReLUs()
+    with relus:
+        outputs, gradients = results(placed)
+    expected = results(host)
+    assert relus.count == 0 and thresholds
+    assert_equal((outputs, {name: gradients[name] for name in expected[1]}), expected)
+    assert all(gradients[f'{name}.tau'].abs().sum() > 0 for name, m in placed.named_modules() if isinstance(m, TLU))
+
+
+def test_thresholds_start_as_relus():
+    placed, plain = (twin((DET, R18), scope='full', norm_cfg=dict(type='FRN', tlu=tlu)) for tlu in (True, False))
+    load_state_dict(placed, plain.state_dict())
+    with CountingReLUs() as relus:
+        expected = plain(X)
+    assert relus.count > 0
+    for out, same in zip(placed(X), expected, strict=True):
+        assert torch.equal(out, same)
+
+
+@pytest.mark.parametrize('position, own, tlus', [(1, 1, 0), (2, 1, 0), (3, 0, 1), ((1, 2), 2, 0), ((1, 2, 3), 2, 1)])
+def test_a_relu_without_a_threshold_before_it_stays(position, own, tlus):
+    """Of a Bottleneck's three, each block; the stem has one beside."""
+    placed = twin((DET, R50), position=position, norm_cfg=dict(type='FRN', tlu=True))
+    with CountingReLUs() as counted:
+        placed(X)
+    assert counted.count == 1 + 16 * (3 - own - tlus)
+    assert sum(isinstance(module, TLU) for module in placed.modules()) == 16 * tlus
+    with_threshold = [name for name, m in placed.named_modules() if isinstance(m, FRN) and m.tlu]
+    assert len(with_threshold) == 16 * own
+
+
+@pytest.mark.parametrize('fixed', [dict(frozen=True), dict(requires_grad=False)])
+def test_a_frozen_norm_has_frozen_thresholds(fixed):
+    placed = twin((DET, R18), scope='full', norm_cfg=dict(type='FRN', tlu=True, **fixed))
+    trains = {name for name, parameter in placed.named_parameters() if parameter.requires_grad}
+    assert trains == {name for name, _ in placed.named_parameters() if '.conv' in f'.{name}' or 'downsample.0' in name}
+
+
+def test_a_deep_stems_last_norm_takes_its_own_relu_only():
+    placed = twin((DET, dict(R18, type='ResNetV1d')), position=1, stem=True, norm_cfg=dict(type='FRN', tlu=True))
+    assert [type(placed.stem[i]) for i in (2, 5, 8)] == [nn.ReLU, nn.ReLU, nn.Identity] and placed.stem[7].tlu
+
+
+def test_a_bn_checkpoint_loads_with_thresholds():
+    host, placed = DET.build(R18), twin((DET, R18), **THRESHOLDS)
+    load_state_dict(placed, host.state_dict())
+    theirs = host.state_dict()
+    assert all(torch.equal(p, theirs[name]) for name, p in placed.named_parameters() if not name.endswith('tau'))
+
+
+@pytest.mark.parametrize(
+    'cfg, places',
+    [
+        (dict(R18, norm_cfg=dict(type='FRN', tlu=True)), r'in 17 places \(gn1, layer1.0.gn1, layer1.0.gn2\)'),
+        (
+            dict(
+                type='ConvFCBBoxHead',
+                in_channels=8,
+                conv_out_channels=8,
+                num_shared_convs=2,
+                fc_out_channels=8,
+                norm_cfg=dict(type='FRN', tlu=True),
+            ),
+            r'in 2 places \(shared_convs.0.gn, shared_convs.1.gn\)',
+        ),
+    ],
+)
+def test_a_relu_behind_a_threshold_is_said_once(cfg, places):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        DET.build(cfg)
+    said = [str(warning.message) for warning in said if 'tlu' in str(warning.message)]
+    assert len(said) == 1 and re.search(f'a ReLU follows FRN with tlu=True {places}', said[0])
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(R50, type='XBNResNet', xbn=THRESHOLDS),
+        dict(R50, type='XBNResNet', xbn=dict(norm_cfg=dict(type='FRN', tlu=True))),
+        dict(R18, norm_cfg=dict(type='FRN')),
+        dict(type='FPN', in_channels=[8, 8], out_channels=8, num_outs=2, norm_cfg=dict(type='FRN', tlu=True)),
+    ],
+)
+def test_where_none_follows_nothing_is_said(cfg):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        DET.build(cfg)
+
+
+@pytest.mark.parametrize(
+    'cfg, error, message',
+    [
+        (
+            dict(type='MobileNetV2', widen_factor=0.5, xbn=THRESHOLDS),
+            TypeError,
+            r'conv1.bn \(ConvModule\): its activation is ReLU6, only that of a ReLU can be moved',
+        ),
+        (dict(R18, xbn=THRESHOLDS | dict(scope=None, position='end')), ValueError, "at position='end' a ReLU follows"),
+    ],
+)
+def test_what_has_no_relu_to_take_is_refused(cfg, error, message):
+    with torch.device('meta'), pytest.raises(error, match=message):
+        DET.build(dict(cfg, type=f'XBN{cfg["type"]}'))
