@@ -153,8 +153,8 @@ def _task(rows):
 
 
 def _place(title):
-    """By what the sections of a task are sorted: tables, figures, and what has no row in either."""
-    return title.startswith('More '), title.startswith('Figure '), title
+    """By what the sections of a task are sorted: tables, figures and text, and what has no row in any."""
+    return title.startswith('More '), title.startswith(('Figure ', 'Section ')), title
 
 
 def _make_section(title, rows, weights, notes):

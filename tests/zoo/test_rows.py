@@ -37,6 +37,7 @@ TABLES = {
     'evalnorm Figure 5': 7 * 2 * 2,
     'sn Table II': 3 * 9 - 1,
     'sn Table III': 2 * 2 + 3 * 2,
+    'sn Section 4.1.3': 5,  # of norms that no table has: IN, LN and BRN, and two of BKN
     'rbn Table 1': 18,
     'rbn Table 2': 4 * 2,
     'rbn Table 3': 8,
@@ -69,9 +70,9 @@ def test_rows_of_each_table(zoo):
 
 
 def test_rows_without_config(zoo):
-    """Those whose norm mmnorm does not have in batches smaller than SGD's, or whose network no host has."""
+    """Those whose norm mmnorm does not have (BRN: in batches smaller than SGD's), or whose network no host has."""
     rows = load_rows_without_config()
-    assert Counter(row.norm for row in rows) == dict(BN=1, RBN=4, BRN=6, EN=6)
+    assert Counter(row.norm for row in rows) == dict(BKN=1, BN=1, RBN=4, BRN=6, EN=6)
     assert all(row.note.startswith('No config') and not row.name for row in rows)
     assert {row.backbone for row in rows if row.norm in ('BN', 'RBN')} == {'ResNeXt-29'}
     assert {row.backbone for row in rows if row.norm == 'EN'} == {'R-56', 'R-110', 'R-254'}

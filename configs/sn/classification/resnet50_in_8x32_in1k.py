@@ -1,0 +1,5 @@
+"""ResNet-50, IN, 32 images on each of 8 GPUs, ImageNet: paper sn, Section 4.1.3."""
+
+_base_ = './resnet50_bn_8x32_in1k.py'
+
+model = dict(backbone=dict(norm_cfg=dict(type='IN', affine=True)))
