@@ -1,5 +1,6 @@
-"""ResNet-50, FRN with ReLU, ImageNet: paper rbn, Table 1."""
+"""ResNet-50, FRN with thresholds (TLU) in the place of all ReLUs, ImageNet: paper rbn, Table 1."""
 
 _base_ = './resnet50_bn_in1k_rbn.py'
 
-model = dict(backbone=dict(norm_cfg=dict(type='FRN')))
+frn = dict(type='FRN', tlu=True)
+model = dict(backbone=dict(type='XBNResNet', xbn=dict(scope='full', norm_cfg=frn)))
