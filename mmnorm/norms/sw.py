@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmnorm.core import like, products, whiten
 
-from .arguments import checked, integer
+from .arguments import FLAG, checked, integer
 from .checks import warn_once
 from .passes import beside_saving_hooks
 from .roots import identity_like, inverse_root
@@ -34,6 +34,8 @@ class SW(Whitening):
         channels_per_group, iterations: See :class:`~mmnorm.norms.whitening.Whitening`. The groups are of 16 channels,
             or of the largest divisor of C below. The authors' momentum is 0.01 in this sense.
         members (int): 2 (default): BW and IW; 3: LN too; 5: BW, IW, BN, IN and LN.
+        tie_weight (bool): The covariances have the weights of the means, ``sw_mean_weight``, as the authors' code
+            offers; there is no ``sw_var_weight`` then. Default False.
 
     Raises:
         ValueError: The groups do not divide the channels, or ``members`` is another number.
@@ -42,7 +44,7 @@ class SW(Whitening):
     control_parameters = dict(sw_mean_weight=1.0, sw_var_weight=1.0)
     control_buffers = dict(running_cov=0.0)
     sw_mean_weight: Tensor
-    sw_var_weight: Tensor
+    sw_var_weight: Tensor  # not there where it is tied
     usual_size = 16
     sees_padding = True
     norm_eval_note = (
@@ -50,15 +52,17 @@ class SW(Whitening):
         'covariance that stay as they were loaded.'
     )
 
-    @checked(members=integer(1))
-    def __init__(self, num_features: int, *args, members: int = 2, **kwargs) -> None:
+    @checked(members=integer(1), tie_weight=FLAG)
+    def __init__(self, num_features: int, *args, members: int = 2, tie_weight: bool = False, **kwargs) -> None:
         if members not in MEMBERS:
             raise ValueError(f'{type(self).__name__}({num_features}): members must be 2, 3 or 5, got {members}')
-        self.members = members
+        self.members, self.tie_weight = members, tie_weight
         super().__init__(num_features, *args, **kwargs)
 
     def control_shape(self, name):
-        return (self.members,) if name in self.control_parameters else super().control_shape(name)
+        if name not in self.control_parameters:
+            return super().control_shape(name)
+        return None if self.tie_weight and name == 'sw_var_weight' else (self.members,)
 
     def marks(self):
         return dict(
@@ -73,7 +77,8 @@ class SW(Whitening):
 
     def _ratios(self):
         wide = torch.promote_types(self.sw_mean_weight.dtype, torch.float32)
-        return self.sw_mean_weight.to(wide).softmax(0), self.sw_var_weight.to(wide).softmax(0)
+        mean = self.sw_mean_weight.to(wide).softmax(0)
+        return mean, mean if self.tie_weight else self.sw_var_weight.to(wide).softmax(0)
 
     def normalize(self, x):
         samples, channels, *positions = x.shape
@@ -103,13 +108,14 @@ class SW(Whitening):
                 mixed.append(total.reshape(samples * groups, *own.shape[2:]))
             return mixed[0], inverse_root(mixed[1], self.eps, self.iterations)
 
+        weight, bias, *weights = self.learned()
         y = whiten(
             x.reshape(samples, channels, length),
             (samples * groups, size, length),
             beside_saving_hooks(statistics),
-            self.weight,
-            self.bias,
-            (self.sw_mean_weight, self.sw_var_weight),
+            weight,
+            bias,
+            weights,
         )
         return like(y, x)
 
@@ -131,10 +137,12 @@ class SW(Whitening):
                 'sample is whitened beside the batch: the network does not compute what it computed with BN, and has '
                 'to be trained.'
             )
+        elif not self.tie_weight:  # a file of tied weights has one
+            tensors = dict(sw_var_weight=tensors['sw_mean_weight']) | tensors
         return tensors | self.uncorrelated(tensors)
 
     def extra_repr(self):
-        return f'{super().extra_repr()}, members={self.members}'
+        return f'{super().extra_repr()}, members={self.members}, tie_weight={self.tie_weight}'
 
 
 class SyncSW(SW):

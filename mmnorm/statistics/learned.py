@@ -90,9 +90,9 @@ def state_dict_ratios(state_dict: dict[str, Tensor], norm: type[SN] | type[SW] =
     """The ratios of SN's or SW's layers in a checkpoint, as :func:`mmnorm.norms.ratios` gives those of a network."""
     keys = dict(zip(('mean', 'var'), norm.control_parameters))
     return {
-        name: {moment: tensors[key].float().softmax(-1) for moment, key in keys.items()}
+        name: {moment: tensors.get(key, tensors[keys['mean']]).float().softmax(-1) for moment, key in keys.items()}
         for name, tensors in _by_layer(state_dict, tuple(keys.values())).items()
-        if len(tensors) == 2
+        if len(tensors) == 2 or 'sw_mean_weight' in tensors  # alone, where SW's weights are tied
     }
 
 

@@ -47,7 +47,7 @@ VARIANTS = [
     dict(type='BW', channels_per_group=4),
     dict(type='BW', num_groups=2, tracked='covariance', iterations=7),
     dict(type='SW', num_groups=2, members=3),
-    dict(type='SW', num_groups=2, members=5),
+    dict(type='SW', num_groups=2, members=5, tie_weight=True),
 ]
 EVERY = [dict(type=name) for name in NORMS] + VARIANTS
 

@@ -67,6 +67,7 @@ BAD = dict(
     base=NO_WORD,
     tracked=NO_WORD,
     members=[*NO_INTEGER, -1, 0, 1, 4, 6, 'other'],
+    tie_weight=NO_FLAG,
     key_channels=[*NO_INTEGER, -1, 0, 3, 'other'],
     window=[*NO_INTEGER, -1, 0],
     burnin=[*NO_INTEGER, -1, math.inf],

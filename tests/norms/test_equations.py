@@ -202,7 +202,8 @@ def sw(layer, x, training, released=False):
         batch = of_batch.mean(2), torch.stack([torch.cov(group, correction=0) for group in of_batch])
     else:
         batch = layer.running_mean.view(of_batch.shape[:2]), layer.running_cov
-    mean_ratios, ratios = (weight.softmax(0) for weight in (layer.sw_mean_weight, layer.sw_var_weight))
+    mean_ratios = layer.sw_mean_weight.softmax(0)
+    ratios = mean_ratios if layer.tie_weight else layer.sw_var_weight.softmax(0)
     if released and layer.members == 5:  # the variances of BN and IN have the ratios of BW and IW
         ratios = ratios[[0, 1, 0, 1, 4]]
     out = []

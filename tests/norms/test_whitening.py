@@ -113,6 +113,23 @@ def test_a_bn_checkpoint_in_sw_is_said_to_compute_something_else():
         build(dict(type='SW')).load_state_dict(nn.BatchNorm2d(CHANNELS).state_dict())
 
 
+def test_tied_weights_compute_as_equal_ones_and_get_the_gradients_of_both():
+    x = correlated(4, CHANNELS, 6, 5)
+    tied, own = (randomized(SW(CHANNELS, members=5, tie_weight=tie).double()) for tie in (True, False))
+    own.load_state_dict(tied.state_dict())
+    outputs = [layer(x) for layer in (tied, own)]
+    torch.testing.assert_close(*outputs)
+    for y in outputs:
+        y.pow(3).sum().backward()
+    torch.testing.assert_close(tied.sw_mean_weight.grad, own.sw_mean_weight.grad + own.sw_var_weight.grad)
+    assert all(torch.equal(ratios, tied.sw_mean_weight.softmax(0)) for ratios in tied.ratios())
+
+
+def test_weights_that_a_file_has_and_tying_leaves_out_are_named():
+    with pytest.raises(RuntimeError, match='Unexpected key.*"sw_var_weight"'):
+        SW(CHANNELS, tie_weight=True).load_state_dict(SW(CHANNELS).state_dict())
+
+
 @pytest.mark.parametrize('members', [1, 4])
 def test_an_unknown_number_of_members_is_named(members):
     with pytest.raises(ValueError, match=rf'SW\(8\): members must be 2, 3 or 5, got {members}'):

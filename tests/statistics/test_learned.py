@@ -143,7 +143,7 @@ def test_averages_against_pandas():
 def test_state_dict_alone_gives_the_same():
     model = randomized(Parts())
     assert norm_weights(model.state_dict()) == norm_weights(model)
-    frozen = nn.Sequential(SN(4, frozen=True), RBN(4, frozen=True), SW(4, frozen=True))
+    frozen = nn.Sequential(SN(4, frozen=True), RBN(4, frozen=True), SW(4, frozen=True, tie_weight=True))
     assert norm_weights(frozen.state_dict()) == norm_weights(frozen)
     assert [len(norm_weights(frozen)[kind]) for kind in ('sn', 'sw', 'rbn')] == [1, 1, 1]
     hardened = copy.deepcopy(model)
