@@ -14,6 +14,7 @@ from importlib.util import find_spec
 
 from .blocks import (
     ConvMABN,
+    ConvWN,
     Fused,
     NormLayer,
     compile_norms,
@@ -76,6 +77,7 @@ __all__ = [
     'BW',
     'CBN',
     'ConvMABN',
+    'ConvWN',
     'EN',
     'FRN',
     'GBGN',

@@ -10,9 +10,10 @@ those of torch are by :mod:`mmnorm.blocks.guards`:
   any Conv2d for a plain one, and any BN after a convolution in the order of attributes for one that takes its output,
   which weight-standardized convolutions and those that several BNs share make wrong by up to 1000 times the output:
   :func:`mmnorm.fuse_conv_norm` folds instead, on every model.
-- ``ConvModule(efficient_conv_bn_eval=True)`` does the same in forward: it is turned off for all but FrozenBN.
+- ``ConvModule(efficient_conv_bn_eval=True)`` does the same in forward: it is turned off for all but FrozenBN, and
+  behind ConvMABN and ConvWN, whose ``weight`` is not what they convolve with.
   mmengine's ``turn_on_efficient_conv_bn_eval_for_single_model`` traces the model, which ours do not take part in: a
-  model that has one is left alone.
+  model that has one, or such a convolution, is left alone.
 - mmdet's ``FrozenBatchNorm2d.convert_frozen_batchnorm`` would make frozen BNs of them: they become frozen themselves,
   and stay what they are.
 - ``build_norm_layer`` of mmcv and mmpretrain gives every norm an eps of 1e-5 where norm_cfg says none: one whose paper
@@ -32,7 +33,7 @@ from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmnorm.blocks import freeze_norms, fuse_conv_norm
+from mmnorm.blocks import ConvMABN, ConvWN, freeze_norms, fuse_conv_norm
 from mmnorm.blocks.guards import leave_ours_alone, rebind, retype_ours
 from mmnorm.norms import SYNC_TWINS, BatchFreeNorm, FrozenBN, PerLevel, PlaneNorm
 from mmnorm.norms.checks import warn_once
@@ -96,6 +97,9 @@ def _freeze_ours(convert):
     return guarded
 
 
+_COMPUTED = ConvMABN, ConvWN
+
+
 def _has_ours(module):
     return any(isinstance(m, (PlaneNorm, PerLevel)) for m in module.modules())
 
@@ -120,6 +124,10 @@ def _not_with_ours(turn_on):
     def guarded(model):
         if _has_ours(model):
             warn_once('efficient_conv_bn_eval stays off for a model with norms of mmnorm: not plain BatchNorms')
+        elif any(isinstance(module, _COMPUTED) for module in model.modules()):
+            warn_once(
+                'efficient_conv_bn_eval stays off for a model with ConvMABN or ConvWN: their weights are computed'
+            )
         else:
             turn_on(model)
 
@@ -133,7 +141,10 @@ def _not_for_ours(turn_on):
         ours = isinstance(self.norm, PlaneNorm) and not isinstance(self.norm, FrozenBN)
         if efficient_conv_bn_eval and ours:
             warn_once(f'efficient_conv_bn_eval stays off for {type(self.norm).__name__}: not a plain BatchNorm')
-        turn_on(self, efficient_conv_bn_eval and not ours)
+        computed = isinstance(self.conv, _COMPUTED)
+        if efficient_conv_bn_eval and computed:
+            warn_once(f'efficient_conv_bn_eval stays off behind {type(self.conv).__name__}: its weight is computed')
+        turn_on(self, efficient_conv_bn_eval and not ours and not computed)
 
     return guarded
 
