@@ -89,6 +89,7 @@ def plots(tmp_path_factory):
         draw_confusion({'run': pd.DataFrame([[9, 1, 0], [3, 4, 2], [1, 1, 0]], [*'abc'], [*'abc'])}),
         draw_ratios(rows, ['IN', 'LN', 'BN']),
         draw_averages(averages, ['IN', 'LN', 'BN']),
+        draw_averages({'all': dict(layers=3, mean=[0.5, 0.5], var=[0.5, 0.5])}, ['BW', 'IW']),
         draw_rbn(rows),
         draw_spread({row['name']: dict(before=[1.0, 2.0], after=[0.5, 1.0]) for row in rows}, rows),
     ]
