@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmdet.registry import MODELS as DET
+from mmengine.config import Config
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS as SEG
 from torch import nn
@@ -361,3 +362,31 @@ def test_where_none_follows_nothing_is_said(cfg):
 def test_what_has_no_relu_to_take_is_refused(cfg, error, message):
     with torch.device('meta'), pytest.raises(error, match=message):
         DET.build(dict(cfg, type=f'XBN{cfg["type"]}'))
+
+
+CONFIGS = {
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': DET,
+    'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': SEG,
+    'mmpretrain::resnet/resnet50_8xb32_in1k.py': PRE,
+}
+
+
+@pytest.mark.parametrize('xbn, norms, tlus', [(IBN_B, 3, 0), (THRESHOLDS, 53, 16)])
+@pytest.mark.parametrize('base', CONFIGS)
+def test_a_hosts_config_says_it_by_one_key(tmp_path, base, xbn, norms, tlus):
+    if CONFIGS[base] is None:
+        pytest.skip('mmpretrain is not installed')
+    deep_stem = base.startswith('mmseg')
+    kind = 'XBNResNetV1c' if deep_stem else 'XBNResNet'
+    (tmp_path / 'config.py').write_text(f'_base_ = {base!r}\nmodel = dict(backbone=dict(type={kind!r}, xbn={xbn!r}))')
+    backbone = Config.fromfile(tmp_path / 'config.py').model.backbone | dict(base_channels=8, init_cfg=None)
+    placed = CONFIGS[base].build(
+        backbone | (dict(stem_channels=8) if base.startswith('mmpretrain') or deep_stem else {})
+    )
+    assert len(placed.xbn_layers) == norms + (2 if deep_stem and tlus else 0)
+    assert sum(isinstance(module, TLU) for module in placed.modules()) == tlus
+    placed.train()
+    outputs, gradients = results(placed)
+    assert all(out.isfinite().all() for out in outputs)
+    unfrozen = {name for name, parameter in placed.named_parameters() if parameter.requires_grad}
+    assert unfrozen == {name for name, gradient in gradients.items() if gradient is not None}
