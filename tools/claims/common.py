@@ -2,11 +2,15 @@
 
 import contextlib
 import datetime
+import fcntl
 import io
 import json
 import os
 import re
 import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +109,38 @@ def read_results(path, args, settings, empty):
     return results
 
 
+def record(path, read, kind, row):
+    """Write a row to the results, to which processes of other seeds write as well.
+
+    Args:
+        path (Path): Of the results.
+        read (callable): Returns what they hold (dict).
+        kind (str): The key of a list of rows, each with ``arm`` and ``seed``; a row of the same two is replaced.
+        row (dict): The row.
+    """
+    lock = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        results = read()
+        others = [other for other in results[kind] if (other['arm'], other['seed']) != (row['arm'], row['seed'])]
+        results[kind] = sorted([*others, row], key=lambda row: (row['seed'], row['arm']))
+        write_results(path, results)
+    finally:
+        os.close(lock)
+
+
+def run_seeds(args, run_seed, *more):
+    """Call ``run_seed(args, seed, *more)`` for each of --seeds, in processes of their own, --jobs at a time."""
+    with ProcessPoolExecutor(args.jobs, get_context('spawn'), _begin_process) as pool:
+        for done in [pool.submit(run_seed, args, seed, *more) for seed in args.seeds]:
+            done.result()
+
+
+def _begin_process():
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(THREADS)
+
+
 @contextlib.contextmanager
 def silence():
     """Keep pycocotools' tables off the screen."""
@@ -117,6 +153,12 @@ def significant(values):
     values = np.asarray(values, dtype=float)
     rounded = [float(f'{value:.{DIGITS}g}') for value in values.flat]
     return np.reshape(rounded, values.shape).tolist()
+
+
+def over_seeds(rows, arm, metric):
+    """Mean and standard deviation (dict) over seeds of an arm's metric; None before it has run."""
+    values = [row['metrics'][metric] for row in rows if row['arm'] == arm]
+    return mean_and_std(values) if values else None
 
 
 def mean_and_std(values):

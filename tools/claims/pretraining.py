@@ -13,17 +13,15 @@ What the results already hold is not run again: what was interrupted goes on, an
 """
 
 import argparse
-import fcntl
 import json
 import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 # first of ours: it puts the checkout on the path
-from common import RESULTS, ROOT, THREADS, mean_and_std, read_results, silence, write_png, write_results
+from common import RESULTS, ROOT, over_seeds, read_results, record, run_seeds, silence, write_png, write_results
 from mmnorm.report.plots import COLORS
 from mmnorm.report.tables import TITLES
 
@@ -164,12 +162,6 @@ def read(args, path):
     return read_results(path, args, SETTINGS, dict(pretrainings=[], trainings=[]))
 
 
-def over_seeds(results, arm, metric):
-    """Mean and standard deviation (dict) of an arm's metric over seeds; None before it has run."""
-    values = [row['metrics'][metric] for row in results if row['arm'] == arm]
-    return mean_and_std(values) if values else None
-
-
 def print_table(results):
     """Print all arms, mean and standard deviation over seeds."""
     from tabulate import tabulate
@@ -204,11 +196,7 @@ def draw(results, folder):
 
 
 def run_seed(args, seed, path):
-    """Run what the results lack of a seed, in a process of its own."""
-    import torch
-
-    warnings.simplefilter('ignore')
-    torch.set_num_threads(THREADS)
+    """Run what the results lack of a seed."""
     for arm in args.arms:
         norm, _, start = arm.partition('_')
         steps = [('pretrainings', norm, pretrain)] * (start == 'frozen') + [('trainings', arm, train)]
@@ -218,18 +206,8 @@ def run_seed(args, seed, path):
                 continue
             with silence():
                 row = run(args, name, seed)
-            record(args, path, kind, dict(arm=name, seed=seed, **row))
+            record(path, partial(read, args, path), kind, dict(arm=name, seed=seed, **row))
             print(f'{name}, seed {seed}, {row["seconds"]:.0f} s: {row["metrics"]}', flush=True)
-
-
-def record(args, path, kind, row):
-    """Write a row to the results, which processes of other seeds write to as well."""
-    with open(args.work_dir / 'results.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        results = read(args, path)
-        others = [other for other in results[kind] if (other['arm'], other['seed']) != (row['arm'], row['seed'])]
-        results[kind] = sorted([*others, row], key=lambda row: (row['seed'], row['arm']))
-        write_results(path, results)
 
 
 def main():
@@ -249,8 +227,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     write_results(path, read(args, path))
-    with ProcessPoolExecutor(args.jobs, get_context('spawn')) as pool:
-        list(pool.map(run_seed, [args] * len(args.seeds), args.seeds, [path] * len(args.seeds)))
+    run_seeds(args, run_seed, path)
     results = read(args, path)
     print_table(results)
     draw(results, args.out)

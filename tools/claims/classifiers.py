@@ -1,0 +1,403 @@
+#!/usr/bin/env python
+"""What papers sn, rbn and bgn claim of their norms in classification, in miniature.
+
+A small ResNet-18 learns 1,000 of scikit-learn's scanned digits, each somewhere on 32 x 32 pixels under noise, and is
+tested on the other 797. Arms differ in their norms, their batch sizes or both; the learning rate follows the batch size
+linearly, as in the papers, and all see equally many images.
+
+- sn: SN holds at batch 2 where BN falls, and BN's share of SN falls with the batch (Table II, Figures 1 and 4).
+- hard: ratios that are fixed at their largest are as good after fine-tuning, worse from scratch; those of SSN end there
+  by themselves (sn, Table III).
+- rbn: RBN over BN, centering over scaling, and which stages (rbn, Tables 2 and 4).
+- bgn: few groups for small batches, many for large ones; BGN by its rule beside others (bgn, Tables 1 and 2).
+
+Writes classifiers.json and a plot of each claim. What the results already hold is not run again: what was interrupted
+goes on.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from mmdet.models.backbones import ResNet
+from mmengine.logging import MMLogger
+from torch import nn
+from torch.nn.functional import cross_entropy, interpolate
+
+# first of ours: it puts the checkout on the path
+from common import (
+    add_common_arguments,
+    begin,
+    load_digits,
+    over_seeds,
+    read_results,
+    record,
+    run_seeds,
+    write_png,
+)
+from mmnorm import replace_norms
+from mmnorm.norms import harden, ratios, set_sparsity
+from mmnorm.norms.groups import groups_for
+from mmnorm.report.plots import COLORS, MARKERS
+
+NAME = 'classifiers'
+SEEDS = 3
+SETTINGS = 'epochs', 'tuning_epochs', 'train_images'
+SPLIT_SEED = 0  # the same digits, places and noise for all
+SIDE, DIGIT, NOISE = 32, 20, 0.5  # pixels, pixels, and the standard deviation on gray values from 0 to 1
+WIDTH = 8  # channels of the first stage; a ResNet-18 has 64
+LEARNING_RATE, BATCH_SIZE = 0.1, 32  # of so many images
+TUNING = 0.1  # of the learning rate, in the epochs of fine-tuning
+SCOPES = 'IN', 'LN', 'BN'
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train.
+
+    Attributes:
+        norm: Its name, and its arguments.
+        batch_size: Images in a step.
+        stage: The backbone's stage, 1 to 4, that has the norm, with BN in the others; 0: all have it, the stem too.
+        ratios: What becomes of ratios: '' as the norm has it; 'tuned' fixed at their largest behind the training,
+            before the epochs of fine-tuning; 'picked' fixed from the start where those of the arm 'tuned' ended;
+            'sparse' SSN's, whose sparsity grows to its end over the training.
+        tunes: Whether epochs of fine-tuning follow.
+    """
+
+    norm: dict
+    batch_size: int = BATCH_SIZE
+    stage: int = 0
+    ratios: str = ''
+    tunes: bool = False
+
+
+def over_batches(norms, sizes):
+    """Arms of each norm at each batch size, by name; a norm is a dict, or a function of the batch size."""
+    return {
+        f'{name}, batch {size}': Arm(norm(size) if callable(norm) else norm, size)
+        for name, norm in norms.items()
+        for size in sizes
+    }
+
+
+BN, GN = dict(type='BN'), dict(type='GN', num_groups=4)  # GN: as many groups a layer as there are channels in a group
+SN_SIZES, BGN_SIZES, GROUPS = (2, 4, 8, 32), (2, 8, 32, 128), (1, 8, 64, 512)
+CLAIMS = {
+    'sn': over_batches(dict(BN=BN, GN=GN, SN=dict(type='SN')), SN_SIZES),
+    'hard': {
+        'SN': Arm(dict(type='SN'), tunes=True),
+        'SN, hard after training': Arm(dict(type='SN'), ratios='tuned', tunes=True),
+        'SN, hard from scratch': Arm(dict(type='SN'), ratios='picked', tunes=True),
+        'SSN': Arm(dict(type='SSN'), ratios='sparse', tunes=True),
+    },
+    'rbn': {
+        'BN': Arm(BN),
+        'BN + scaling': Arm(dict(type='RBN', center=False)),
+        'BN + centering': Arm(dict(type='RBN', scale=False)),
+        'RBN': Arm(dict(type='RBN')),
+        'RBN*': Arm(dict(type='RBN', scale_stat='channel_std')),
+        **{f'RBN in stage {stage}': Arm(dict(type='RBN'), stage=stage) for stage in (1, 2, 3, 4)},
+    },
+    'bgn': {
+        **{
+            f'BGN, {groups} groups, batch {size}': Arm(dict(type='BGN', num_groups=groups), size)
+            for groups in GROUPS
+            for size in (BGN_SIZES[0], BGN_SIZES[-1])
+        },
+        **over_batches(
+            {
+                'BN': BN,
+                'GN': GN,
+                'GBGN': lambda size: dict(type='GBGN', num_groups=4, batch_groups=size),
+                'BGN': lambda size: dict(type='BGN', num_groups='auto', batch_size=size),
+            },
+            BGN_SIZES,
+        ),
+    },
+}
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser, NAME, SEEDS)
+    parser.add_argument('--claims', nargs='+', choices=CLAIMS, default=list(CLAIMS), help='default: all')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='seeds at a time (default: %(default)s)')
+    for name, default in zip(SETTINGS, (10, 5, 1000)):
+        parser.add_argument(
+            f'--{name.replace("_", "-")}', type=int, default=default, metavar='N', help='default: %(default)s'
+        )
+    args = parser.parse_args(argv)
+    if args.tiny:
+        args.epochs, args.tuning_epochs, args.train_images = 1, 1, 128
+    return args
+
+
+def load_data(train_images):
+    """Training images and labels, test images and labels; images are (N, 1, 32, 32)."""
+    images, labels = load_digits()
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    order = torch.randperm(len(images), generator=generator)
+    canvas = NOISE * torch.randn(len(images), 1, SIDE, SIDE, generator=generator)
+    places = torch.randint(0, SIDE - DIGIT + 1, (len(images), 2), generator=generator).tolist()
+    for image, digit, (top, left) in zip(canvas, interpolate(images, size=(DIGIT, DIGIT), mode='bilinear'), places):
+        image[:, top : top + DIGIT, left : left + DIGIT] += digit
+    train, test = order[:1000][:train_images], order[1000:]
+    return canvas[train], labels[train], canvas[test], labels[test]
+
+
+class Classifier(nn.Module):
+    """ResNet-18 for small images, (N, 1, H, W) to logits (N, 10): its stem is one convolution and does not pool."""
+
+    def __init__(self, norm, stage):
+        super().__init__()
+        self.backbone = ResNet(
+            depth=18, in_channels=1, stem_channels=WIDTH, base_channels=WIDTH, out_indices=(3,),
+            norm_cfg=BN if stage else norm, norm_eval=False, zero_init_residual=False,
+        )  # fmt: skip
+        self.backbone.conv1 = nn.Conv2d(1, WIDTH, 3, padding=1, bias=False)
+        self.backbone.maxpool = nn.Identity()
+        self.fc = nn.Linear(self.backbone.feat_dim, 10)
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        logger.setLevel('WARNING')  # a line for each initialized parameter otherwise
+        self.backbone.init_weights()
+        logger.setLevel(level)
+        if stage:
+            arguments = {key: value for key, value in norm.items() if key != 'type'}
+            replace_norms(self, norm['type'], f'backbone.layer{stage}.*', **arguments)
+
+    def forward(self, x):
+        return self.fc(self.backbone(x)[-1].mean((2, 3)))
+
+
+def train(model, images, labels, batch_size, epochs, learning_rate, before_step=None):
+    """SGD under a one-cycle schedule; what of an epoch is less than a batch is left out.
+
+    ``before_step(share)`` is told how much of the training is behind it, from 0 to 1.
+    """
+    rate = learning_rate * batch_size / BATCH_SIZE
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
+    batches = len(images) // batch_size
+    steps = epochs * batches
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    model.train()
+    for epoch in range(epochs):
+        for number, batch in enumerate(torch.randperm(len(images))[: batches * batch_size].split(batch_size)):
+            if before_step:
+                before_step((epoch * batches + number) / max(1, steps - 1))
+            optimizer.zero_grad()
+            cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
+
+
+@torch.no_grad()
+def accuracy(model, images, labels):
+    """Percentage of right answers in evaluation mode."""
+    model.eval()
+    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(200)])
+    return 100 * (predicted == labels).float().mean().item()
+
+
+def train_arm(arm, seed, data, args, picks=None):
+    """Train one network.
+
+    Args:
+        arm (Arm): How.
+        seed (int): Of initialization and of the order of images.
+        data (tuple): Of :func:`load_data`.
+        args (Namespace): Has the settings.
+        picks (list or None): For ``ratios='picked'``: of each layer the indices of mean's and variance's scope.
+
+    Returns:
+        tuple[Classifier, dict]: The network; its metrics: test ``accuracy`` in percent, and of SN's layers the means
+        over layers of their ratios.
+    """
+    images, labels, *test = data
+    torch.manual_seed(seed)
+    model = Classifier(arm.norm, arm.stage).to(memory_format=torch.channels_last)
+    if arm.ratios == 'picked':
+        with torch.no_grad():
+            for layer, picked in zip(mixtures(model), picks):
+                for weight, scope in zip((layer.mean_weight, layer.var_weight), picked):
+                    weight.zero_()[scope] = 1
+        harden(model)
+    before_step = partial(set_sparsity, model) if arm.ratios == 'sparse' else None
+    train(model, images, labels, arm.batch_size, args.epochs, LEARNING_RATE, before_step)
+    if arm.ratios == 'tuned':
+        harden(model)
+    if arm.tunes:
+        train(model, images, labels, arm.batch_size, args.tuning_epochs, TUNING * LEARNING_RATE)
+    metrics = dict(accuracy=accuracy(model, *test))
+    found = ratios(model)
+    for what in ('mean', 'var') if found else ():
+        shares = torch.stack([layer[what] for layer in found.values()]).mean(0)
+        metrics |= {f'{scope} in {what}': share for scope, share in zip(SCOPES, shares.tolist())}
+    return model, metrics
+
+
+def mixtures(model):
+    """SN's layers, in order."""
+    return [layer for layer in model.modules() if hasattr(layer, 'mean_weight')]
+
+
+def picked(model):
+    """Of each SN layer the indices of mean's and variance's largest ratio."""
+    return [[int(weight.argmax()) for weight in (layer.mean_weight, layer.var_weight)] for layer in mixtures(model)]
+
+
+def read(args, path):
+    """What the results hold already (:func:`common.read_results`)."""
+    return read_results(path, args, SETTINGS, {claim: [] for claim in CLAIMS})
+
+
+def run_seed(args, seed, path):
+    """Run what the results lack of a seed."""
+    data = load_data(args.train_images)
+    for claim in args.claims:
+        found = {row['arm']: row for row in read(args, path)[claim] if row['seed'] == seed}
+        for name, arm in CLAIMS[claim].items():
+            if name in found:
+                continue
+            start = time.monotonic()
+            picks = next((row['picks'] for row in found.values() if 'picks' in row), None)
+            model, metrics = train_arm(arm, seed, data, args, picks)
+            row = dict(
+                arm=name,
+                seed=seed,
+                seconds=round(time.monotonic() - start, 1),
+                metrics={key: float(f'{value:.4g}') for key, value in metrics.items()},
+            )
+            if arm.ratios == 'tuned':
+                row['picks'] = picked(model)
+            found[name] = row
+            record(path, partial(read, args, path), claim, row)
+            print(f'{claim}: {name}, seed {seed}, {row["seconds"]:.0f} s: {row["metrics"]}', flush=True)
+
+
+def print_tables(results):
+    """Print all arms, mean and standard deviation over seeds."""
+    from tabulate import tabulate
+
+    for claim, arms in CLAIMS.items():
+        rows = [
+            [arm, *('{mean:.2f} ± {std:.2f}'.format(**value) if value else '' for value in values)]
+            for arm in arms
+            for values in [
+                [over_seeds(of_arm(results[claim], arm, metric), arm, metric) for metric in columns(results[claim])]
+            ]
+            if values and values[0]
+        ]
+        if rows:
+            print(
+                f'\n{claim}', tabulate(rows, ['', *columns(results[claim])], 'github', disable_numparse=True), sep='\n'
+            )
+
+
+def of_arm(rows, arm, metric):
+    """The rows of an arm that have a metric."""
+    return [row for row in rows if row['arm'] == arm and metric in row['metrics']]
+
+
+def columns(rows):
+    """All metrics that rows have."""
+    return list(dict.fromkeys(metric for row in rows for metric in row['metrics']))
+
+
+def points(axes, rows, places, color, label, metric='accuracy', **style):
+    """A line through the means of arms and a point for each seed; ``places``: arm to x, in even steps."""
+    means = [over_seeds(rows, arm, metric) for arm in places]
+    if not all(means):
+        return
+    axes.plot(list(places.values()), [value['mean'] for value in means], color=color, label=label, **style)
+    for arm, place in places.items():
+        values = [row['metrics'][metric] for row in rows if row['arm'] == arm]
+        axes.plot([place] * len(values), values, '.', color=color, markersize=4)
+
+
+def draw_sn(rows, figure):
+    """Accuracy over batch size, and SN's shares."""
+    left, *right = figure.subplots(1, 3)
+    for number, norm in enumerate(('BN', 'GN', 'SN')):
+        places = {f'{norm}, batch {size}': place for place, size in enumerate(SN_SIZES)}
+        points(left, rows, places, COLORS[number], norm, marker=MARKERS[number])
+    left.set(title='Table II', ylabel='Test accuracy (%)')
+    left.legend()
+    places = {f'SN, batch {size}': place for place, size in enumerate(SN_SIZES)}
+    for axes, what in zip(right, ('mean', 'var')):
+        for number, scope in enumerate(SCOPES):
+            points(axes, rows, places, COLORS[number + 3], scope, f'{scope} in {what}', marker=MARKERS[number])
+        axes.set(title=f'Figure 4: shares in {dict(mean="the mean", var="the variance")[what]}', ylim=(0, 1))
+    right[0].legend()
+    for axes in (left, *right):
+        axes.set_xticks(range(len(SN_SIZES)), SN_SIZES)
+        axes.set_xlabel('Images in a batch')
+
+
+def draw_bars(claim, title, rows, figure):
+    """A bar for each arm, a point for each seed."""
+    axes = figure.subplots()
+    for place, arm in enumerate(CLAIMS[claim]):
+        value = over_seeds(rows, arm, 'accuracy')
+        if value:
+            axes.plot(value['mean'], place, '|', color=COLORS[0], markersize=16, markeredgewidth=3)
+            values = [row['metrics']['accuracy'] for row in rows if row['arm'] == arm]
+            axes.plot(values, [place] * len(values), 'o', color=COLORS[4], markersize=4)
+    axes.set_yticks(range(len(CLAIMS[claim])), CLAIMS[claim])
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel='Test accuracy (%)')
+
+
+def draw_bgn(rows, figure):
+    """Accuracy over the number of groups, and over batch size."""
+    left, right = figure.subplots(1, 2)
+    for number, size in enumerate((BGN_SIZES[0], BGN_SIZES[-1])):
+        places = {f'BGN, {groups} groups, batch {size}': place for place, groups in enumerate(GROUPS)}
+        points(left, rows, places, COLORS[number], f'batch {size}', marker=MARKERS[number])
+    left.set_xticks(range(len(GROUPS)), GROUPS)
+    left.set(title='Table 1: BGN', xlabel='Groups', ylabel='Test accuracy (%)')
+    for number, norm in enumerate(('BN', 'GN', 'GBGN', 'BGN')):
+        places = {f'{norm}, batch {size}': place for place, size in enumerate(BGN_SIZES)}
+        points(right, rows, places, COLORS[number], norm, marker=MARKERS[number])
+    right.set_xticks(range(len(BGN_SIZES)), BGN_SIZES)
+    groups = ', '.join(str(groups_for(size)) for size in BGN_SIZES)
+    right.set(title=f'Table 2; BGN with {groups} groups', xlabel='Images in a batch')
+    for axes in (left, right):
+        axes.legend()
+
+
+DRAWN = {
+    'sn': ((10.8, 3.6), draw_sn),
+    'hard': ((7, 2.4), partial(draw_bars, 'hard', 'Table III: ratios of SN')),
+    'rbn': ((7, 3.8), partial(draw_bars, 'rbn', 'Tables 2 and 4: RBN')),
+    'bgn': ((9, 3.6), draw_bgn),
+}
+
+
+def draw(results, folder):
+    """Write the plot of each claim to a folder."""
+    seeds = len(results['about']['seeds'])
+    for claim, (size, panels) in DRAWN.items():
+        if results[claim]:
+            note = f'ResNet-18 on noisy digits; points: {seeds} seeds; lines and bars: their means'
+            write_png(folder / f'{NAME}_{claim}.png', size, partial(panels, results[claim]), note)
+
+
+def main(argv=None):
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    path = begin(args, NAME)
+    if not args.plot_only:
+        read(args, path)  # before hours: whether it goes on there
+        run_seeds(args, run_seed, path)
+    results = json.loads(path.read_text())
+    print_tables(results)
+    draw(results, args.out)
+
+
+if __name__ == '__main__':
+    main()
