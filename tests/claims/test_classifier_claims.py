@@ -69,6 +69,21 @@ def test_hard_ratios_are_those_that_training_ended_with(tmp_path):
     assert run() == found
 
 
+def test_what_two_claims_have_in_common_is_trained_once(tmp_path, monkeypatch):
+    trained = []
+
+    def train_arm(arm, seed, *_):
+        trained.append((repr(arm), seed))
+        return None, dict(accuracy=50.0)
+
+    monkeypatch.setattr(script, 'train_arm', train_arm)
+    args = arguments('--claims', 'sn', 'bgn', '--out', str(tmp_path))
+    path = script.begin(args, script.NAME)
+    script.run_seed(args, 7, path)
+    assert len(trained) == len(set(trained)) == 12 + 24 - 8  # BN and GN at 2, 8 and 32; BGN by its rule at 2 and 128
+    assert [len(script.read(args, path)[claim]) for claim in args.claims] == [12, 24]
+
+
 def test_an_arm_trains_alike_from_the_same_seed(data):
     arm = script.CLAIMS['sn']['SN, batch 32']
     first, again, other = (script.train_arm(arm, seed, data, arguments()) for seed in (7, 7, 8))

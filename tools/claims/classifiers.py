@@ -114,7 +114,7 @@ CLAIMS = {
                 'BN': BN,
                 'GN': GN,
                 'GBGN': lambda size: dict(type='GBGN', num_groups=4, batch_groups=size),
-                'BGN': lambda size: dict(type='BGN', num_groups='auto', batch_size=size),
+                'BGN': lambda size: dict(type='BGN', num_groups=groups_for(size)),
             },
             BGN_SIZES,
         ),
@@ -241,6 +241,15 @@ def train_arm(arm, seed, data, args, picks=None):
     return model, metrics
 
 
+def trained_elsewhere(results, arm, seed):
+    """The row of the same arm of another claim, from the same seed; None if there is none."""
+    for claim, arms in CLAIMS.items():
+        for row in results[claim]:
+            if row['seed'] == seed and arms[row['arm']] == arm:
+                return row
+    return None
+
+
 def mixtures(model):
     """SN's layers, in order."""
     return [layer for layer in model.modules() if hasattr(layer, 'mean_weight')]
@@ -260,9 +269,14 @@ def run_seed(args, seed, path):
     """Run what the results lack of a seed."""
     data = load_data(args.train_images)
     for claim in args.claims:
-        found = {row['arm']: row for row in read(args, path)[claim] if row['seed'] == seed}
         for name, arm in CLAIMS[claim].items():
+            results = read(args, path)
+            found = {row['arm']: row for row in results[claim] if row['seed'] == seed}
             if name in found:
+                continue
+            twin = trained_elsewhere(results, arm, seed)
+            if twin:
+                record(path, partial(read, args, path), claim, dict(twin, arm=name))
                 continue
             start = time.monotonic()
             picks = next((row['picks'] for row in found.values() if 'picks' in row), None)
@@ -275,7 +289,6 @@ def run_seed(args, seed, path):
             )
             if arm.ratios == 'tuned':
                 row['picks'] = picked(model)
-            found[name] = row
             record(path, partial(read, args, path), claim, row)
             print(f'{claim}: {name}, seed {seed}, {row["seconds"]:.0f} s: {row["metrics"]}', flush=True)
 
