@@ -23,6 +23,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from mmnorm.engine import stop  # noqa: E402
+from mmnorm.engine.processes import end_with_parent  # noqa: E402
 from mmnorm.engine.record import describe_device, versions  # noqa: E402
 from mmnorm.files import replacing, write_text  # noqa: E402
 from mmnorm.report.plots import STYLE  # noqa: E402
@@ -131,12 +132,13 @@ def record(path, read, kind, row):
 
 def run_seeds(args, run_seed, *more):
     """Call ``run_seed(args, seed, *more)`` for each of --seeds, in processes of their own, --jobs at a time."""
-    with ProcessPoolExecutor(args.jobs, get_context('spawn'), _begin_process) as pool:
+    with ProcessPoolExecutor(args.jobs, get_context('spawn'), _begin_process, (os.getpid(),)) as pool:
         for done in [pool.submit(run_seed, args, seed, *more) for seed in args.seeds]:
             done.result()
 
 
-def _begin_process():
+def _begin_process(parent):
+    end_with_parent(parent)  # a pool's processes go on with their task otherwise
     warnings.simplefilter('ignore')
     torch.set_num_threads(THREADS)
 
