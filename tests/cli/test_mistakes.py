@@ -38,7 +38,7 @@ def train(config, message):
 
 
 NORM = 'model = dict(backbone=dict(norm_cfg=dict(_delete_=True, {})))'.format
-UNKNOWN_NORM = at('model.backbone.norm_cfg', "nothing is registered as 'SM'; nearest: SN")
+UNKNOWN_NORM = at('model.backbone.norm_cfg', "nothing is registered as 'SM'; nearest: SW, SN")
 DATA = 'train_dataloader = dict({})'.format
 PRETRAINED = "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', {})))".format
 CASES = [
@@ -438,7 +438,8 @@ COMMANDS = [
     ('convert base.pth dangling.pth --to SN', 'dangling.pth exists already and is not overwritten'),
     ('convert base.pth x.pt --to SN', 'x.pt would be a checkpoint: its name must end in .pth'),
     ('convert base.pth file/x.pth --to SN', 'file is a file, not a folder'),
-    ('convert base.pth x.pth --to PN', '--to PN: not a norm to convert to; choose one of BN, EN, '),
+    ('convert base.pth x.pth --to PM', '--to PM: not a norm to convert to; choose one of BN, EN, '),
+    ('convert base.pth x.pth --to PN', '--to PN: no tensors make PN compute what a network of another norm did'),
     ("convert base.pth x.pth --to ''", '--to : not a norm to convert to; choose one of BN, EN, '),
     ('convert base.pth x.pth --to SN --from sn', 'base.pth: it is not in the layout sn, which has'),
     ('convert base.pth x.pth --to SN --from gone', "argument --from: invalid choice: 'gone'"),
