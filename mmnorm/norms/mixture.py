@@ -218,11 +218,6 @@ class Mixture(PlaneNorm):
         """The variance of each instance, (N, C), that those of all scopes are made of, from the biased one."""
         return var * (count / (count - 1)) if self.unbiased else var
 
-    def tracked_moments(self, x):
-        mean, var, elements = super().tracked_moments(x)
-        # what Bessel's correction makes the variance of
-        return mean, var * ((elements - 1) / elements) if self.unbiased else var, elements
-
     def _tracked_plane(self, x):
         mean, var = super()._tracked_plane(x)
         return mean, self.instance_variance(var, prod(x.shape[2:]))

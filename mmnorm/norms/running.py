@@ -195,14 +195,18 @@ class RunningStatistics(nn.BatchNorm2d):
 
         Returns:
             tuple[Tensor, Tensor, int or Tensor]: Mean and biased variance in float64, of :attr:`statistics_shape`, and
-            the number of elements behind each of them.
+            the number of elements behind each of them. The variance of an :attr:`unbiased` layer is one that Bessel's
+            correction makes its own of.
         """
         mean, var = self._tracked_plane(x)
         shape = torch.Size(self.statistics_shape)
         # the samples, and the channels of each group where statistics are those of groups
         grouped = len(x), shape.numel(), -1
         mean, var = (plane.view(shape) for plane in pool(mean.reshape(grouped), var.reshape(grouped), (0, 2)))
-        return mean, var, x.numel() // shape.numel()
+        elements = x.numel() // shape.numel()
+        if self.unbiased:
+            var = var * ((elements - 1) / elements)
+        return mean, var, elements
 
     def _tracked_plane(self, x):
         """The plane that :meth:`tracked_moments` pools: mean and biased variance of each channel, in float64."""
