@@ -95,7 +95,7 @@ def test_an_arm_trains_alike_from_the_same_seed(data):
 def test_sparse_ratios_grow_to_their_end_before_fine_tuning(data):
     seen = []
     model = script.Classifier(script.CLAIMS['hard']['SSN'].norm, 0)
-    script.train(model, *data[:2], 32, 2, 0.1, seen.append)
+    script.fit(model, *data[:2], 0.1, 32, 2, before_step=seen.append)
     assert seen == pytest.approx([0, 1 / 3, 2 / 3, 1])
     trained, _ = script.train_arm(script.CLAIMS['hard']['SSN'], 7, data, arguments())
     assert all(layer.picks for layer in trained.modules() if isinstance(layer, SSN))

@@ -24,14 +24,16 @@ from functools import partial
 
 import torch
 from mmdet.models.backbones import ResNet
-from mmengine.logging import MMLogger
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import interpolate
 
 # first of ours: it puts the checkout on the path
 from common import (
+    accuracy,
     add_common_arguments,
     begin,
+    fit,
+    init_weights,
     load_digits,
     over_seeds,
     read_results,
@@ -162,46 +164,13 @@ class Classifier(nn.Module):
         self.backbone.conv1 = nn.Conv2d(1, WIDTH, 3, padding=1, bias=False)
         self.backbone.maxpool = nn.Identity()
         self.fc = nn.Linear(self.backbone.feat_dim, 10)
-        logger = MMLogger.get_current_instance()
-        level = logger.level
-        logger.setLevel('WARNING')  # a line for each initialized parameter otherwise
-        self.backbone.init_weights()
-        logger.setLevel(level)
+        init_weights(self.backbone)
         if stage:
             arguments = {key: value for key, value in norm.items() if key != 'type'}
             replace_norms(self, norm['type'], f'backbone.layer{stage}.*', **arguments)
 
     def forward(self, x):
         return self.fc(self.backbone(x)[-1].mean((2, 3)))
-
-
-def train(model, images, labels, batch_size, epochs, learning_rate, before_step=None):
-    """SGD under a one-cycle schedule; what of an epoch is less than a batch is left out.
-
-    ``before_step(share)`` is told how much of the training is behind it, from 0 to 1.
-    """
-    rate = learning_rate * batch_size / BATCH_SIZE
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
-    batches = len(images) // batch_size
-    steps = epochs * batches
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    model.train()
-    for epoch in range(epochs):
-        for number, batch in enumerate(torch.randperm(len(images))[: batches * batch_size].split(batch_size)):
-            if before_step:
-                before_step((epoch * batches + number) / max(1, steps - 1))
-            optimizer.zero_grad()
-            cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimizer.step()
-            schedule.step()
-
-
-@torch.no_grad()
-def accuracy(model, images, labels):
-    """Percentage of right answers in evaluation mode."""
-    model.eval()
-    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(200)])
-    return 100 * (predicted == labels).float().mean().item()
 
 
 def train_arm(arm, seed, data, args, picks=None):
@@ -228,11 +197,12 @@ def train_arm(arm, seed, data, args, picks=None):
                     weight.zero_()[scope] = 1
         harden(model)
     before_step = partial(set_sparsity, model) if arm.ratios == 'sparse' else None
-    train(model, images, labels, arm.batch_size, args.epochs, LEARNING_RATE, before_step)
+    rate = LEARNING_RATE * arm.batch_size / BATCH_SIZE
+    fit(model, images, labels, rate, arm.batch_size, args.epochs, before_step=before_step)
     if arm.ratios == 'tuned':
         harden(model)
     if arm.tunes:
-        train(model, images, labels, arm.batch_size, args.tuning_epochs, TUNING * LEARNING_RATE)
+        fit(model, images, labels, TUNING * rate, arm.batch_size, args.tuning_epochs)
     metrics = dict(accuracy=accuracy(model, *test))
     found = ratios(model)
     for what in ('mean', 'var') if found else ():

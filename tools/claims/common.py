@@ -21,6 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
+from torch.nn.functional import cross_entropy  # noqa: E402
 
 from mmnorm.engine import stop  # noqa: E402
 from mmnorm.engine.processes import end_with_parent  # noqa: E402
@@ -44,6 +45,45 @@ def load_digits():
 
     found = load()
     return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(found.target)
+
+
+def init_weights(backbone):
+    """Initialize a backbone of a host without the line that mmengine logs for each parameter."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    backbone.init_weights()
+    logger.setLevel(level)
+
+
+def fit(model, images, labels, lr, batch_size, epochs, momentum=0.9, weight_decay=1e-4, before_step=None):
+    """Train a classifier by SGD under a one-cycle schedule; what of an epoch is less than a batch is left out.
+
+    ``before_step(share)`` is told how much of the training is behind it, from 0 to 1.
+    """
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+    batches = len(images) // batch_size
+    steps = epochs * batches
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for epoch in range(epochs):
+        for number, batch in enumerate(torch.randperm(len(images))[: batches * batch_size].split(batch_size)):
+            if before_step:
+                before_step((epoch * batches + number) / max(1, steps - 1))
+            optimizer.zero_grad()
+            cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
+
+
+@torch.no_grad()
+def accuracy(model, images, labels):
+    """Percentage of right answers in evaluation mode."""
+    model.eval()
+    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(200)])
+    return 100 * (predicted == labels).float().mean().item()
 
 
 def add_common_arguments(parser, name, seeds):

@@ -17,12 +17,22 @@ import time
 import numpy as np
 import torch
 from mmdet.models.backbones import ResNet
-from mmengine.logging import MMLogger
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import interpolate
 
 # first of ours: it puts the checkout on the path
-from common import add_common_arguments, begin, header, load_digits, mean_and_std, write_png, write_results
+from common import (
+    accuracy,
+    add_common_arguments,
+    begin,
+    fit,
+    header,
+    init_weights,
+    load_digits,
+    mean_and_std,
+    write_png,
+    write_results,
+)
 from mmnorm.openmmlab.mmdet_models import XBNResNet
 from mmnorm.report.plots import line_style
 from mmnorm.statistics import first_norms, perturbed
@@ -71,11 +81,7 @@ def build_classifier(norm_cfg):
         zero_init_residual=False,
     )
     backbone = ResNet(**options) if norm_cfg is None else XBNResNet(xbn=dict(norm_cfg=norm_cfg), **options)
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')  # a line for each initialized parameter otherwise
-    backbone.init_weights()
-    logger.setLevel(level)
+    init_weights(backbone)
     return Classifier(backbone).to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
@@ -88,28 +94,12 @@ def load_data():
     return images[train], labels[train], images[test], labels[test]
 
 
-def train(norm_cfg, seed, images, labels, lr, momentum, weight_decay, batch_size, epochs):
-    """Train a classifier by SGD under a one-cycle schedule; the seed is that of initialization and order of images."""
+def train(norm_cfg, seed, images, labels, **recipe):
+    """Train a classifier by a recipe of :func:`common.fit`; the seed is that of initialization and order of images."""
     torch.manual_seed(seed)
-    model = build_classifier(norm_cfg).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
-    batches = len(images) // batch_size  # the rest of an epoch, too small a batch for BN, is left out
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * batches)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images))[: batches * batch_size].split(batch_size):
-            optimizer.zero_grad()
-            cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimizer.step()
-            schedule.step()
+    model = build_classifier(norm_cfg)
+    fit(model, images, labels, **recipe)
     return model
-
-
-@torch.no_grad()
-def accuracy(model, images, labels):
-    """Percentage of right answers in evaluation mode."""
-    model.eval()
-    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(200)])
-    return 100 * (predicted == labels).float().mean().item()
 
 
 def accuracy_under_noise(model, blocks, deltas, noise_seeds, images, labels):
