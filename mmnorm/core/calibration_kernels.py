@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import elements, kernels, position_kernels
 from .calibrations import Calibration
-from .kernels import _at, _plane, _program, _span, _sum_of, jit
+from .kernels import _at, _plane, _program, _span, _store_moments, _sum_of, jit
 from .position_kernels import Columns, _tile
 
 _TILE = 2048  # elements, and the most channels that there are kernels for
@@ -174,11 +174,8 @@ def _moments_of_z(
         distance = tl.where(exists, z - shift[:, None], 0.0)
         total += tl.sum(distance, 1)
         squares += tl.sum(distance * distance, 1)
-    distance = total / (end - begin)
     at = _sum_of(sample, row, rows, blocks, split, splits)
-    tl.store(mean + at, shift + distance, rows_exist)
-    spread = squares / (end - begin) - distance * distance
-    tl.store(var + at, tl.where(spread < 0, 0.0, spread), rows_exist)
+    _store_moments(mean + at, var + at, rows_exist, shift, total, squares, end - begin)
 
 
 @jit

@@ -300,6 +300,16 @@ def _sum_of(sample, row, rows, blocks, split, splits):
 
 
 @triton.jit
+def _store_moments(mean, var, exists, shift, total, squares, count):
+    """Mean and biased variance of so many values, of the sums of their distances to a shift and of these squared."""
+    distance = total / count
+    tl.store(mean, shift + distance, exists)
+    # not below 0 by rounding, which a NaN must pass
+    spread = squares / count - distance * distance
+    tl.store(var, tl.where(spread < 0, 0.0, spread), exists)
+
+
+@triton.jit
 def _at(elements, at, LAST: tl.constexpr, UNIT: tl.constexpr):
     """Pointers to elements; each run of them begins at a multiple of 16 bytes, where the compiler is told so."""
     pointers = elements + at
@@ -334,12 +344,8 @@ def _moments(
         distance = tl.where(exists, value - shift[:, None], 0.0)
         total += distance
         squares += distance * distance
-    distance = tl.sum(total, 1) / (end - begin)
     at = _sum_of(sample, row, rows, blocks, split, splits)
-    tl.store(mean + at, shift + distance, rows_exist)
-    # not below 0 by rounding, which a NaN must pass
-    spread = tl.sum(squares, 1) / (end - begin) - distance * distance
-    tl.store(var + at, tl.where(spread < 0, 0.0, spread), rows_exist)
+    _store_moments(mean + at, var + at, rows_exist, shift, tl.sum(total, 1), tl.sum(squares, 1), end - begin)
 
 
 @jit

@@ -153,10 +153,10 @@ class _PoolRanks(torch.autograd.Function):
     def backward(ctx, dmean, dvar):
         mean, distance, share = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: as a function of every rank's mean, by one more collective
-            distance = mean - _SumOverRanks.apply((share * mean)[None], ctx.exchange)[0]
+            distance = mean - _SumOverRanks.apply(share * mean, ctx.exchange)
         # every rank's loss depends on every rank's elements
-        own = torch.cat([dmean.flatten(), dvar.flatten()])[None]
-        dmean, dvar = cut(_SumOverRanks.apply(own, ctx.exchange)[0], [dmean, dvar])
+        own = torch.cat([dmean.flatten(), dvar.flatten()])
+        dmean, dvar = cut(_SumOverRanks.apply(own, ctx.exchange), [dmean, dvar])
         dmean, dvar = dmean * share, dvar * of_means(share, dvar)
         if dvar.dim() == distance.dim():
             dmean = torch.addcmul(dmean, distance, dvar, value=2)
@@ -166,7 +166,7 @@ class _PoolRanks(torch.autograd.Function):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Of some planes. Its own derivative: each rank's part is in every rank's sum."""
+    """Its own derivative: each rank's part is in every rank's sum."""
 
     @staticmethod
     def forward(ctx, own, exchange):
