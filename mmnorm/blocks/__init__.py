@@ -3,7 +3,7 @@
 from .activations import relus_behind_tlu
 from .checkpointing import update_statistics_once
 from .compiling import compile_norms
-from .convolutions import ConvMABN, ConvWN
+from .convolutions import CONVOLUTIONS, ConvMABN, ConvWN
 from .fuse import Fused, fuse_conv_norm
 from .layers import (
     NormLayer,
@@ -26,6 +26,7 @@ from .regions import padding_readers, valid_regions
 from .xbn import GN16, GN64, place_xbn, residual_blocks
 
 __all__ = [
+    'CONVOLUTIONS',
     'ConvMABN',
     'ConvWN',
     'GN16',

@@ -82,3 +82,6 @@ class ConvWN(nn.Conv2d):
             state_dict.setdefault(f'{prefix}weight_g', torch.full_like(self.weight_g, torch.nan))
         self._started = False
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+CONVOLUTIONS = ConvMABN, ConvWN

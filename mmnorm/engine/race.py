@@ -20,13 +20,8 @@ from .networks import build_network
 
 AS_IS = 'as-is'
 _BNS = (*BN_LAYERS, 'FrozenBN')
-_OF_PLACEMENT = (
-    'position',
-    'every',
-    'stem',
-    'scope',
-    'counted',
-)  # arguments of XBN's placement; its norm has the others
+# Arguments of XBN's placement; its norm has the others
+_OF_PLACEMENT = ('position', 'every', 'stem', 'scope', 'counted')
 _POSITIONS = ('begin', 'end', 'T_max', 'total_steps', 'step_size', 'milestones', 'periods', 'restarts')
 _POWERS = {'linear': 1.0, 'sqrt': 0.5, 'none': 0.0}
 

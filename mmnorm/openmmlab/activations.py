@@ -18,8 +18,9 @@ def noticing_relus(build):
     def guarded(*args, **kwargs):
         built = build(*args, **kwargs)
         if isinstance(built, nn.Module):
-            names = [name for name in relus_behind_tlu(built) if built.get_submodule(name) not in _told]
-            _told.update(built.get_submodule(name) for name in names)
+            norms = {name: built.get_submodule(name) for name in relus_behind_tlu(built)}
+            names = [name for name, norm in norms.items() if norm not in _told]
+            _told.update(norms.values())
             if names:
                 shown = ', '.join(names[:3])
                 warn_once(

@@ -33,7 +33,7 @@ from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmnorm.blocks import ConvMABN, ConvWN, freeze_norms, fuse_conv_norm
+from mmnorm.blocks import CONVOLUTIONS, freeze_norms, fuse_conv_norm
 from mmnorm.blocks.guards import leave_ours_alone, rebind, retype_ours
 from mmnorm.norms import SYNC_TWINS, BatchFreeNorm, FrozenBN, PerLevel, PlaneNorm
 from mmnorm.norms.checks import warn_once
@@ -97,9 +97,6 @@ def _freeze_ours(convert):
     return guarded
 
 
-_COMPUTED = ConvMABN, ConvWN
-
-
 def _has_ours(module):
     return any(isinstance(m, (PlaneNorm, PerLevel)) for m in module.modules())
 
@@ -124,7 +121,7 @@ def _not_with_ours(turn_on):
     def guarded(model):
         if _has_ours(model):
             warn_once('efficient_conv_bn_eval stays off for a model with norms of mmnorm: not plain BatchNorms')
-        elif any(isinstance(module, _COMPUTED) for module in model.modules()):
+        elif any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
             warn_once(
                 'efficient_conv_bn_eval stays off for a model with ConvMABN or ConvWN: their weights are computed'
             )
@@ -141,7 +138,7 @@ def _not_for_ours(turn_on):
         ours = isinstance(self.norm, PlaneNorm) and not isinstance(self.norm, FrozenBN)
         if efficient_conv_bn_eval and ours:
             warn_once(f'efficient_conv_bn_eval stays off for {type(self.norm).__name__}: not a plain BatchNorm')
-        computed = isinstance(self.conv, _COMPUTED)
+        computed = isinstance(self.conv, CONVOLUTIONS)
         if efficient_conv_bn_eval and computed:
             warn_once(f'efficient_conv_bn_eval stays off behind {type(self.conv).__name__}: its weight is computed')
         turn_on(self, efficient_conv_bn_eval and not ours and not computed)

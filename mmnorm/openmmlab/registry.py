@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS as HOOK_REGISTRY
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS, Registry
 
 from mmnorm import statistics
-from mmnorm.blocks import ConvMABN, ConvWN
+from mmnorm.blocks import CONVOLUTIONS
 from mmnorm.norms import NORMS
 from mmnorm.norms.checks import warn_once
 
@@ -73,7 +73,7 @@ def install() -> None:
     for name, norm in NORMS.items():
         _register(MODELS, norm, name)
     _register(MODELS, PerLevelFromConfig, 'PerLevel')
-    for convolution in (ConvMABN, ConvWN):
+    for convolution in CONVOLUTIONS:
         _register(MODELS, convolution)
     for name, hook in HOOKS.items():
         _register(HOOK_REGISTRY, hook)
