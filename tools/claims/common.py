@@ -172,8 +172,13 @@ def record(path, read, kind, row):
 
 def run_seeds(args, run_seed, *more):
     """Call ``run_seed(args, seed, *more)`` for each of --seeds, in processes of their own, --jobs at a time."""
-    with ProcessPoolExecutor(args.jobs, get_context('spawn'), _begin_process, (os.getpid(),)) as pool:
-        for done in [pool.submit(run_seed, args, seed, *more) for seed in args.seeds]:
+    run_all(args.jobs, run_seed, [(args, seed, *more) for seed in args.seeds])
+
+
+def run_all(jobs, run, calls):
+    """Call ``run(*call)`` for each of ``calls`` in processes of their own, so many at a time, in their order."""
+    with ProcessPoolExecutor(jobs, get_context('spawn'), _begin_process, (os.getpid(),)) as pool:
+        for done in [pool.submit(run, *call) for call in calls]:
             done.result()
 
 
