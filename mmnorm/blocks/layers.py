@@ -292,11 +292,10 @@ def _twin(name, old, norm, arguments):
     like = next(iter(tensors.values()), torch.empty(0))
     new.to(like.device, like.dtype)
     known = new.state_dict()
-    lost = [
-        key
-        for key in (old.added_to_bn() if isinstance(old, (PlaneNorm, BatchFreeNorm)) else ())
-        if key in tensors and (key not in known or known[key].shape != tensors[key].shape)
-    ]
+    own_keys = list(old.added_to_bn()) if isinstance(old, (PlaneNorm, BatchFreeNorm)) else []
+    if isinstance(old, PlaneNorm) and old.affine_shape != (old.num_features,):
+        own_keys += 'weight', 'bias'  # of groups, which the new one may have others of
+    lost = [key for key in own_keys if key in tensors and (key not in known or known[key].shape != tensors[key].shape)]
     fitting = {key: value for key, value in tensors.items() if key in known and key not in lost}
     new.load_state_dict(fitting, strict=False)
     if lost:
@@ -305,20 +304,27 @@ def _twin(name, old, norm, arguments):
             'others: what they learned is lost, and the network computes something else until it is trained',
             key=f'replace_norms {type_name(old)} {norm} {lost}',
         )
+    of_bn = getattr(new, 'bn_parameters', {})
+    if not fitting.keys().isdisjoint(of_bn.values()):
+        of_bn = {}  # the old one is of its kind
     for key, parameter in old.named_parameters():
-        own = new._parameters.get(key)
+        own = new._parameters.get(of_bn.get(key, key))
         if own is not None:
             own.requires_grad_(parameter.requires_grad)
             if torch.equal(own, parameter):
-                setattr(new, key, parameter)
+                setattr(new, of_bn.get(key, key), parameter)
     # train() would say that the network is about to train, and EN would take an eval() after it for norm_eval's
     new.training = old.training and not getattr(new, 'frozen', False)
     return new
 
 
 def _tensors_for(name, new, old):
-    """The state of a layer as another one may have it: running statistics over groups are given for each channel."""
+    """The state of a layer as another one may have it: what is of groups of channels is given for each channel."""
     tensors, own = dict(old.state_dict()), new.state_dict()
+    if isinstance(old, PlaneNorm):
+        for leaf, value in zip(('weight', 'bias'), old.gamma_beta):
+            if leaf in tensors and leaf in own and own[leaf].shape != tensors[leaf].shape:
+                tensors[leaf] = value.detach()
     both = isinstance(old, PlaneNorm) and 'running_mean' in tensors and 'running_mean' in own
     if both and own['running_mean'].shape != tensors['running_mean'].shape:
         held = old.running_statistics()

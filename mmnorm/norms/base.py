@@ -65,6 +65,8 @@ class PlaneNorm(Controls, RunningStatistics):
     _abbr_ = 'bn'  # mmcv's attribute prefix: a BN checkpoint fits key by key
     #: Where a mark's number is the index of a name: these names.
     mark_values: dict[str, tuple[str, ...]] = {}
+    #: A BN's weight and bias by the names that they have in the layer, where its own weight and bias are others.
+    bn_parameters: dict[str, str] = {}
     #: What evaluation mode means for this norm while the network trains (stock configs carry norm_eval=True).
     norm_eval_note = 'Gamma and beta train; the normalization uses running statistics that stay as they were loaded.'
     #: What that means where the network only evaluates, with gradients, and never ran after its train().
@@ -126,6 +128,9 @@ class PlaneNorm(Controls, RunningStatistics):
         check_eps_0(self, where, eps)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.set_ranks(process_group, group_size)
+        if affine and self.affine_shape != (num_features,):
+            self.weight = nn.Parameter(self.weight.new_ones(self.affine_shape))
+            self.bias = nn.Parameter(self.bias.new_zeros(self.affine_shape))
         if not bias:
             self.bias = None
         if track_running_stats and self.statistics_shape != (num_features,):
@@ -153,6 +158,11 @@ class PlaneNorm(Controls, RunningStatistics):
     def sees_padding(self) -> bool:
         """Whether evaluation takes statistics over positions, those that pad an image to its batch's size included."""
         return not self.is_bn_in_evaluation or self.running_mean is None
+
+    @property
+    def affine_shape(self) -> tuple[int, ...]:
+        """Shape of weight and bias."""
+        return (self.num_features,)
 
     def control_shape(self, name: str) -> tuple[int, ...] | None:
         return (self.num_features,)

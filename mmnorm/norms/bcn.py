@@ -18,9 +18,11 @@ from .passes import as_in_first_pass
 class BCN(PlaneNorm):
     """Batch-Channel Normalization: BN, then GN with an affine for each group.
 
-    ``y = group_weight * (b - mean_g(b)) / sqrt(var_g(b) + eps) + group_bias`` of BN's result b, whose mean and variance
-    on the plane are those of x, shifted and scaled by BN: it takes one pass over x. weight, bias and the running
-    statistics are BN's; group_weight and group_bias are (G,), as in the authors' code.
+    ``y = weight * (b - mean_g(b)) / sqrt(var_g(b) + eps) + bias`` of BN's result b, whose mean and variance on the
+    plane are those of x, shifted and scaled by BN: it takes one pass over x. As in the authors' code weight and bias
+    are of the groups, (G,), so that a block whose last weight a host sets to 0 (zero_init_residual) starts as the
+    identity. BN's are bn_weight and bn_bias, (C,), which a BN checkpoint loads into: a gamma in front of GN that has
+    just left 0 gives a result of full size.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, frozen: See
@@ -37,9 +39,10 @@ class BCN(PlaneNorm):
         ValueError: The groups do not divide the channels, or ``estimate`` without running statistics.
     """
 
-    control_parameters = dict(group_weight=1.0, group_bias=0.0)
-    group_weight: Tensor
-    group_bias: Tensor
+    control_parameters = dict(bn_weight=1.0, bn_bias=0.0)
+    bn_parameters = dict(weight='bn_weight', bias='bn_bias')
+    bn_weight: Tensor
+    bn_bias: Tensor
     norm_eval_note = (
         'GN, gamma, beta and those of its groups train; BN before it uses running statistics that stay as they were '
         'loaded.'
@@ -66,29 +69,37 @@ class BCN(PlaneNorm):
                 'track_running_stats=False leaves none: leave one of them out'
             )
 
+    @property
+    def affine_shape(self):
+        return (self.num_groups,)
+
+    @property
+    def gamma_beta(self):
+        each = self.num_features // self.num_groups
+        gamma = 1.0 if self.weight is None else self.weight.repeat_interleave(each)
+        return gamma, 0.0 if self.bias is None else self.bias.repeat_interleave(each)
+
     def control_shape(self, name):
-        of_bn = self.weight if name == 'group_weight' else self.bias
-        return None if of_bn is None else (self.num_groups,)
+        of_groups = self.weight if name == 'bn_weight' else self.bias
+        return None if of_groups is None else (self.num_features,)
 
     def marks(self):
-        return dict(channel_groups=self.num_groups if self.weight is None else 0)  # else group_weight shows it
+        return dict(channel_groups=self.num_groups if self.weight is None else 0)  # else the shape of weight shows it
 
     def statistics(self, mean, var, count):
         mu, sigma2 = (self._estimates if self._estimating else self.batch_statistics)(mean, var, count)
-        gamma, beta = self.gamma_beta
-        scale = gamma * torch.rsqrt(sigma2 + self.eps)
+        of_bn, shift = getattr(self, 'bn_weight', 1.0), getattr(self, 'bn_bias', 0.0)
+        scale = of_bn * torch.rsqrt(sigma2 + self.eps)
         shape = mean.shape[0], self.num_groups, self.num_features // self.num_groups
         # of BN's result
-        own_mean, own_var = scale * (mean - mu) + beta, scale.square() * var
+        own_mean, own_var = scale * (mean - mu) + shift, scale.square() * var
         group_mean, group_var = pool(own_mean.reshape(shape), own_var.reshape(shape), 2)
-        rstd = torch.rsqrt(group_var + self.eps)
-        if self.weight is not None:
-            rstd = rstd * self.group_weight[:, None]
-        rstd, group_mean = (plane.expand(shape).reshape(mean.shape) for plane in (rstd, group_mean))
-        bias = (beta - group_mean) * rstd
-        if self.bias is not None:
-            bias = bias + self.group_bias.repeat_interleave(shape[2])
-        return mu, sigma2, gamma * rstd, bias
+        group_mean, rstd = (
+            plane.expand(shape).reshape(mean.shape) for plane in (group_mean, torch.rsqrt(group_var + self.eps))
+        )
+        gamma, beta = self.gamma_beta
+        rstd = rstd * gamma
+        return mu, sigma2, of_bn * rstd, (shift - group_mean) * rstd + beta
 
     # the micro-batch form
 
@@ -122,12 +133,18 @@ class BCN(PlaneNorm):
         return super().normalize(x)
 
     def from_bn(self, tensors):
-        if 'group_weight' not in tensors and self.weight is not None:
-            warn_once(
-                f'{type(self).__name__}: a BN checkpoint is loaded, and GN follows BN here: the network computes '
-                'something else than it did with BN, and has to be trained.'
-            )
-        return tensors
+        if 'bn_weight' in tensors or self.weight is None:
+            return tensors
+        warn_once(
+            f'{type(self).__name__}: a BN checkpoint is loaded, and GN follows BN here: the network computes '
+            'something else than it did with BN, and has to be trained.'
+        )
+        started = dict(tensors)
+        for leaf, start in dict(weight=1.0, bias=0.0).items():
+            if leaf in tensors and getattr(self, leaf) is not None:
+                started[self.bn_parameters[leaf]] = tensors[leaf]
+                started[leaf] = tensors[leaf].new_full(self.affine_shape, start)
+        return started
 
     def extra_repr(self):
         return f'{super().extra_repr()}, num_groups={self.num_groups}, estimate={self.estimate}'

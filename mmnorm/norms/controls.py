@@ -13,6 +13,8 @@ class Controls:
     control_parameters: dict[str, float] = {}
     #: What it keeps beside BN's statistics: name to initial value.
     control_buffers: dict[str, float] = {}
+    #: Why the output is not 0 where a host has set weight and bias to 0 (zero_init_residual); '' where it is.
+    why_not_zero: str = ''
     weight: Any
     bias: Any
 
@@ -51,5 +53,5 @@ class Controls:
 
     @property
     def gamma_beta(self) -> tuple[Any, Any]:
-        """Weight and bias, (C,) each; 1 and 0 where there are none."""
+        """Weight and bias of each channel, (C,) each; 1 and 0 where there are none."""
         return 1.0 if self.weight is None else self.weight, 0.0 if self.bias is None else self.bias

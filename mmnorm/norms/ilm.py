@@ -27,6 +27,9 @@ class ILM(BatchFreeNorm):
     embedding (E, K) for both and decoders (K, E). E is K / 16, and 2 where K is below 16. These three start at random
     as those of ``nn.Linear`` do.
 
+    So a weight of 0, as zero_init_residual of hosts has it, leaves a branch of half its size; the authors' ResNets have
+    no such start.
+
     The authors' code takes unbiased variances, of the key groups and for the normalization; here they are biased, as
     those of GN are.
 
@@ -48,6 +51,7 @@ class ILM(BatchFreeNorm):
     """
 
     control_parameters = dict(embedding=0.0, weight_decoder=0.0, bias_decoder=0.0)
+    why_not_zero = 'gamma is weight and a sigmoid beside it, about 0.5 at the start'
     embedding: Tensor
     weight_decoder: Tensor
     bias_decoder: Tensor

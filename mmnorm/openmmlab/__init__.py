@@ -9,7 +9,7 @@ What that changes, and no more:
   are also in ``mmnorm.statistics``, where configs of earlier versions name them.
 - **Guards** (guards.py, and ``mmnorm.blocks.guards`` for torch): functions of mmengine, mmcv and mmdet that take every
   BatchNorm for a plain one treat ours right: conversion to and from SyncBN and to frozen BN, folding into convolutions,
-  efficient_conv_bn_eval.
+  efficient_conv_bn_eval. Initialization by 0 says where it does not make a residual block the identity.
 - **Loading** (loading.py): where norms of a checkpoint are not those of the model, loading says what becomes of them,
   and resuming says what differs.
 - **Evaluation** (padding.py): every mmengine model says once that norms take statistics over the padding of a batch of

@@ -48,7 +48,8 @@ def _stand_in(layer, x):
     """What is traced in the place of a layer's own operators; of its shape and type, not of its values."""
     if isinstance(layer, PlaneNorm):
         zeros = x.new_zeros(layer.num_features)
-        y = F.batch_norm(x, zeros, zeros, layer.weight, layer.bias, layer.by_batch, 0.0, layer.eps)
+        affine = (p if p is None else zeros for p in (layer.weight, layer.bias))  # BCN's have other shapes
+        y = F.batch_norm(x, zeros, zeros, *affine, layer.by_batch, 0.0, layer.eps)
         if not isinstance(layer, Whitening):
             return y
         rows = y.transpose(0, 1).reshape(*layer.grouped, -1)

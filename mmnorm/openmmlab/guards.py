@@ -18,6 +18,8 @@ those of torch are by :mod:`mmnorm.blocks.guards`:
   and stay what they are.
 - ``build_norm_layer`` of mmcv and mmpretrain gives every norm an eps of 1e-5 where norm_cfg says none: one whose paper
   has another keeps that.
+- ``mmengine.model.constant_init`` sets weight and bias, by 0 those of the norms that end residual blocks
+  (zero_init_residual): where that does not make a block the identity, it says so.
 - mmengine's optimizer constructor takes the parameters of each module for its own: with ``paramwise_cfg`` the levels of
   a PerLevel, which share theirs, would end in torch's error that a parameter is in several groups.
 
@@ -28,7 +30,7 @@ import functools
 import sys
 from importlib.util import find_spec
 
-from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.model import constant_init, convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,6 +49,7 @@ def install():
     rebind(
         turn_on_efficient_conv_bn_eval_for_single_model, _not_with_ours(turn_on_efficient_conv_bn_eval_for_single_model)
     )
+    rebind(constant_init, _saying_what_is_not_zero(constant_init))
     DefaultOptimWrapperConstructor.add_params = _of_one_level(DefaultOptimWrapperConstructor.add_params)
     if find_spec('mmcv') is None:
         return
@@ -142,6 +145,21 @@ def _not_for_ours(turn_on):
         if efficient_conv_bn_eval and computed:
             warn_once(f'efficient_conv_bn_eval stays off behind {type(self.conv).__name__}: its weight is computed')
         turn_on(self, efficient_conv_bn_eval and not ours and not computed)
+
+    return guarded
+
+
+def _saying_what_is_not_zero(init):
+
+    @functools.wraps(init)
+    def guarded(module, val, *args, **kwargs):
+        init(module, val, *args, **kwargs)
+        why = getattr(module, 'why_not_zero', '')
+        if val == 0 and why:
+            warn_once(
+                f'{type(module).__name__}: its weight is set to 0, as zero_init_residual=True does, and its output is '
+                f'not 0: {why}. The block does not start as the identity: set zero_init_residual=False in the backbone'
+            )
 
     return guarded
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmnorm.norms import PlaneNorm
+
 from .collect import unwrapped
 from .shift import Shift
 
@@ -29,7 +31,7 @@ def collect_histograms(model: nn.Module, channels: dict[str, int]) -> Iterator[d
 
     def see(name, layer, y):
         channel = channels[name]
-        weight, bias = (1.0, 0.0) if layer.weight is None else (layer.weight[channel], layer.bias[channel])
+        weight, bias = (p[channel] if torch.is_tensor(p) else p for p in _gamma_beta(layer))
         normalized = (y.detach()[:, channel].float() - bias) / weight
         counts[name] += torch.histc(normalized.cpu(), len(EDGES) - 1, float(EDGES[0]), float(EDGES[-1]))
 
@@ -57,7 +59,15 @@ def worst_channel(shift: Shift, layer: Any) -> int:
         int: Its index.
     """
     size = shift.channel_mu.square() + shift.channel_sigma.square()
-    if layer.weight is not None:
-        weight = layer.weight.detach().abs().cpu()
+    weight, _ = _gamma_beta(layer)
+    if torch.is_tensor(weight):
+        weight = weight.detach().abs().cpu()
         size = torch.where(weight > 0.01 * weight.max(), size, -1)
     return int(size.argmax())
+
+
+def _gamma_beta(layer):
+    """Gamma and beta of each channel, (C,) each; 1 and 0 where there are none."""
+    if isinstance(layer, PlaneNorm):
+        return layer.gamma_beta
+    return 1.0 if layer.weight is None else layer.weight, 0.0 if layer.bias is None else layer.bias

@@ -95,7 +95,9 @@ def test_replaced_by_every_norm_with_parameters_modes_and_types(name):
     for value in new.state_dict().values():
         assert value.dtype in (torch.float64, torch.int64)
     if name not in ('IN', 'FrozenBN'):
-        assert last.bias is weights and not last.weight.requires_grad and last.bias.requires_grad
+        of_bn = getattr(last, 'bn_parameters', {})
+        weight, bias = (getattr(last, of_bn.get(leaf, leaf)) for leaf in ('weight', 'bias'))
+        assert bias is weights and not weight.requires_grad and bias.requires_grad
     assert model(torch.randn(2, 3, 12, 12, dtype=torch.float64)).isfinite().all()
 
 

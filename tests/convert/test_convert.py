@@ -63,7 +63,7 @@ def assert_same(ours, theirs, tolerance=1e-9):
         assert (ours_of_stage - theirs_of_stage).abs().max() <= tolerance * theirs_of_stage.abs().max()
 
 
-@pytest.mark.parametrize('leaf, norm', [('group_weight', 'BCN'), ('instance_channels', 'IBN')])
+@pytest.mark.parametrize('leaf, norm', [('bn_weight', 'BCN'), ('instance_channels', 'IBN')])
 def test_norms_that_have_bns_tensors_and_are_not_bn_are_refused(convert, leaf, norm):
     weights = bn_resnet50() | {f'layer1.0.bn1.{leaf}': torch.ones(1)}
     with pytest.raises(

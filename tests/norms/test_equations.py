@@ -250,11 +250,11 @@ def bcn(layer, x, training):
         held = running(layer, x)
         found = mean, (x - held[0]).square().mean((0, *spatial(x)), True)
         mean, var = ((old + layer.momentum * (new - old)).detach() for old, new in zip(held, found))
-    y = affine(layer, x, mean, var)
+    y = spread(layer.bn_weight, x) * (x - mean) / (var + layer.eps).sqrt() + spread(layer.bn_bias, x)
     groups = y.reshape(len(x), layer.num_groups, -1)
     mean, var = over(groups, 2)
     normalized = (groups - mean) / (var + layer.eps).sqrt()
-    return (normalized * layer.group_weight[:, None] + layer.group_bias[:, None]).view_as(x)
+    return (normalized * layer.weight[:, None] + layer.bias[:, None]).view_as(x)
 
 
 def ilm(layer, x, training):

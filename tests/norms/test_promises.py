@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.hooks import EMAHook  # noqa: F401 (registers what EMA needs)
-from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.model import (
+    ExponentialMovingAverage,
+    constant_init,
+    convert_sync_batchnorm,
+    revert_sync_batchnorm,
+)
 from mmengine.optim import build_optim_wrapper
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -337,15 +342,15 @@ def plain_rbn(layer, x):
 
 def plain_bcn(layer, x):
     """BN and GN, one after the other."""
-    x = F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
-    weight, bias = (p.repeat_interleave(CHANNELS // layer.num_groups) for p in (layer.group_weight, layer.group_bias))
+    x = F.batch_norm(x, None, None, layer.bn_weight, layer.bn_bias, True, 0.0, layer.eps)
+    weight, bias = (p.repeat_interleave(CHANNELS // layer.num_groups) for p in (layer.weight, layer.bias))
     return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
 
 
 @pytest.mark.parametrize('mean', [30, 100, 300, 3000])
 @pytest.mark.parametrize(
     'type_, plain_formula, margins',
-    [('RBN', plain_rbn, dict(x=4, center_weight=1)), ('BCN', plain_bcn, dict(x=8, weight=8, bias=8, group_weight=8))],
+    [('RBN', plain_rbn, dict(x=4, center_weight=1)), ('BCN', plain_bcn, dict(x=8, weight=8, bn_weight=8, bn_bias=8))],
 )
 def test_gradients_are_of_the_plain_formulas_precision_at_large_means(type_, plain_formula, margins, mean):
     layer = randomized(build(dict(type=type_)))
@@ -505,6 +510,36 @@ def test_efficient_conv_bn_eval_changes_no_result(cfg):
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def branch_sizes(norm):
+    """Standard deviations of the branch of a residual block that ends with a norm, before and after a step of SGD."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
+    x, target = torch.randn(2, *SHAPE)
+    parameters = [p for p in [*conv.parameters(), *norm.parameters()] if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    sizes = []
+    for _ in range(2):
+        branch = norm.train()(conv(x))
+        sizes.append(float(branch.detach().std()))
+        optimizer.zero_grad()
+        (x + branch - target).square().mean().backward()
+        optimizer.step()
+    return sizes
+
+
+def test_a_residual_branch_that_a_host_sets_to_0_starts_and_grows_as_with_bn_or_that_is_said(cfg, recwarn):
+    warnings.simplefilter('always')
+    layer, bn = build(cfg), nn.BatchNorm2d(CHANNELS)
+    for norm in (layer, bn):
+        constant_init(norm, 0)  # zero_init_residual=True
+    said = [str(warning.message) for warning in recwarn if 'its output is not 0' in str(warning.message)]
+    (start, after), (_, of_bn) = branch_sizes(layer), branch_sizes(bn)
+    if layer.why_not_zero:
+        assert len(said) == 1 and layer.why_not_zero in said[0] and start > 100 * of_bn
+    else:
+        assert not said and start == 0 and after < 4 * of_bn
+
+
 # 9. state dicts
 
 
@@ -514,7 +549,8 @@ def test_bn_checkpoint_loads_strictly(cfg):
         pytest.skip("batch-free: GroupNorm's keys")
     bn = randomized(nn.BatchNorm2d(CHANNELS))
     layer.load_state_dict(bn.state_dict(), strict=True)
-    torch.testing.assert_close(layer.bias, bn.bias)
+    for leaf in {'weight', 'bias'} - {'weight' if getattr(layer, 'fold_bn', False) else ''}:
+        torch.testing.assert_close(getattr(layer, layer.bn_parameters.get(leaf, leaf)), getattr(bn, leaf))
     if cfg['type'] == 'MABN':  # its running variance is a mean square
         torch.testing.assert_close(layer.running_var, bn.running_var + bn.running_mean.square())
     elif is_bn_like(layer) and layer.running_mean.shape == bn.running_mean.shape:

@@ -6,6 +6,7 @@ from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmdet.models.layers import FrozenBatchNorm2d
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
+from mmengine.registry import MODELS
 from mmengine.runner import runner
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -160,6 +161,18 @@ def test_convert_frozen_batchnorm_says_so_once():
     assert len(warned) == 1 and isinstance(model[1][2], FrozenBatchNorm2d)
     plain = FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(8))
     assert isinstance(plain, FrozenBatchNorm2d)
+
+
+@pytest.mark.parametrize('host', ['mmdet', 'mmpretrain'])  # by an init_cfg; by a call of mmengine's function
+@pytest.mark.parametrize('norm, said', [('BCN', 0), ('ILM', 1)])
+def test_zero_init_residual_is_said_where_blocks_do_not_start_as_the_identity(host, norm, said, recwarn):
+    cfg = dict(type=f'{host}.ResNet', depth=18, base_channels=8, norm_eval=False, zero_init_residual=True)
+    backbone = MODELS.build(dict(cfg, norm_cfg=dict(type=norm)))
+    backbone.init_weights()
+    block = backbone.layer1[0]
+    assert not block.norm2.weight.any() and block.norm1.weight.all()
+    told = [str(warning.message) for warning in recwarn if 'set zero_init_residual=False' in str(warning.message)]
+    assert len(told) == said and all(text.startswith(f'{norm}: its weight is set to 0') for text in told)
 
 
 def test_hosts_leave_a_norm_the_eps_of_its_paper():

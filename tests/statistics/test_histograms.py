@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from mmnorm.norms import BCN
 from mmnorm.statistics import EDGES, collect_histograms, measure_shift, normalizing_by_batch, worst_channel
 
+from ..norms.cases import randomized
 from .test_shift import batches, seeded, trained  # noqa: F401
 
 
@@ -20,6 +22,21 @@ def test_counts_are_those_of_the_normalized_channel():
     expected = torch.histogram(normalized, EDGES)[0]
     assert (counts['1'] - expected).abs().sum() <= 4  # rounding at the bounds of bins
     assert not layer._forward_hooks
+
+
+@torch.no_grad()
+def test_affine_of_groups_is_taken_off_each_channel():
+    model, data = nn.Sequential(randomized(BCN(8, num_groups=2))).eval(), torch.randn(4, 8, 6, 5)
+    layer = model[0]
+    with collect_histograms(model, {'0': 5}) as counts:
+        model(data)
+    layer.weight.fill_(1)
+    layer.bias.zero_()
+    assert (counts['0'] - torch.histogram(model(data)[:, 5].flatten(), EDGES)[0]).abs().sum() <= 4
+    layer.running_mean[[1, 6]] += 40
+    shift = measure_shift(model, [data])['0']
+    layer.weight[0] = 0  # of channels 0 to 3
+    assert worst_channel(shift, layer) == 6
 
 
 def test_training_is_normalized_by_the_batch():

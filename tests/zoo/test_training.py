@@ -6,6 +6,7 @@ import pytest
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from mmnorm.norms import NORMS
 from mmnorm.zoo import load_zoo
 
 from .configs import config
@@ -256,8 +257,8 @@ def test_rbn(name):
         assert recipe(cfg) == (100, [30, 60, 90], 0.1, 1e-4)
     stats = dict(channel_mean='mu_c', channel_std='sigma_c', spatial_mean='mu_s', spatial_std='sigma_s')
     norm = cfg.model.backbone.get('norm_cfg') or dict(type='BN')
-    # BCN's GN brings a branch whose gamma has just left 0 to its full size
-    assert cfg.model.backbone.get('zero_init_residual', True) == (norm['type'] != 'BCN')
+    starts_at_0 = not getattr(NORMS.get(norm['type']), 'why_not_zero', '')
+    assert cfg.model.backbone.get('zero_init_residual', True) == starts_at_0
     for row in CLASSIFIERS[name].published:
         if row.table == 'rbn Table 3' and norm['type'] == 'RBN':
             center, scale = (stats[norm.get(f'{what}_stat', 'channel_mean')] for what in ('center', 'scale'))
