@@ -118,8 +118,9 @@ class BCN(PlaneNorm):
             var = var + (mean - self.running_mean).square()
         super().track(mean, var, elements, samples)
 
-    def _running(self):
-        return super()._running()._replace(bessel=not self.estimate)
+    @property
+    def bessel(self):
+        return not self.estimate
 
     def _one_value_each(self, x):
         return not self._estimating and super()._one_value_each(x)

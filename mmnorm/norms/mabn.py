@@ -41,7 +41,7 @@ class MABN(SteppedNorm):
     """
 
     is_bn_in_evaluation = True
-    unbiased = True  # a mean square has no correction
+    bessel = False  # a mean square has no correction
 
     @checked(eps=number(least=0), momentum=number(0, 1) | NONE, window=integer(1), warmup=integer(0))
     def __init__(

@@ -66,6 +66,10 @@ class Mixture(PlaneNorm):
     def marks(self):
         return dict(hardened=int(self.hard), unbiased_instances=int(self.unbiased))
 
+    @property
+    def bessel(self):
+        return not self.unbiased  # else the variances of the instances are corrected
+
     def shares(self, first: int = IN) -> tuple[Tensor, ...]:
         """Mean's and variance's ratios of the scopes from ``first`` on, each (scopes,) or (groups, scopes)."""
         return self._normalized(torch.stack((self.mean_weight, self.var_weight))[..., first:]).unbind()

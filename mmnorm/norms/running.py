@@ -34,8 +34,11 @@ class RunningStatistics(nn.BatchNorm2d):
     group_size: int | None = None
     #: Normalize each run of so many samples of a batch by itself (int or None).
     virtual_batch_size: int | None = None
-    #: Whether the variances that running ones follow are unbiased already.
-    unbiased: bool = False
+
+    @property
+    def bessel(self) -> bool:
+        """Whether running variances are Bessel-corrected, by the elements of a batch, as torch keeps them."""
+        return True
 
     @property
     def used_statistics(self) -> slice:
@@ -181,7 +184,7 @@ class RunningStatistics(nn.BatchNorm2d):
 
     def _running(self):
         buffers = self.running_mean, self.running_var, self.num_batches_tracked
-        return Running(*buffers, self.momentum, self.averaged_from, not self.unbiased)
+        return Running(*buffers, self.momentum, self.averaged_from, self.bessel)
 
     def see_batch_size(self, samples: int | Tensor) -> None:
         """Take note of how many samples, of all ranks if ``sync``, were normalized together; only EN does."""
@@ -194,22 +197,18 @@ class RunningStatistics(nn.BatchNorm2d):
             x (Tensor): Floating point, (N, C, *S), with at least one element.
 
         Returns:
-            tuple[Tensor, Tensor, int or Tensor]: Mean and biased variance in float64, of :attr:`statistics_shape`, and
-            the number of elements behind each of them. The variance of an :attr:`unbiased` layer is one that Bessel's
-            correction makes its own of.
+            tuple[Tensor, Tensor, int or Tensor]: Mean and variance in float64, of :attr:`statistics_shape`, before
+            Bessel's correction, of which :attr:`bessel` tells; and the number of elements behind each of them.
         """
         mean, var = self._tracked_plane(x)
         shape = torch.Size(self.statistics_shape)
         # the samples, and the channels of each group where statistics are those of groups
         grouped = len(x), shape.numel(), -1
         mean, var = (plane.view(shape) for plane in pool(mean.reshape(grouped), var.reshape(grouped), (0, 2)))
-        elements = x.numel() // shape.numel()
-        if self.unbiased:
-            var = var * ((elements - 1) / elements)
-        return mean, var, elements
+        return mean, var, x.numel() // shape.numel()
 
     def _tracked_plane(self, x):
-        """The plane that :meth:`tracked_moments` pools: mean and biased variance of each channel, in float64."""
+        """The plane that :meth:`tracked_moments` pools: mean and variance of each channel, in float64."""
         mean, var = moments(x)
         return mean.double(), var.double()
 

@@ -30,8 +30,9 @@ class Moments:
         mean (Tensor): (K,).
         squares (Tensor): Sum of squared distances to the mean, (K,), or of their products, (G, D, D).
         batches (int): Number of batches; 0: nothing was added, and the others are no tensors yet.
-        batch_mean, batch_squares (Tensor): Plain averages over the batches of their means, (K,), and (Bessel-corrected)
-            variances, of the shape of the squares.
+        batch_mean, batch_squares (Tensor): Plain averages over the batches of their means, (K,), and biased variances,
+            of the shape of the squares.
+        batch_unbiased_var (Tensor): Plain average over the batches of their Bessel-corrected variances, (K,).
         calls (list[Moments]): The same of the first, second ... call in a pass of the network, where a layer is called
             several times in each, always as often; else empty. Known at the end of :func:`collect_moments`.
     """
@@ -42,6 +43,7 @@ class Moments:
     batches: int = 0
     batch_mean: Any = 0.0
     batch_squares: Any = 0.0
+    batch_unbiased_var: Any = 0.0
     calls: list['Moments'] = field(default_factory=list)
 
     def add(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
@@ -54,15 +56,14 @@ class Moments:
         """
         mean, var = mean.double(), var.double()
         count = torch.as_tensor(count, dtype=torch.float64, device=mean.device).expand_as(mean)
-        squares = var * _for_each(count, var)
-        self._pool(mean, squares, count)
-        self._average(mean, squares / _for_each((count - 1).clamp(min=1), var), 1)
+        self._pool(mean, var * _for_each(count, var), count)
+        self._average(mean, var, _variances(var) * (count / (count - 1).clamp(min=1)), 1)
 
     def merge(self, other: 'Moments') -> None:
         """Add what another one got."""
         if other.batches:
             self._pool(other.mean, other.squares, other.count)
-            self._average(other.batch_mean, other.batch_squares, other.batches)
+            self._average(other.batch_mean, other.batch_squares, other.batch_unbiased_var, other.batches)
 
     def _pool(self, mean, squares, count):
         total = self.count + count
@@ -73,11 +74,12 @@ class Moments:
         self.mean = self.mean + distance * share
         self.count = total
 
-    def _average(self, mean, var, batches):
+    def _average(self, mean, var, unbiased_var, batches):
         self.batches += batches
         share = batches / self.batches
         self.batch_mean = self.batch_mean + (mean - self.batch_mean) * share
         self.batch_squares = self.batch_squares + (var - self.batch_squares) * share
+        self.batch_unbiased_var = self.batch_unbiased_var + (unbiased_var - self.batch_unbiased_var) * share
 
     @property
     def var(self) -> Tensor:
@@ -91,7 +93,7 @@ class Moments:
 
     @property
     def batch_var(self) -> Tensor:
-        """Plain average over the batches of their Bessel-corrected variances, (K,)."""
+        """Plain average over the batches of their biased variances, (K,)."""
         return _variances(self.batch_squares)
 
     @property

@@ -35,8 +35,9 @@ def recollect(
         forward (callable): ``(model, batch) -> None``; default ``model(batch)``.
         names (collection[str]): Layers to treat; default None: all BN-like ones.
         pooled (bool): Variance of all elements together, ``mean of (var + mean^2) - mean^2``, weighted by their
-            number. False averages the batches' means and variances, as sn's text has it: the variance then lacks what
-            lies between batches.
+            number: what one batch of them would give, Bessel-corrected where the layer's running variance is (MABN's,
+            SN's with ``unbiased`` and BCN's with ``estimate`` are not). False averages the batches' means and
+            variances, as sn's text has it: the variance then lacks what lies between batches.
 
     Returns:
         dict[str, Moments]: What the new statistics are made of, by layer. Layers that no batch reached are not in it
@@ -53,10 +54,17 @@ def recollect(
         for name, seen in reached.items():
             layer: Any = layers[name]
             layer.running_mean.copy_(seen.mean if pooled else seen.batch_mean)
-            layer.running_var.copy_(seen.unbiased_var if pooled else seen.batch_var)
+            layer.running_var.copy_(_corrected(seen, pooled, getattr(layer, 'bessel', True)))
             if isinstance(layer, Whitening):
                 layer.set_covariance(seen.covariance if pooled else seen.batch_squares)
     return reached
+
+
+def _corrected(seen, pooled, bessel):
+    """The variance as a layer keeps it."""
+    if pooled:
+        return seen.unbiased_var if bessel else seen.var
+    return seen.batch_unbiased_var if bessel else seen.batch_var
 
 
 def choose(layers: dict[str, nn.Module], names: Collection[str] | None) -> dict[str, nn.Module]:

@@ -1,10 +1,12 @@
 """Recollected statistics against those of all activations (sn, batch average), and what must stay as it was."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from mmnorm.norms import EN, FrozenBN
+from mmnorm.norms import BCN, EN, FrozenBN
 from mmnorm.statistics import bn_layers, recollect
 from tests.norms.cases import described
 
@@ -67,12 +69,63 @@ class Plain(nn.BatchNorm2d):
     """BN of any subclass, as projects have their own."""
 
 
+OF_SEVERAL_SIZES = [torch.randn(n, 8, 3, 4, generator=torch.manual_seed(n)).double() * n + 1 / n for n in (3, 2, 4)]
+
+
+def assert_same_statistics(layer, collect, other, but=''):
+    """Two ways to collect the statistics of a layer, but for one of them, come to the same."""
+    found = []
+    for collects in (collect, other):
+        model = nn.Sequential(copy.deepcopy(layer)).double()
+        collects(model)
+        named = model[0].named_buffers()
+        found.append({name: value for name, value in named if name.startswith('running_') and name != but})
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize('cfg', LEARNING, ids=described)
+def test_several_batches_give_what_one_batch_of_all_their_elements_does(cfg):
+    assert_same_statistics(
+        randomized(build(cfg)),
+        lambda model: recollect(model, OF_SEVERAL_SIZES),
+        lambda model: recollect(model, [torch.cat(OF_SEVERAL_SIZES)]),
+    )
+
+
+@pytest.mark.parametrize('cfg', LEARNING, ids=described)
+def test_averages_over_batches_are_those_of_update_bn(cfg):
+    if tracks_otherwise(cfg):
+        pytest.skip(tracks_otherwise(cfg))
+    assert_same_statistics(
+        randomized(build(cfg)),
+        lambda model: recollect(model, OF_SEVERAL_SIZES, pooled=False),
+        lambda model: torch.optim.swa_utils.update_bn(OF_SEVERAL_SIZES, model),
+        but='running_wm',  # of the average of the covariances, not the average of theirs
+    )
+
+
+def tracks_otherwise(cfg):
+    """Why training does not track the statistics of a batch; '' if it does."""
+    if cfg.get('virtual_batch_size') or cfg.get('batch_groups') == 2:
+        return 'tracks the mean variance of parts of a batch; what is recollected is that of all elements'
+    if cfg.get('estimate'):
+        return 'tracks the variance around the running mean of before; what is recollected is around that of now'
+    return ''
+
+
+def test_estimates_of_bcn_are_those_that_training_comes_to():
+    x = OF_SEVERAL_SIZES[0]
+    assert_same_statistics(
+        BCN(8, estimate=True, momentum=1.0),
+        lambda model: recollect(model, [x]),
+        lambda model: [model(x) for _ in range(2)],  # the second time around the mean of the first
+    )
+
+
 @pytest.mark.parametrize('cfg', LEARNING, ids=described)
 def test_one_batch_gives_what_training_would_track(cfg):
-    if cfg.get('virtual_batch_size') or cfg.get('batch_groups') == 2:
-        pytest.skip('tracks the mean variance of parts of a batch; what is recollected is that of all elements')
-    if cfg.get('estimate'):
-        pytest.skip('tracks the variance around the running mean of before; what is recollected is around that of now')
+    if tracks_otherwise(cfg):
+        pytest.skip(tracks_otherwise(cfg))
     model = trained(Small(cfg)).double()
     x = torch.randn(4, 3, 6, 5, dtype=torch.float64)
     twin = trained(Small(cfg)).double()

@@ -154,7 +154,7 @@ def test_parts_merged_equal_the_whole():
     total = Moments()
     for part in parts:  # the last one got nothing
         total.merge(part)
-    for field in ('count', 'mean', 'squares', 'batch_mean', 'batch_squares'):
+    for field in ('count', 'mean', 'squares', 'batch_mean', 'batch_squares', 'batch_unbiased_var'):
         torch.testing.assert_close(getattr(total, field), getattr(whole, field))
     assert total.batches == whole.batches == 4
 
@@ -184,7 +184,8 @@ def test_tracked_moments_are_what_training_tracks(cfg):
     if cfg.get('estimate'):  # around the running mean of before
         torch.testing.assert_close(var + (mean - before).square(), layer.running_var)
         return
-    torch.testing.assert_close((var * count / (count - 1))[used], layer.running_var[used])
+    corrected = var * count / (count - 1) if layer.bessel else var
+    torch.testing.assert_close(corrected[used], layer.running_var[used])
 
 
 def test_covariances_of_parts_are_those_of_the_whole():
