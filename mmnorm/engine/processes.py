@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 from datetime import timedelta
+from functools import partial
+from multiprocessing import resource_sharer
 
 import torch
 from torch import distributed
@@ -20,7 +22,8 @@ def die_with_parent():
     """Have the kernel end this process, if torchrun or a command of ours started it, and its forks with their parents.
 
     torchrun ends its ranks when it can; after a kill -9 it cannot, and a killed rank leaves its data loader workers,
-    which hold the sockets that the other ranks wait on. Does nothing outside Linux.
+    which hold the sockets that the other ranks wait on. Ctrl-C is answered by this process alone, and a fork says
+    nothing of what it was handing over then. Does nothing outside Linux.
     """
     if sys.platform != 'linux':
         return
@@ -30,7 +33,20 @@ def die_with_parent():
     elif parent:  # not when started from a shell, which may be closed meanwhile
         end_with_parent(int(parent))
     prctl = ctypes.CDLL(None).prctl
-    os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+    os.register_at_fork(after_in_child=partial(_follow_parent, prctl))
+
+
+def _follow_parent(prctl):
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # else the parent's threads lose a worker that they load from
+    sys.excepthook = partial(_show_error, sys.excepthook)
+
+
+def _show_error(show, kind, error, trace):
+    """Show an error, unless the parent hung up on the thread that hands tensors to it: the parent knows why it did."""
+    handing_over = trace is not None and trace.tb_frame.f_globals is vars(resource_sharer)
+    if not (handing_over and isinstance(error, (EOFError, ConnectionError))):
+        show(kind, error, trace)
 
 
 def end_with_parent(parent=None):
