@@ -367,7 +367,7 @@ def draw(results, folder):
     seeds = len(results['about']['seeds'])
     for claim, (size, panels) in DRAWN.items():
         if results[claim]:
-            note = f'ResNet-18 on noisy digits; points: {seeds} seeds; lines and bars: their means'
+            note = f'ResNet-18 on noisy digits; points: {seeds} seed{"s" * (seeds > 1)}; lines and bars: their means'
             write_png(folder / f'{NAME}_{claim}.png', size, partial(panels, results[claim]), note)
 
 

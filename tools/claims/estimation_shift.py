@@ -431,7 +431,8 @@ def main(argv=None):
         'appendix': (14.0, lambda figure: draw_setup_one(figure, [results[name] for name in APPENDIX], False)),
         'setup_two': (6.0, lambda figure: draw_setup_two(figure, results)),
     }
-    note = f'Digits; mean over {len(content["about"]["seeds"])} seeds; bands and bars: standard deviation'
+    seeds = len(content['about']['seeds'])
+    note = f'Digits; mean over {seeds} seed{"s" * (seeds > 1)}; bands and bars: standard deviation'
     for name, (height, draw) in plots.items():
         plot = path.with_name(f'{NAME}_{name}.png')
         write_png(plot, (9.6, height), draw, note)

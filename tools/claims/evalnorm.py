@@ -302,7 +302,7 @@ def draw_ap(figure, trainings):
         loc='outside upper left',
         ncols=len(KINDS),
         alignment='left',
-        title=f'alpha and beta; means and standard deviations of {seeds} seeds',
+        title=f'alpha and beta; means and standard deviations of {seeds} seed{"s" * (seeds > 1)}',
     )
 
 
