@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,27 +101,30 @@ def test_the_networks_are_the_papers():
     assert cnn(torch.rand(2, 1, 8, 8)).shape == (2, 10) and cnn[:-3](torch.rand(2, 1, 8, 8)).shape == (2, 64, 2, 2)
 
 
-def test_arms_differ_only_in_the_second_norm_of_the_blocks():
+@pytest.mark.parametrize('size, layers, blocks', [(32, 53, 16), (224, 29, 8)])
+def test_arms_differ_only_in_the_second_norm_of_the_blocks(size, layers, blocks):
     kinds = {}
-    for arm, norm_cfg in perturbation.ARMS.items():
+    for arm in perturbation.ARMS:
         norms = {
             name: module
-            for name, module in perturbation.build_classifier(norm_cfg).named_modules()
+            for name, module in perturbation.build_classifier(arm, perturbation.SIZES[size]).named_modules()
             if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d))
         }
         kinds[arm] = {name: type(module).__name__ for name, module in norms.items()}
-        if arm == 'XBN-GN':
-            assert norms['backbone.layer1.0.bn2'].num_groups == norms['backbone.layer4.2.bn2'].num_groups == 16
-    assert set(kinds['BN'].values()) == {'BatchNorm2d'} and len(kinds['BN']) == 53
+        if arm == 'XBN-GN':  # as many channels in a group as ResNet-50's 64 to 512 in the paper's 64 groups
+            in_groups = [norms[f'backbone.layer{stage}.0.bn2'] for stage in (1, 2, 3, 4)]
+            assert [norm.num_channels / norm.num_groups for norm in in_groups] == [1, 2, 4, 8]
+    assert set(kinds['BN'].values()) == {'BatchNorm2d'} and len(kinds['BN']) == layers
     for arm, kind in {'XBN-GN': 'GroupNorm', 'XBN-IN': 'InstanceNorm2d'}.items():
         changed = {name for name in kinds['BN'] if kinds[arm][name] != 'BatchNorm2d'}
-        assert changed == {name for name in kinds['BN'] if name.endswith('.bn2')} and len(changed) == 16
+        assert changed == {name for name in kinds['BN'] if name.endswith('.bn2')} and len(changed) == blocks
         assert {kinds[arm][name] for name in changed} == {kind}
 
 
 def test_noise_of_magnitude_0_changes_nothing_and_statistics_come_back():
-    images, labels, test_images, test_labels = (values[:96] for values in perturbation.load_data())
-    model = perturbation.train(perturbation.ARMS['BN'], 0, images, labels, **perturbation.RECIPE | dict(epochs=2))
+    setting = replace(perturbation.SIZES[32], recipe=perturbation.SIZES[32].recipe | dict(epochs=2))
+    images, labels, test_images, test_labels = (values[:96] for values in perturbation.load_data(setting))
+    model = perturbation.train('BN', setting, 0, images, labels)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain = perturbation.accuracy(model, test_images, test_labels)
     found = perturbation.accuracy_under_noise(model, 13, [0.0, 1.0], 2, test_images, test_labels)
@@ -133,33 +137,75 @@ def test_noise_of_magnitude_0_changes_nothing_and_statistics_come_back():
 
 
 def test_training_and_test_digits_are_disjoint(digits):
-    images, labels, test_images, test_labels = perturbation.load_data()
+    images, labels, test_images, test_labels = perturbation.load_data(perturbation.SIZES[32])
     assert (len(labels), len(test_labels)) == (1000, 797)
     assert images.shape == (1000, 1, 32, 32)
     assert torch.equal(torch.cat([labels, test_labels]).bincount(), digits[1].bincount())
+
+
+def test_a_digit_of_half_the_side_lies_somewhere_on_a_noisy_image(digits):
+    setting = replace(perturbation.SIZES[224], noise=0.0, train_images=40, test_images=8)
+    images, labels, test_images, test_labels = perturbation.load_data(setting)
+    assert images.shape == (40, 1, 224, 224) and test_images.shape == (8, 1, 224, 224)
+    corners = set()
+    for image in images:
+        rows, columns = (image[0].sum(dim).nonzero().flatten() for dim in (1, 0))
+        assert max(rows[-1] - rows[0], columns[-1] - columns[0]) < 112
+        corners.add((int(rows[0]), int(columns[0])))
+    assert len(corners) == 40
+    noisy = perturbation.load_data(replace(setting, noise=0.3))
+    assert torch.equal(noisy[1], labels) and (noisy[0] - images).std().item() == pytest.approx(0.3, rel=0.01)
+
+
+def test_maps_of_224_pixels_are_as_large_as_the_papers():
+    setting = perturbation.SIZES[224]
+    backbone = perturbation.build_classifier('XBN-IN', setting).backbone
+    sides = []
+    for name, module in backbone.named_modules():
+        if name.endswith('.bn2'):
+            module.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))
+    with torch.no_grad():
+        backbone(torch.rand(1, 1, 224, 224))
+    assert sides == [56, 56, 28, 28, 14, 14, 7, 7]
+
+
+def test_what_the_results_hold_is_not_run_again_and_other_settings_are_refused(tmp_path):
+    command = ['--tiny', '--seeds', '1', '--sizes', '32', '--out', str(tmp_path)]
+    setting = perturbation.SIZES[32].tiny()
+    path, args = tmp_path / 'perturbation.json', perturbation.parse_args(command)
+    kept = dict(arm='BN', seed=1, seconds=1.0, accuracy={str(number): [50.0, 40.0] for number in setting.blocks})
+    common.record(path, lambda: perturbation.read(args, setting), 'rows', kept)
+    perturbation.main(command)
+    content = json.loads(path.read_text())
+    assert [row['arm'] for row in content['rows']] == ['BN', 'XBN-GN', 'XBN-IN'] and content['rows'][0] == kept
+    assert content['results']['BN']['6']['drop'] == dict(mean=[0.0, 10.0], std=[0.0, 0.0])
+    with pytest.raises(SystemExit, match='was made with'):
+        perturbation.main([*command, '--seeds', '2'])
 
 
 @pytest.mark.parametrize(
     'script, plots',
     [
         (shift, {'estimation_shift_setup_one.png', 'estimation_shift_appendix.png', 'estimation_shift_setup_two.png'}),
-        (perturbation, {'perturbation.png'}),
+        (perturbation, {'perturbation.png', 'perturbation_224.png'}),
     ],
     ids=['estimation_shift', 'perturbation'],
 )
 def test_scripts_write_results_and_plots_and_draw_them_again(script, plots, tmp_path):
     script.main(['--tiny', '--seeds', '0', '--out', str(tmp_path)])
-    path = tmp_path / f'{script.NAME}.json'
-    first = path.read_text()
-    about = json.loads(first)['about']
-    assert about['seeds'] == [0] and about['versions']['torch'] == torch.__version__ and about['device']
-    assert {file.name for file in tmp_path.iterdir()} == plots | {path.name}
+    first = {path: path.read_text() for path in tmp_path.glob('*.json')}
+    for text in first.values():
+        about = json.loads(text)['about']
+        assert about['seeds'] == [0] and about['versions']['torch'] == torch.__version__ and about['device']
+        assert about['command'].startswith(f'python tools/claims/{script.NAME}.py')
+    assert {file.name for file in tmp_path.iterdir()} == plots | {path.name for path in first}
+    assert first.keys() >= {tmp_path / f'{script.NAME}.json'}
     drawn = {name: (tmp_path / name).read_bytes() for name in plots}
     for name in plots:
         (tmp_path / name).unlink()
     script.main(['--plot-only', '--out', str(tmp_path)])
     assert drawn == {name: (tmp_path / name).read_bytes() for name in plots}
-    assert path.read_text() == first
+    assert first == {path: path.read_text() for path in tmp_path.glob('*.json')}
 
 
 def test_the_same_seed_gives_the_same_figures(digits):

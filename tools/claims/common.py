@@ -126,21 +126,22 @@ def header(script, argv, seeds):
     )
 
 
-def read_results(path, args, settings, empty):
+def read_results(path, args, settings, empty, script=None):
     """What the results of a script hold already, or what those of a new run start with.
 
     Args:
-        path (Path): The JSON file, of the script's name.
+        path (Path): The JSON file.
         args (Namespace): Of the script.
         settings (Sequence[str]): Names of the arguments that all of its figures depend on.
         empty (dict): What a new run has beside its header.
+        script (str): Its name; default: that of the file.
 
     Raises:
         SystemExit: The file was made with other settings.
     """
     settings = {name: getattr(args, name) for name in settings}
     if not path.is_file():
-        return dict(about=dict(header(path.stem, sys.argv[1:], args.seeds), settings=settings), **empty)
+        return dict(about=dict(header(script or path.stem, sys.argv[1:], args.seeds), settings=settings), **empty)
     results = json.loads(path.read_text())
     if results['about']['settings'] != settings:
         stop(
