@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,42 @@ def test_what_the_results_hold_is_not_run_again_and_other_settings_are_refused(t
     assert content['results']['BN']['6']['drop'] == dict(mean=[0.0, 10.0], std=[0.0, 0.0])
     with pytest.raises(SystemExit, match='was made with'):
         perturbation.main([*command, '--seeds', '2'])
+
+
+def rounded(mean, std):
+    digits = 0 if std >= 10 else 1
+    return f'{mean:.{digits}f} ± {std:.{digits}f}'
+
+
+@pytest.mark.parametrize('place, size', list(enumerate(perturbation.SIZES)))
+def test_the_page_tells_what_the_results_of_perturbation_hold(place, size):
+    setting = perturbation.SIZES[size]
+    content = json.loads((common.RESULTS / f'{setting.name}.json').read_text())
+    section = (common.ROOT / 'tools/claims/README.md').read_text().split('## Noise on BN')[1].split('\n## ')[0]
+    part = section.split('### ')[place + 1]
+    assert part.startswith(f'{size} pixels') and f'results/{setting.name}.png' in part
+    for arm, by_blocks in content['results'].items():
+        values = next(iter(by_blocks.values()))['accuracy']
+        assert f'{arm} {rounded(values["mean"][0], values["std"][0])}' in ' '.join(part.split())
+    rows = re.findall(r'^\| (\d+) blocks? \| (\S+) \| (.*) \|$', part, re.MULTILINE)
+    assert {int(blocks) for blocks, _, _ in rows} == setting.blocks.keys()
+    for blocks, delta, cells in rows:
+        index = setting.deltas.index(float(delta))
+        values = [content['results'][arm][blocks]['accuracy'] for arm in perturbation.ARMS]
+        assert cells.split(' | ') == [rounded(value['mean'][index], value['std'][index]) for value in values]
+
+
+@pytest.mark.parametrize('size', perturbation.SIZES)
+def test_the_committed_results_of_perturbation_are_those_of_its_settings(size):
+    setting = perturbation.SIZES[size]
+    content = json.loads((common.RESULTS / f'{setting.name}.json').read_text())
+    seeds = content['about']['seeds']
+    assert len(seeds) >= 3
+    expected = dict(vars(setting), seeds=seeds)
+    assert content['about']['settings'] == {name: expected[name] for name in perturbation.SETTINGS}
+    if content['rows']:
+        assert {(row['arm'], row['seed']) for row in content['rows']} == set(product(perturbation.ARMS, seeds))
+        assert content['results'] == perturbation.summarize_rows(setting, content['rows'])
 
 
 @pytest.mark.parametrize(

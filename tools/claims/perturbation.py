@@ -57,7 +57,9 @@ ARMS = {
     'XBN-GN': lambda width: dict(type='GN', num_groups=width),
     'XBN-IN': lambda width: dict(type='IN', affine=True),
 }
-SETTINGS = 'seeds', 'noise_seeds', 'deltas', 'recipe'
+SETTINGS = (
+    'seeds', 'side', 'digit', 'noise', 'backbone', 'train_images', 'test_images', 'noise_seeds', 'deltas', 'recipe',
+)  # fmt: skip
 DEPTHS = ResNet.arch_settings | {26: (Bottleneck, (2, 2, 2, 2))}
 
 
@@ -121,7 +123,7 @@ SIZES = {
         side=32,
         digit=32,
         noise=0,
-        backbone=dict(depth=50, base_channels=16, strides=(1, 2, 2, 1)),
+        backbone=dict(depth=50, base_channels=16, strides=[1, 2, 2, 1]),
         blocks={1: 'Figure A9 (a)', 6: 'Figure 8', 13: 'Figure A9 (c)'},
         train_images=1000,
         test_images=797,
@@ -232,6 +234,17 @@ def summarize(values):
     return dict(accuracy=mean_and_std(values), drop=mean_and_std(values[:, :1] - values))
 
 
+def summarize_rows(setting, rows):
+    """By arm and number of disturbed blocks, what :func:`summarize` returns."""
+    return {
+        arm: {
+            str(number): summarize([row['accuracy'][str(number)] for row in rows if row['arm'] == arm])
+            for number in setting.blocks
+        }
+        for arm in ARMS
+    }
+
+
 def path_of(args, setting):
     """The JSON file of a setting (Path)."""
     return args.out / f'{setting.name}.json'
@@ -271,14 +284,7 @@ def run(args, settings):
     run_seeds(args, run_seed, settings)
     for setting in settings:
         content = read(args, setting)
-        content['results'] = {
-            arm: {
-                str(number): summarize([row['accuracy'][str(number)] for row in content['rows'] if row['arm'] == arm])
-                for number in setting.blocks
-            }
-            for arm in ARMS
-        }
-        write_results(path_of(args, setting), content)
+        write_results(path_of(args, setting), content | dict(results=summarize_rows(setting, content['rows'])))
 
 
 def draw(content, setting, figure):
