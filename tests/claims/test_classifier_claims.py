@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -99,3 +100,20 @@ def test_sparse_ratios_grow_to_their_end_before_fine_tuning(data):
     assert seen == pytest.approx([0, 1 / 3, 2 / 3, 1])
     trained, _ = script.train_arm(script.CLAIMS['hard']['SSN'], 7, data, arguments())
     assert all(layer.picks for layer in trained.modules() if isinstance(layer, SSN))
+
+
+def test_the_results_that_the_page_tells_of_are_complete():
+    results = json.loads((ROOT / 'tools/claims/results/classifiers.json').read_text())
+    seeds = results['about']['seeds']
+    assert len(seeds) >= 3
+    page = (ROOT / 'tools/claims/README.md').read_text().split('## Norms in classification')[1].split('\n## ')[0]
+    shares = [f'{scope} in {what}' for scope in script.SCOPES for what in ('mean', 'var')]
+    sections = dict(zip(script.CLAIMS, page.split('\n### ')[1:]))
+    for claim, arms in script.CLAIMS.items():
+        rows = results[claim]
+        assert {(row['arm'], row['seed']) for row in rows} == {(arm, seed) for arm in arms for seed in seeds}
+        for arm in arms:
+            for metric in ['accuracy', *(shares if claim == 'sn' and arm.startswith('SN') else ())]:
+                values = [row['metrics'][metric] for row in rows if row['arm'] == arm]
+                digits = 1 if metric == 'accuracy' else 3
+                assert f'{mean(values):.{digits}f} ± {stdev(values):.{digits}f}' in sections[claim]

@@ -311,11 +311,13 @@ def draw_sn(rows, figure):
         points(left, rows, places, COLORS[number], norm, marker=MARKERS[number])
     left.set(title='Table II', ylabel='Test accuracy (%)')
     left.legend()
+    right[1].sharey(right[0])
     places = {f'SN, batch {size}': place for place, size in enumerate(SN_SIZES)}
     for axes, what in zip(right, ('mean', 'var')):
         for number, scope in enumerate(SCOPES):
             points(axes, rows, places, COLORS[number + 3], scope, f'{scope} in {what}', marker=MARKERS[number])
-        axes.set(title=f'Figure 4: shares in {dict(mean="the mean", var="the variance")[what]}', ylim=(0, 1))
+        axes.axhline(1 / len(SCOPES), color='gray', linewidth=0.8, linestyle=':')  # where they start
+        axes.set(title=f'Figure 4: shares in {dict(mean="the mean", var="the variance")[what]}')
     right[0].legend()
     for axes in (left, *right):
         axes.set_xticks(range(len(SN_SIZES)), SN_SIZES)
