@@ -49,7 +49,7 @@ def show(args):
 
     import torch
 
-    from mmnorm.engine import describe_device, networks, progress, versions
+    from mmnorm.engine import describe_device, die_with_parent, networks, progress, versions
     from mmnorm.engine.config import fit_to_cpu
     from mmnorm.engine.preflight import missing_data
     from mmnorm.files import check_writable
@@ -58,6 +58,7 @@ def show(args):
     from mmnorm.statistics.learned import measure_spread, norm_weights
     from mmnorm.statistics.receptive_field import receptive_fields, run_dense_part
 
+    die_with_parent()
     out = args.out or Path(args.checkpoints[-1]).parent
     check_writable(out)
     cfg = networks.read_config(args.config)

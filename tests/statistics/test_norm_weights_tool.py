@@ -36,8 +36,9 @@ val_evaluator.update(metric='bbox')
 """
 
 
-@pytest.fixture(scope='module')
-def main():
+@pytest.fixture
+def main(monkeypatch):
+    monkeypatch.setattr('os.register_at_fork', lambda **hooks: None)  # would outlive the test
     return lambda argv: run_command('weights', argv)
 
 
