@@ -38,7 +38,9 @@ def die_with_parent():
 
 def _follow_parent(prctl):
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # else the parent's threads lose a worker that they load from
+    # else the parent's threads lose a worker that they load from; SIG_IGN would be inherited by commands
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.siginterrupt(signal.SIGINT, False)
     sys.excepthook = partial(_show_error, sys.excepthook)
 
 

@@ -1,9 +1,13 @@
-"""Forks of a run leave Ctrl-C to it, and say nothing of a handshake that it cuts off; of other errors they do."""
+"""Forks of a run leave Ctrl-C to it, and say nothing of a handshake that it cuts off; of other errors they do.
+
+Commands that it starts are ended by Ctrl-C.
+"""
 
 import pytest
 
 SCRIPT = """
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from multiprocessing import resource_sharer
@@ -42,6 +46,9 @@ def detach(self):
 
 
 die_with_parent()
+command = subprocess.Popen(['sleep', '60'], preexec_fn=int)
+command.send_signal(signal.SIGINT)
+print('ended by', -command.wait())
 whole = resource_sharer.DupFd.detach
 with mock.patch.object(resource_sharer.DupFd, 'detach', detach):
     print(torch.cat([batch[0] for batch in DataLoader(Interrupted(), num_workers=1)]).tolist())
@@ -53,5 +60,6 @@ def test_a_worker_tells_all_errors_but_that_it_was_hung_up_on(tmp_path, forked_t
     (tmp_path / 'script.py').write_text(SCRIPT)
     done = forked_tool(tmp_path / 'script.py')
     assert done.returncode == 0 and '[0, 1, 2]' in done.stdout, done.stdout
+    assert 'ended by 2' in done.stdout
     assert done.stdout.count('EOFError: of its own') == done.stdout.count("KeyError: 'unknown'") == 3
     assert done.stdout.count('Traceback') == 6, done.stdout
