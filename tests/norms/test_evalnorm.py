@@ -150,9 +150,9 @@ def test_without_a_batch_size_it_evaluates_as_bn_and_says_so(recwarn):
 
 
 def auxiliary_loss(x, alpha, beta, mu, var, eps=1e-5):
-    """evalnorm, Eq. 7 to 9, on a full batch."""
-    batch_var, batch_mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-    own_var, own_mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+    """evalnorm, Eq. 7 to 9, on full batches, (batches, N, C, H, W)."""
+    batch_var, batch_mean = torch.var_mean(x, (1, 3, 4), correction=0, keepdim=True)
+    own_var, own_mean = torch.var_mean(x, (3, 4), correction=0, keepdim=True)
     mean = alpha * own_mean + (1 - alpha) * mu
     variance = beta * own_var + (1 - beta) * var + beta * (1 - beta) * (own_mean - mu) ** 2
     target = (x - batch_mean) / (batch_var + eps).sqrt()
@@ -176,10 +176,10 @@ def test_estimation_finds_the_minimum_of_a_brute_force_grid(how, size, spread_of
     if how == 'offline':
         estimate_offline(layer, batches(600, size, spread_of_samples, seed=1))
     mu, var = (s.view(1, -1, 1, 1) for s in (layer.running_mean, layer.running_var))
-    held_out = list(batches(60, size, spread_of_samples, seed=2))
+    held_out = torch.stack(list(batches(60, size, spread_of_samples, seed=2)))
 
     def loss(alpha, beta):
-        return sum(float(auxiliary_loss(x, alpha, beta, mu, var)) for x in held_out) / len(held_out)
+        return float(auxiliary_loss(held_out, alpha, beta, mu, var))
 
     grid = {(a / 20, b / 20): loss(a / 20, b / 20) for a in range(21) for b in range(21)}
     best = min(grid, key=grid.get)
