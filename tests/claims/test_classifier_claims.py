@@ -39,7 +39,7 @@ def test_digits_of_training_and_test_are_other_ones_and_the_same_for_all(data):
 def test_norms_are_where_an_arm_says():
     def places(claim, name, kind):
         arm = script.CLAIMS[claim][name]
-        model = script.Classifier(arm.norm, arm.stage)
+        model = script.build_classifier(arm.norm, arm.stage)
         return {place.split('.')[1] for place, layer in model.named_modules() if type(layer) is kind}
 
     everywhere = {'bn1', 'layer1', 'layer2', 'layer3', 'layer4'}
@@ -95,7 +95,7 @@ def test_an_arm_trains_alike_from_the_same_seed(data):
 
 def test_sparse_ratios_grow_to_their_end_before_fine_tuning(data):
     seen = []
-    model = script.Classifier(script.CLAIMS['hard']['SSN'].norm, 0)
+    model = script.build_classifier(script.CLAIMS['hard']['SSN'].norm, 0)
     script.fit(model, *data[:2], 0.1, 32, 2, before_step=seen.append)
     assert seen == pytest.approx([0, 1 / 3, 2 / 3, 1])
     trained, _ = script.train_arm(script.CLAIMS['hard']['SSN'], 7, data, arguments())

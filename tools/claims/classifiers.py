@@ -25,17 +25,21 @@ from functools import partial
 import torch
 from mmdet.models.backbones import ResNet
 from torch import nn
-from torch.nn.functional import interpolate
 
 # first of ours: it puts the checkout on the path
 from common import (
+    SCOPES,
+    Classifier,
     accuracy,
     add_common_arguments,
     begin,
     fit,
     init_weights,
     load_digits,
+    mean_ratios,
     over_seeds,
+    place_digits,
+    points,
     read_results,
     record,
     run_seeds,
@@ -54,7 +58,6 @@ SIDE, DIGIT, NOISE = 32, 20, 0.5  # pixels, pixels, and the standard deviation o
 WIDTH = 8  # channels of the first stage; a ResNet-18 has 64
 LEARNING_RATE, BATCH_SIZE = 0.1, 32  # of so many images
 TUNING = 0.1  # of the learning rate, in the epochs of fine-tuning
-SCOPES = 'IN', 'LN', 'BN'
 
 
 @dataclass(frozen=True)
@@ -144,33 +147,25 @@ def load_data(train_images):
     images, labels = load_digits()
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order = torch.randperm(len(images), generator=generator)
-    canvas = NOISE * torch.randn(len(images), 1, SIDE, SIDE, generator=generator)
-    places = torch.randint(0, SIDE - DIGIT + 1, (len(images), 2), generator=generator).tolist()
-    for image, digit, (top, left) in zip(canvas, interpolate(images, size=(DIGIT, DIGIT), mode='bilinear'), places):
-        image[:, top : top + DIGIT, left : left + DIGIT] += digit
+    images = place_digits(images, SIDE, DIGIT, NOISE, generator)
     train, test = order[:1000][:train_images], order[1000:]
-    return canvas[train], labels[train], canvas[test], labels[test]
+    return images[train], labels[train], images[test], labels[test]
 
 
-class Classifier(nn.Module):
-    """ResNet-18 for small images, (N, 1, H, W) to logits (N, 10): its stem is one convolution and does not pool."""
-
-    def __init__(self, norm, stage):
-        super().__init__()
-        self.backbone = ResNet(
-            depth=18, in_channels=1, stem_channels=WIDTH, base_channels=WIDTH, out_indices=(3,),
-            norm_cfg=BN if stage else norm, norm_eval=False, zero_init_residual=False,
-        )  # fmt: skip
-        self.backbone.conv1 = nn.Conv2d(1, WIDTH, 3, padding=1, bias=False)
-        self.backbone.maxpool = nn.Identity()
-        self.fc = nn.Linear(self.backbone.feat_dim, 10)
-        init_weights(self.backbone)
-        if stage:
-            arguments = {key: value for key, value in norm.items() if key != 'type'}
-            replace_norms(self, norm['type'], f'backbone.layer{stage}.*', **arguments)
-
-    def forward(self, x):
-        return self.fc(self.backbone(x)[-1].mean((2, 3)))
+def build_classifier(norm, stage):
+    """ResNet-18 for small images, (N, 1, H, W): its stem is one convolution and does not pool."""
+    backbone = ResNet(
+        depth=18, in_channels=1, stem_channels=WIDTH, base_channels=WIDTH, out_indices=(3,),
+        norm_cfg=BN if stage else norm, norm_eval=False, zero_init_residual=False,
+    )  # fmt: skip
+    backbone.conv1 = nn.Conv2d(1, WIDTH, 3, padding=1, bias=False)
+    backbone.maxpool = nn.Identity()
+    model = Classifier(backbone)
+    init_weights(backbone)
+    if stage:
+        arguments = {key: value for key, value in norm.items() if key != 'type'}
+        replace_norms(model, norm['type'], f'backbone.layer{stage}.*', **arguments)
+    return model
 
 
 def train_arm(arm, seed, data, args, picks=None):
@@ -189,7 +184,7 @@ def train_arm(arm, seed, data, args, picks=None):
     """
     images, labels, *test = data
     torch.manual_seed(seed)
-    model = Classifier(arm.norm, arm.stage).to(memory_format=torch.channels_last)
+    model = build_classifier(arm.norm, arm.stage).to(memory_format=torch.channels_last)
     if arm.ratios == 'picked':
         with torch.no_grad():
             for layer, picked in zip(mixtures(model), picks):
@@ -203,12 +198,7 @@ def train_arm(arm, seed, data, args, picks=None):
         harden(model)
     if arm.tunes:
         fit(model, images, labels, TUNING * rate, arm.batch_size, args.tuning_epochs)
-    metrics = dict(accuracy=accuracy(model, *test))
-    found = ratios(model)
-    for what in ('mean', 'var') if found else ():
-        shares = torch.stack([layer[what] for layer in found.values()]).mean(0)
-        metrics |= {f'{scope} in {what}': share for scope, share in zip(SCOPES, shares.tolist())}
-    return model, metrics
+    return model, dict(accuracy=accuracy(model, *test)) | mean_ratios(ratios(model).values())
 
 
 def trained_elsewhere(results, arm, seed):
@@ -292,23 +282,12 @@ def columns(rows):
     return list(dict.fromkeys(metric for row in rows for metric in row['metrics']))
 
 
-def points(axes, rows, places, color, label, metric='accuracy', **style):
-    """A line through the means of arms and a point for each seed; ``places``: arm to x, in even steps."""
-    means = [over_seeds(rows, arm, metric) for arm in places]
-    if not all(means):
-        return
-    axes.plot(list(places.values()), [value['mean'] for value in means], color=color, label=label, **style)
-    for arm, place in places.items():
-        values = [row['metrics'][metric] for row in rows if row['arm'] == arm]
-        axes.plot([place] * len(values), values, '.', color=color, markersize=4)
-
-
 def draw_sn(rows, figure):
     """Accuracy over batch size, and SN's shares."""
     left, *right = figure.subplots(1, 3)
     for number, norm in enumerate(('BN', 'GN', 'SN')):
         places = {f'{norm}, batch {size}': place for place, size in enumerate(SN_SIZES)}
-        points(left, rows, places, COLORS[number], norm, marker=MARKERS[number])
+        points(left, rows, places, COLORS[number], norm, 'accuracy', marker=MARKERS[number])
     left.set(title='Table II', ylabel='Test accuracy (%)')
     left.legend()
     right[1].sharey(right[0])
@@ -343,12 +322,12 @@ def draw_bgn(rows, figure):
     left, right = figure.subplots(1, 2)
     for number, size in enumerate((BGN_SIZES[0], BGN_SIZES[-1])):
         places = {f'BGN, {groups} groups, batch {size}': place for place, groups in enumerate(GROUPS)}
-        points(left, rows, places, COLORS[number], f'batch {size}', marker=MARKERS[number])
+        points(left, rows, places, COLORS[number], f'batch {size}', 'accuracy', marker=MARKERS[number])
     left.set_xticks(range(len(GROUPS)), GROUPS)
     left.set(title='Table 1: BGN', xlabel='Groups', ylabel='Test accuracy (%)')
     for number, norm in enumerate(('BN', 'GN', 'GBGN', 'BGN')):
         places = {f'{norm}, batch {size}': place for place, size in enumerate(BGN_SIZES)}
-        points(right, rows, places, COLORS[number], norm, marker=MARKERS[number])
+        points(right, rows, places, COLORS[number], norm, 'accuracy', marker=MARKERS[number])
     right.set_xticks(range(len(BGN_SIZES)), BGN_SIZES)
     groups = ', '.join(str(groups_for(size)) for size in BGN_SIZES)
     right.set(title=f'Table 2; BGN with {groups} groups', xlabel='Images in a batch')

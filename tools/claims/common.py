@@ -21,7 +21,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
-from torch.nn.functional import cross_entropy  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn.functional import cross_entropy, interpolate  # noqa: E402
 
 from mmnorm.engine import stop  # noqa: E402
 from mmnorm.engine.processes import end_with_parent  # noqa: E402
@@ -33,6 +34,7 @@ RESULTS = ROOT / 'tools/claims/results'
 THREADS = 1  # so that a training gives the same figures wherever it runs
 DIGITS = 4  # significant ones, of every number in the results
 DPI = 150
+SCOPES = 'IN', 'LN', 'BN'  # of SN's ratios, in their order
 PALETTE = 48  # the most frequent colors of a plot, which all of its pixels take: half the bytes of full color
 
 
@@ -45,6 +47,30 @@ def load_digits():
 
     found = load()
     return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(found.target)
+
+
+def place_digits(digits, side, size, noise, generator):
+    """Digits (N, 1, 8, 8), each scaled to a size and somewhere on an image under noise: (N, 1, side, side).
+
+    ``noise`` is its standard deviation; it lies around and over the digits.
+    """
+    images = noise * torch.randn(len(digits), 1, side, side, generator=generator)
+    places = torch.randint(0, side - size + 1, (len(digits), 2), generator=generator).tolist()
+    for image, digit, (top, left) in zip(images, interpolate(digits, size=(size, size), mode='bilinear'), places):
+        image[:, top : top + size, left : left + size] += digit
+    return images
+
+
+class Classifier(nn.Module):
+    """A backbone, global average pooling and a linear layer: (N, C, H, W) to logits (N, 10)."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.fc = nn.Linear(backbone.feat_dim, 10)
+
+    def forward(self, x):
+        return self.fc(self.backbone(x)[-1].mean((2, 3)))
 
 
 def init_weights(backbone):
@@ -171,6 +197,11 @@ def record(path, read, kind, row):
         os.close(lock)
 
 
+def is_recorded(rows, arm, seed):
+    """Whether a list of rows has that of an arm and a seed."""
+    return any((row['arm'], row['seed']) == (arm, seed) for row in rows)
+
+
 def run_seeds(args, run_seed, *more):
     """Call ``run_seed(args, seed, *more)`` for each of --seeds, in processes of their own, --jobs at a time."""
     run_all(args.jobs, run_seed, [(args, seed, *more) for seed in args.seeds])
@@ -209,6 +240,19 @@ def over_seeds(rows, arm, metric):
     return mean_and_std(values) if values else None
 
 
+def mean_ratios(layers):
+    """Means of SN's ratios over layers (dict), as ``'IN in mean'`` and ``'IN in var'``; empty if there are none.
+
+    Args:
+        layers (collection[dict]): Values of :func:`mmnorm.norms.ratios`.
+    """
+    return {
+        f'{scope} in {what}': share
+        for what in (('mean', 'var') if layers else ())
+        for scope, share in zip(SCOPES, torch.stack([layer[what] for layer in layers]).mean(0).tolist())
+    }
+
+
 def mean_and_std(values):
     """Mean and standard deviation (of the sample; 0 for a single one) over the first axis, the seeds.
 
@@ -221,6 +265,17 @@ def mean_and_std(values):
     values = np.asarray(values, dtype=float)
     std = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
     return dict(mean=significant(values.mean(axis=0)), std=significant(std))
+
+
+def points(axes, rows, places, color, label, metric, **style):
+    """A line through the means of arms and a point for each seed; ``places``: arm to x. Nothing before all have run."""
+    means = [over_seeds(rows, arm, metric) for arm in places]
+    if not all(means):
+        return
+    axes.plot(list(places.values()), [value['mean'] for value in means], color=color, label=label, **style)
+    for arm, place in places.items():
+        values = [row['metrics'][metric] for row in rows if row['arm'] == arm]
+        axes.plot([place] * len(values), values, '.', color=color, markersize=4)
 
 
 def write_results(path, content):

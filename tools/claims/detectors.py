@@ -23,10 +23,22 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import torch
-
 # first of ours: it puts the checkout on the path
-from common import ROOT, add_common_arguments, begin, over_seeds, read_results, record, run_all, silence, write_png
+from common import (
+    ROOT,
+    SCOPES,
+    add_common_arguments,
+    begin,
+    is_recorded,
+    mean_ratios,
+    over_seeds,
+    points,
+    read_results,
+    record,
+    run_all,
+    silence,
+    write_png,
+)
 from mmnorm.engine.race import Start, racing_config, with_norm
 from mmnorm.norms import ratios
 from mmnorm.report.plots import COLORS, MARKERS
@@ -42,7 +54,6 @@ CLAIMS = 'xbn', 'sn'
 NORMS = {'BN': 'BN', 'GN': 'GN:num_groups=16', 'XBN': 'XBN'}  # as mmnorm race takes them
 SN_EVERYWHERE = 'SN'
 PARTS = {'backbone': 'backbone', 'neck': 'FPN', 'bbox_head': 'box head', 'mask_head': 'mask head'}
-SCOPES = 'IN', 'LN', 'BN'
 METRICS = {'AP^bbox': 'coco/bbox_mAP', 'AP^mask': 'coco/segm_mAP'}
 
 
@@ -126,19 +137,16 @@ def shares(model):
     """SN's ratios (dict) by part of a detector: the means over its layers, as ``'IN in mean of box head'``."""
     found = ratios(model)
     return {
-        f'{scope} in {what} of {PARTS[part]}': float(f'{share:.4g}')
-        for part in PARTS
-        for what in ('mean', 'var')
-        for of_part in [[layer[what] for name, layer in found.items() if part in name.split('.')]]
-        if of_part
-        for scope, share in zip(SCOPES, torch.stack(of_part).mean(0).tolist())
+        f'{ratio} of {title}': float(f'{share:.4g}')
+        for part, title in PARTS.items()
+        for ratio, share in mean_ratios([layer for name, layer in found.items() if part in name.split('.')]).items()
     }
 
 
 def run_training(args, norm, size, rate, seed, path):
     """Train one detector and record it, if the results lack it."""
     arm = arm_of(norm, size, rate)
-    if any((row['arm'], row['seed']) == (arm, seed) for row in read(args, path)['trainings']):
+    if is_recorded(read(args, path)['trainings'], arm, seed):
         return
     with silence():
         row = train(args, norm, size, rate, seed)
@@ -146,16 +154,17 @@ def run_training(args, norm, size, rate, seed, path):
     print(f'{arm}, seed {seed}, {row["seconds"]:.0f} s: {row["metrics"]}', flush=True)
 
 
+def tried(results, norm, size):
+    """Box AP of the first seed by learning rate (dict), None where it has not run."""
+    first = results['about']['seeds'][0]
+    found = {row['arm']: row['metrics']['AP^bbox'] for row in results['trainings'] if row['seed'] == first}
+    return {rate: found.get(arm_of(norm, size, rate)) for rate in RATES}
+
+
 def best_rate(results, norm, size):
     """The rate with the highest box AP of the first seed; None before all were tried."""
-    found = {row['arm']: row['metrics']['AP^bbox'] for row in results['trainings'] if row['seed'] == searched(results)}
-    of_rates = {rate: found.get(arm_of(norm, size, rate)) for rate in RATES}
+    of_rates = tried(results, norm, size)
     return None if None in of_rates.values() else max(of_rates, key=of_rates.get)
-
-
-def searched(results):
-    """The seed that the learning rates were tried with."""
-    return results['about']['seeds'][0]
 
 
 def read(args, path):
@@ -189,22 +198,12 @@ def draw_xbn(results, figure):
     """Box AP over batch size at the best rate of each norm; and what each rate gave."""
     rows, best = results['trainings'], best_arms(results)
     left, *right = figure.subplots(1, 1 + len(SIZES), sharey=True)
-    for number, norm in enumerate(NORMS):
-        style = dict(color=COLORS[number], marker=MARKERS[number], label=norm)
-        of_norm = [(size, best[norm, size]) for size in SIZES if (norm, size) in best]
-        left.plot(
-            [SIZES.index(size) for size, _ in of_norm],
-            [over_seeds(rows, arm, 'AP^bbox')['mean'] for _, arm in of_norm],
-            **style,
-        )
-        for size, arm in of_norm:
-            values = [row['metrics']['AP^bbox'] for row in rows if row['arm'] == arm]
-            left.plot([SIZES.index(size)] * len(values), values, '.', color=COLORS[number], markersize=4)
+    for norm, color, marker in zip(NORMS, COLORS, MARKERS):
+        places = {best[norm, size]: place for place, size in enumerate(SIZES) if (norm, size) in best}
+        points(left, rows, places, color, norm, 'AP^bbox', marker=marker)
         for axes, size in zip(right, SIZES):
-            found = {row['arm']: row for row in rows if row['seed'] == searched(results)}
-            of_rates = [found.get(arm_of(norm, size, rate)) for rate in RATES]
-            if all(of_rates):
-                axes.plot(range(len(RATES)), [row['metrics']['AP^bbox'] for row in of_rates], **style)
+            if (norm, size) in best:
+                axes.plot(range(len(RATES)), list(tried(results, norm, size).values()), color=color, marker=marker)
     left.set_xticks(range(len(SIZES)), SIZES)
     left.set(title='Table 6: at the best rate', xlabel='Images in a batch', ylabel=f'{TITLES["AP^bbox"]} (%)')
     left.legend()
@@ -215,18 +214,12 @@ def draw_xbn(results, figure):
 
 def draw_sn(results, figure):
     """SN's ratios by part, for mean and variance, over batch size."""
-    rows = results['trainings']
+    rows, places = results['trainings'], {arm_of(SN_EVERYWHERE, size): place for place, size in enumerate(SIZES)}
     for line, what in zip(figure.subplots(2, len(PARTS), sharey=True, sharex=True), ('mean', 'var')):
         for axes, part in zip(line, PARTS.values()):
             for number, scope in enumerate(SCOPES):
-                values = [
-                    over_seeds(rows, arm_of(SN_EVERYWHERE, size), f'{scope} in {what} of {part}') for size in SIZES
-                ]
-                if all(values):
-                    axes.errorbar(
-                        range(len(SIZES)), [value['mean'] for value in values], [value['std'] for value in values],
-                        color=COLORS[number + 3], marker=MARKERS[number], label=scope, capsize=2,
-                    )  # fmt: skip
+                metric = f'{scope} in {what} of {part}'
+                points(axes, rows, places, COLORS[number + 3], scope, metric, marker=MARKERS[number])
             axes.set_title(f'{part}: {dict(mean="mean", var="variance")[what]}')
             axes.set_xticks(range(len(SIZES)), SIZES)
         line[0].set_ylabel('Ratio')
@@ -245,7 +238,7 @@ def draw(results, folder):
             draw_xbn,
             f'left: points: seeds {seeds}, lines: their means; others: the first seed',
         ),
-        ('sn', (10.8, 5), draw_sn, f'SN in all parts; means over layers; bars: deviation over seeds {seeds}'),
+        ('sn', (10.8, 5), draw_sn, f'SN in all parts; means over layers; points: seeds {seeds}, lines: their means'),
     ):
         if any(row['arm'].startswith(SN_EVERYWHERE) == (claim == 'sn') for row in results['trainings']):
             note = f'Mask R-CNN on digits, from scratch; {note}'

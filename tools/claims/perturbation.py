@@ -24,18 +24,19 @@ import numpy as np
 import torch
 from mmdet.models.backbones import ResNet
 from mmdet.models.backbones.resnet import Bottleneck
-from torch import nn
-from torch.nn.functional import interpolate
 
 # first of ours: it puts the checkout on the path
 from common import (
+    Classifier,
     accuracy,
     add_common_arguments,
     begin,
     fit,
     init_weights,
+    is_recorded,
     load_digits,
     mean_and_std,
+    place_digits,
     read_results,
     record,
     run_seeds,
@@ -156,18 +157,6 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-class Classifier(nn.Module):
-    """A backbone, global average pooling and a linear layer: (N, 1, H, W) to logits (N, 10)."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-        self.fc = nn.Linear(backbone.feat_dim, 10)
-
-    def forward(self, x):
-        return self.fc(self.backbone(x)[-1].mean((2, 3)))
-
-
 def build_classifier(arm, setting):
     """The ResNet of a setting with BN, or with an arm's batch-free norm in its XBN blocks."""
     options = dict(in_channels=1, out_indices=(3,), norm_eval=False, zero_init_residual=False, **setting.backbone)
@@ -182,11 +171,7 @@ def load_data(setting):
     digits, labels = load_digits()
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order = torch.randperm(len(digits), generator=generator)[: setting.train_images + setting.test_images]
-    digit, side = setting.digit, setting.side
-    images = setting.noise * torch.randn(len(order), 1, side, side, generator=generator)
-    places = torch.randint(0, side - digit + 1, (len(order), 2), generator=generator).tolist()
-    for image, scan, (top, left) in zip(images, digits[order], places):
-        image[:, top : top + digit, left : left + digit] += interpolate(scan[None], (digit, digit), mode='bilinear')[0]
+    images = place_digits(digits[order], setting.side, setting.digit, setting.noise, generator)
     labels, size = labels[order], setting.train_images
     return images[:size], labels[:size], images[size:], labels[size:]
 
@@ -262,7 +247,7 @@ def run_seed(args, seed, settings):
     for setting in settings:
         images, labels, *test = load_data(setting)
         for arm in ARMS:
-            if any((row['arm'], row['seed']) == (arm, seed) for row in read(args, setting)['rows']):
+            if is_recorded(read(args, setting)['rows'], arm, seed):
                 continue
             start = time.process_time()
             model = train(arm, setting, seed, images, labels)

@@ -21,7 +21,18 @@ from functools import partial
 from pathlib import Path
 
 # first of ours: it puts the checkout on the path
-from common import RESULTS, ROOT, over_seeds, read_results, record, run_seeds, silence, write_png, write_results
+from common import (
+    RESULTS,
+    ROOT,
+    is_recorded,
+    over_seeds,
+    read_results,
+    record,
+    run_seeds,
+    silence,
+    write_png,
+    write_results,
+)
 from mmnorm.report.plots import COLORS
 from mmnorm.report.tables import TITLES
 
@@ -201,8 +212,9 @@ def run_seed(args, seed, path):
         norm, _, start = arm.partition('_')
         steps = [('pretrainings', norm, pretrain)] * (start == 'frozen') + [('trainings', arm, train)]
         for kind, name, run in steps:
-            there = any((row['arm'], row['seed']) == (name, seed) for row in read(args, path)[kind])
-            if there and (kind == 'trainings' or weights_of(args, norm, seed).is_file()):
+            if is_recorded(read(args, path)[kind], name, seed) and (
+                kind == 'trainings' or weights_of(args, norm, seed).is_file()
+            ):
                 continue
             with silence():
                 row = run(args, name, seed)
