@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -106,3 +107,31 @@ def test_detectors_are_trained_and_recorded(forked_tool, digits, tmp_path):
         for part in script.PARTS.values():
             of_part = [row['metrics'][f'{scope} in mean of {part}'] for scope in script.SCOPES]  # four digits each
             assert sum(of_part) == pytest.approx(1, abs=2e-4)
+
+
+def test_the_results_that_the_page_tells_of_are_complete():
+    results = json.loads((ROOT / 'tools/claims/results/detectors.json').read_text())
+    first, *others = seeds = results['about']['seeds']
+    assert len(seeds) >= 3
+    rows = {(row['arm'], row['seed']): row['metrics'] for row in results['trainings']}
+    best = script.best_arms(results)
+    places = [(norm, size) for norm in script.NORMS for size in script.SIZES]
+    tried = {script.arm_of(*place, rate) for place in places for rate in script.RATES}
+    with_sn = {script.arm_of(script.SN_EVERYWHERE, size) for size in script.SIZES}
+    assert {arm for arm, seed in rows if seed == first} == tried | with_sn
+    for seed in others:
+        assert {arm for arm, of in rows if of == seed} == set(best.values()) | with_sn
+
+    def told(arm, metric, digits):
+        values = [rows[arm, seed][metric] for seed in seeds]
+        return f'{mean(values):.{digits}f} ± {stdev(values):.{digits}f}'
+
+    page = (ROOT / 'tools/claims/README.md').read_text().split('## Detectors from scratch')[1].split('\n## ')[0]
+    xbn, sn = page.split('\n### ')[1:]
+    for place in places:
+        rates = ', '.join(f'{rate:.1f}' for rate in script.tried(results, *place).values())
+        for figure in (rates, *(told(best[place], metric, 1) for metric in script.METRICS)):
+            assert figure in xbn
+    for arm in with_sn:
+        for metric in rows[arm, first]:
+            assert told(arm, metric, 1 if metric in script.METRICS else 3) in sn
