@@ -135,3 +135,22 @@ def test_the_results_that_the_page_tells_of_are_complete():
     for arm in with_sn:
         for metric in rows[arm, first]:
             assert told(arm, metric, 1 if metric in script.METRICS else 3) in sn
+
+
+def test_readme_tells_what_the_race_came_to():
+    race = json.loads((ROOT / 'tools/claims/results/race.json').read_text())
+    section = (ROOT / 'README.md').read_text().split("The digits' Mask R-CNN from scratch")[1].split('\n## ')[0]
+    assert f'`{race["command"]}`, {race["date"][:10]}' in section
+    arms = {}
+    for start in race['starts']:
+        assert start['state'] == 'finished'
+        arms.setdefault(start['norm'], {}).setdefault(start['batch_size'], []).append(start)
+    for norm, sizes in arms.items():
+        row = [norm]
+        for starts in sizes.values():
+            for metric in script.METRICS:
+                values = [start[metric] for start in starts]
+                row.append(f'{mean(values):.1f} ± {stdev(values):.1f}')
+            seconds, memory = (mean(start[key] for start in starts) for key in ('seconds', 'memory'))
+            row += [f'{1000 * seconds:.0f} ms', f'{memory:,.0f}']
+        assert f'| {" | ".join(row)} |' in section
