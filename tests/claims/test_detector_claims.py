@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import mean, stdev
 
+import pandas as pd
 import pytest
 
 from mmnorm.blocks import list_norms
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT / 'tools/claims'))
 import detectors as script  # noqa: E402
 
 from mmnorm.engine.networks import build_network  # noqa: E402
+from mmnorm.report.race import FINISHED, costs_of, table_of  # noqa: E402
 
 
 @pytest.fixture
@@ -141,16 +143,13 @@ def test_readme_tells_what_the_race_came_to():
     race = json.loads((ROOT / 'tools/claims/results/race.json').read_text())
     section = (ROOT / 'README.md').read_text().split("The digits' Mask R-CNN from scratch")[1].split('\n## ')[0]
     assert f'`{race["command"]}`, {race["date"][:10]}' in section
-    arms = {}
-    for start in race['starts']:
-        assert start['state'] == 'finished'
-        arms.setdefault(start['norm'], {}).setdefault(start['batch_size'], []).append(start)
-    for norm, sizes in arms.items():
-        row = [norm]
-        for starts in sizes.values():
-            for metric in script.METRICS:
-                values = [start[metric] for start in starts]
-                row.append(f'{mean(values):.1f} ± {stdev(values):.1f}')
-            seconds, memory = (mean(start[key] for start in starts) for key in ('seconds', 'memory'))
-            row += [f'{1000 * seconds:.0f} ms', f'{memory:,.0f}']
-        assert f'| {" | ".join(row)} |' in section
+    rows = pd.DataFrame(race['starts'])
+    assert set(rows['state']) == {FINISHED}
+    tables = [table_of(rows, metric) for metric in script.METRICS]
+    cells = {}
+    for cost in costs_of(rows):
+        norm, size = cost['norm'], cost['batch_size']
+        cells.setdefault(norm, []).extend(table.at[norm, size].rstrip('*') for table in tables)
+        cells[norm] += [f'{cost["milliseconds"]:.0f} ms', f'{cost["memory"]:,.0f}']
+    for norm, row in cells.items():
+        assert f'| {norm} | {" | ".join(row)} |' in section
